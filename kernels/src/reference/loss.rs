@@ -1,0 +1,22 @@
+/// Specification of [`lm_head_loss_backward`](crate::cross_entropy::lm_head_loss_backward): returns
+/// `(sum of the losses, dx, dw)`, with `dx` and `dw` the gradients of `scale` times that sum.
+///
+/// With `z = W x` and target `t`: `loss = logsumexp(z) - z_t`, `dz = softmax(z) - onehot(t)`.
+pub fn lm_head_loss(x: &[f32], w: &[f32], targets: &[u32], d_model: usize, scale: f32) -> (f64, Vec<f64>, Vec<f64>) {
+    let (mut loss, mut dx, mut dw) = (0.0, vec![0.0; x.len()], vec![0.0; w.len()]);
+    for (n, (&target, x)) in targets.iter().zip(x.chunks(d_model)).enumerate() {
+        let dot = |w: &[f32]| -> f64 { w.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum() };
+        let z: Vec<f64> = w.chunks(d_model).map(dot).collect();
+        let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+        loss += log_sum - z[target as usize];
+        for (j, z) in z.iter().enumerate() {
+            let dz = ((z - log_sum).exp() - f64::from(j == target as usize)) * scale as f64;
+            for i in 0..d_model {
+                dx[n * d_model + i] += dz * w[j * d_model + i] as f64;
+                dw[j * d_model + i] += dz * x[i] as f64;
+            }
+        }
+    }
+    (loss, dx, dw)
+}

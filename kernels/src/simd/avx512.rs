@@ -1,0 +1,222 @@
+//! Sixteen lanes: x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later).
+
+use super::Simd;
+use core::arch::x86_64::*;
+
+/// The token of level `avx512`. It exists only where the CPU has the features, which is what makes the methods sound.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ and VL.
+    pub(super) const unsafe fn new_unchecked() -> Self {
+        Avx512(())
+    }
+}
+
+/// All the safe methods below rest on one argument, given once: `self` exists, so `Avx512::new_unchecked` was called, so
+/// the CPU has the features that the intrinsics need.
+macro_rules! by_token {
+    ($e:expr) => {
+        // SAFETY: the token proves the CPU features (see `Avx512::new_unchecked`); no pointer is involved.
+        unsafe { $e }
+    };
+}
+
+#[inline(always)]
+fn tail_mask(len: usize) -> __mmask16 {
+    if len >= 16 { !0 } else { (1u16 << len) - 1 }
+}
+
+impl Simd for Avx512 {
+    type F32 = __m512;
+    type U32 = __m512i;
+    type Mask = __mmask16;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        by_token!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, src: *const f32) -> __m512 {
+        // SAFETY: the caller's contract: sixteen values can be read; the token proves the features.
+        unsafe { _mm512_loadu_ps(src) }
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, v: __m512, dst: *mut f32) {
+        // SAFETY: the caller's contract: sixteen values can be written; the token proves the features.
+        unsafe { _mm512_storeu_ps(dst, v) }
+    }
+    #[inline(always)]
+    fn load_partial(self, src: &[f32]) -> __m512 {
+        // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
+        unsafe { _mm512_maskz_loadu_ps(tail_mask(src.len()), src.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store_partial(self, v: __m512, dst: &mut [f32]) {
+        // SAFETY: the mask keeps the store within the slice (masked-off lanes are not accessed); the token proves the features.
+        unsafe { _mm512_mask_storeu_ps(dst.as_mut_ptr(), tail_mask(dst.len()), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        by_token!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        by_token!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        by_token!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        by_token!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        by_token!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        by_token!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        by_token!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        by_token!(_mm512_sqrt_ps(a))
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        by_token!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn exp2_int(self, n: __m512) -> __m512 {
+        by_token!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(
+            _mm512_cvtps_epi32(n),
+            _mm512_set1_epi32(127)
+        ))))
+    }
+    #[inline(always)]
+    fn lt(self, a: __m512, b: __m512) -> __mmask16 {
+        by_token!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn select(self, mask: __mmask16, yes: __m512, no: __m512) -> __m512 {
+        by_token!(_mm512_mask_blend_ps(mask, no, yes))
+    }
+    #[inline(always)]
+    fn mask_bits(self, mask: __mmask16) -> u32 {
+        mask as u32
+    }
+    #[inline(always)]
+    fn reduce_sum(self, v: __m512) -> f32 {
+        by_token!({
+            let v = _mm512_add_ps(v, _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v));
+            let v = _mm512_add_ps(v, _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v));
+            let v = _mm512_castps512_ps128(v);
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        })
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: __m512) -> f32 {
+        by_token!(_mm512_reduce_max_ps(v))
+    }
+    #[inline(always)]
+    fn splat_u32(self, x: u32) -> __m512i {
+        by_token!(_mm512_set1_epi32(x as i32))
+    }
+    #[inline(always)]
+    fn iota_u32(self, start: u32) -> __m512i {
+        by_token!(_mm512_add_epi32(
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+            _mm512_set1_epi32(start as i32)
+        ))
+    }
+    #[inline(always)]
+    fn xor_u32(self, a: __m512i, b: __m512i) -> __m512i {
+        by_token!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn mul_wide_u32(self, a: __m512i, m: u32) -> (__m512i, __m512i) {
+        by_token!({
+            // The instruction multiplies the even lanes only: once as they are, once with the odd lanes moved down.
+            let m = _mm512_set1_epi32(m as i32);
+            let even = _mm512_mul_epu32(a, m);
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), m);
+            let high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64::<32>(even), odd);
+            let low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64::<32>(odd));
+            (high, low)
+        })
+    }
+    #[inline(always)]
+    fn lt_u32(self, a: __m512i, b: __m512i) -> __mmask16 {
+        by_token!(_mm512_cmplt_epu32_mask(a, b))
+    }
+    #[inline(always)]
+    fn store_interleaved4_u32(self, words: [__m512i; 4], dst: &mut [u32]) {
+        assert!(dst.len() >= 64);
+        let [w0, w1, w2, w3] = words;
+        // Transpose 4x4 inside each 128-bit part (a..d hold lanes i, i+4, i+8, i+12 of all four words), then bring the
+        // four parts of each lane group together.
+        let (a, b, c, d);
+        by_token!({
+            let (lo01, hi01) = (_mm512_unpacklo_epi32(w0, w1), _mm512_unpackhi_epi32(w0, w1));
+            let (lo23, hi23) = (_mm512_unpacklo_epi32(w2, w3), _mm512_unpackhi_epi32(w2, w3));
+            a = _mm512_unpacklo_epi64(lo01, lo23);
+            b = _mm512_unpackhi_epi64(lo01, lo23);
+            c = _mm512_unpacklo_epi64(hi01, hi23);
+            d = _mm512_unpackhi_epi64(hi01, hi23);
+        });
+        let quarters: [__m512i; 4];
+        by_token!({
+            let (ab_low, ab_high) =
+                (_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b));
+            let (cd_low, cd_high) =
+                (_mm512_shuffle_i32x4::<0b01_00_01_00>(c, d), _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d));
+            // ab_low = a0 a1 b0 b1, cd_low = c0 c1 d0 d1: lanes 0-3 are a0 b0 c0 d0, lanes 4-7 are a1 b1 c1 d1.
+            quarters = [
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_low, cd_low),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_low, cd_low),
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_high, cd_high),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_high, cd_high),
+            ];
+        });
+        for (q, v) in quarters.into_iter().enumerate() {
+            // SAFETY: the assert above proves 64 places; the token proves the features.
+            unsafe { _mm512_storeu_si512(dst.as_mut_ptr().add(16 * q).cast(), v) }
+        }
+    }
+    #[inline(always)]
+    fn load_u16_as_u32(self, src: &[u16]) -> __m512i {
+        assert!(src.len() >= 16);
+        // SAFETY: the assert proves 32 bytes; the token proves the features.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(src.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn compress_store_u32(self, mask: __mmask16, values: __m512i, dst: &mut [u32]) -> usize {
+        assert!(dst.len() >= 16);
+        // Compress in register, then one full store: the compressing store to memory is microcoded on Zen 4 and Zen 5.
+        // SAFETY: the assert proves 16 places; the token proves the features.
+        unsafe { _mm512_storeu_si512(dst.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(mask, values)) };
+        mask.count_ones() as usize
+    }
+    #[inline(always)]
+    fn compress_store(self, mask: __mmask16, values: __m512, dst: &mut [f32]) -> usize {
+        assert!(dst.len() >= 16);
+        // SAFETY: the assert proves 16 places; the token proves the features.
+        unsafe { _mm512_storeu_ps(dst.as_mut_ptr(), _mm512_maskz_compress_ps(mask, values)) };
+        mask.count_ones() as usize
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

@@ -1,0 +1,163 @@
+//! From a level chosen at run time to code compiled for it.
+
+use super::{Portable, Scalar, Simd};
+use std::fmt;
+use std::str::FromStr;
+
+/// An instruction set that kernels are compiled for. Naming one does not make it present: see [`Level`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// One lane, plain `f32`.
+    Scalar,
+    /// Eight lanes on `wide`, with the instructions of the build.
+    Portable,
+    /// Sixteen lanes with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Isa {
+    /// All of them, slowest first.
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Portable, Isa::Avx512];
+
+    /// The name used by `KERNELS_SIMD` and in every report.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Portable => "portable",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    fn is_present(self) -> bool {
+        match self {
+            Isa::Scalar | Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                // All that `run_avx512` enables. CPUs with AVX-512 have the last six, but a hypervisor may hide them.
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("bmi1")
+                    && is_x86_feature_detected!("bmi2")
+                    && is_x86_feature_detected!("popcnt")
+                    && is_x86_feature_detected!("lzcnt")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx512 => false,
+        }
+    }
+}
+
+impl FromStr for Isa {
+    type Err = LevelError;
+    fn from_str(name: &str) -> Result<Self, LevelError> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| LevelError::Unknown(name.to_string()))
+    }
+}
+
+/// Why a level cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LevelError {
+    /// The name is none of those in [`Isa::ALL`].
+    Unknown(String),
+    /// This CPU lacks the instructions.
+    Absent(Isa),
+}
+
+impl fmt::Display for LevelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LevelError::Unknown(name) => {
+                write!(f, "KERNELS_SIMD={name}: not a level; expected one of scalar, portable, avx512")
+            }
+            LevelError::Absent(isa) => write!(
+                f,
+                "KERNELS_SIMD={}: this CPU lacks the instructions; the best level here is {}",
+                isa.name(),
+                Level::best()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for LevelError {}
+
+/// An instruction set that this CPU has. Holding one is the proof that [`dispatch`](Level::dispatch) needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Level(Isa);
+
+impl Level {
+    /// The level for debugging; present everywhere.
+    pub const SCALAR: Level = Level(Isa::Scalar);
+    /// The fallback; present everywhere.
+    pub const PORTABLE: Level = Level(Isa::Portable);
+
+    /// The level of `isa`, if this CPU has it.
+    pub fn new(isa: Isa) -> Result<Level, LevelError> {
+        if isa.is_present() { Ok(Level(isa)) } else { Err(LevelError::Absent(isa)) }
+    }
+
+    /// The fastest level of this CPU.
+    pub fn best() -> Level {
+        Self::available().last().expect("scalar is always present")
+    }
+
+    /// Every level of this CPU, slowest first. Tests run over all of them.
+    pub fn available() -> impl DoubleEndedIterator<Item = Level> {
+        Isa::ALL.into_iter().filter_map(|isa| Level::new(isa).ok())
+    }
+
+    /// The level that `KERNELS_SIMD` asks for, or the best one if the variable is unset or empty.
+    /// An unknown name and a level that this CPU lacks are errors: nothing falls back in silence.
+    pub fn from_env() -> Result<Level, LevelError> {
+        match std::env::var("KERNELS_SIMD") {
+            Ok(name) if !name.is_empty() => Level::new(name.parse()?),
+            _ => Ok(Level::best()),
+        }
+    }
+
+    /// The instruction set.
+    pub const fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Runs `kernel` compiled for this level.
+    #[inline]
+    pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Isa::Scalar => kernel.run(Scalar::new()),
+            Isa::Portable => kernel.run(Portable::new()),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a Level is only made by `Level::new`, which checked the CPU for every feature that `run_avx512` enables.
+            Isa::Avx512 => unsafe { run_avx512(kernel) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx512 => unreachable!("Level::new refuses avx512 on this architecture"),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+/// A computation written once for all levels: a struct of its arguments.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The computation. Implementations are `#[inline(always)]`, and so is all they call with `simd`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// # Safety
+/// The CPU has the features enabled here.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's contract is that of `new_unchecked`. Every CPU with AVX-512 has the other features.
+    kernel.run(unsafe { super::Avx512::new_unchecked() })
+}

@@ -1,0 +1,147 @@
+//! The SIMD layer: one small trait, one implementation per instruction set, one place that dispatches.
+//!
+//! A kernel is written once, generic over [`Simd`], as a struct of its arguments with a `run` method ([`Kernel`]).
+//! [`Level::dispatch`] runs it on the instruction set that the level stands for. Everything below `run` is
+//! `#[inline(always)]`; the only functions with `#[target_feature]` are those of the dispatcher, so that a whole kernel is
+//! compiled once for each level. If a profile shows an intrinsic such as `_mm512_add_ps` as a function of its own, an
+//! `#[inline(always)]` is missing on the way to it.
+//!
+//! | level      | lanes | fused `mul_add` | made of                                              |
+//! |------------|-------|-----------------|------------------------------------------------------|
+//! | `scalar`   | 1     | no              | plain `f32`; slow, for debugging                      |
+//! | `portable` | 8     | no              | `wide::f32x8`; every target, SSE2 / NEON at build time |
+//! | `avx512`   | 16    | yes             | x86-64 with AVX-512 F, BW, DQ and VL                  |
+//!
+//! Bits are reproducible within a level; they differ between levels, because a fused `mul_add` rounds once and because
+//! sums are split over another number of lanes.
+
+mod dispatch;
+pub mod map;
+pub mod math;
+mod portable;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+pub use dispatch::{Isa, Kernel, Level, LevelError};
+
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use portable::Portable;
+pub use scalar::Scalar;
+
+/// A token that stands for an instruction set, with the vector operations that the kernels need.
+///
+/// A value can only be had from [`Level::dispatch`], on a CPU that has the features. The trait follows the need of the
+/// kernels, not the instruction set: an operation is added when a second kernel needs it.
+///
+/// Vectors hold [`LANES`](Simd::LANES) elements. Slices given to `load` and `store` must hold at least that many (checked
+/// in debug builds only where the caller is `map`; the safe methods always check), those given to the `_partial` methods at
+/// most that many.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// A vector of `LANES` `f32`.
+    type F32: Copy + Send + Sync;
+    /// A vector of `LANES` `u32`.
+    type U32: Copy + Send + Sync;
+    /// One truth value a lane.
+    type Mask: Copy + Send + Sync;
+
+    /// Number of elements in a vector.
+    const LANES: usize;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F32;
+
+    /// Reads `LANES` values.
+    ///
+    /// # Safety
+    /// `src` is valid for reading `LANES` values. No alignment beyond that of `f32` is needed.
+    unsafe fn load_ptr(self, src: *const f32) -> Self::F32;
+
+    /// Writes `LANES` values.
+    ///
+    /// # Safety
+    /// `dst` is valid for writing `LANES` values. No alignment beyond that of `f32` is needed.
+    unsafe fn store_ptr(self, v: Self::F32, dst: *mut f32);
+
+    /// The first `LANES` values of `src`. Panics if there are fewer.
+    #[inline(always)]
+    fn load(self, src: &[f32]) -> Self::F32 {
+        assert!(src.len() >= Self::LANES);
+        // SAFETY: the assert proves that LANES values can be read.
+        unsafe { self.load_ptr(src.as_ptr()) }
+    }
+
+    /// Writes `v` to the first `LANES` places of `dst`. Panics if there are fewer.
+    #[inline(always)]
+    fn store(self, v: Self::F32, dst: &mut [f32]) {
+        assert!(dst.len() >= Self::LANES);
+        // SAFETY: the assert proves that LANES values can be written.
+        unsafe { self.store_ptr(v, dst.as_mut_ptr()) }
+    }
+
+    /// The values of `src`, at most `LANES`; the lanes beyond them are 0.
+    fn load_partial(self, src: &[f32]) -> Self::F32;
+
+    /// Writes the first `dst.len()` lanes, at most `LANES`.
+    fn store_partial(self, v: Self::F32, dst: &mut [f32]);
+
+    /// `a + b`.
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a - b`.
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b`.
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a / b`, correctly rounded.
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`; rounded once on levels with a fused instruction, else twice.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The smaller of `a` and `b`; `b` if either is NaN.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The larger of `a` and `b`; `b` if either is NaN.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Square root, correctly rounded.
+    fn sqrt(self, a: Self::F32) -> Self::F32;
+    /// Nearest integer, ties to even. Defined for `|a| < 2^22`.
+    fn round(self, a: Self::F32) -> Self::F32;
+    /// `2^n` for integer-valued `n` in `-126..=127`. Other values give an unspecified result.
+    fn exp2_int(self, n: Self::F32) -> Self::F32;
+
+    /// `a < b` in each lane; false if either is NaN.
+    fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `yes` where `mask` is set, else `no`.
+    fn select(self, mask: Self::Mask, yes: Self::F32, no: Self::F32) -> Self::F32;
+    /// Bit `i` is lane `i` of the mask.
+    fn mask_bits(self, mask: Self::Mask) -> u32;
+
+    /// Sum of the lanes, as a tree: neighbours at distance LANES/2 first, then LANES/4, down to 1.
+    fn reduce_sum(self, v: Self::F32) -> f32;
+    /// Largest lane. No lane may be NaN.
+    fn reduce_max(self, v: Self::F32) -> f32;
+
+    /// All lanes `x`.
+    fn splat_u32(self, x: u32) -> Self::U32;
+    /// Lane `i` is `start + i`, wrapping.
+    fn iota_u32(self, start: u32) -> Self::U32;
+    /// `a ^ b`.
+    fn xor_u32(self, a: Self::U32, b: Self::U32) -> Self::U32;
+    /// The high and the low half of the 64-bit product `a * m`.
+    fn mul_wide_u32(self, a: Self::U32, m: u32) -> (Self::U32, Self::U32);
+    /// `a < b` as unsigned integers.
+    fn lt_u32(self, a: Self::U32, b: Self::U32) -> Self::Mask;
+    /// Writes four vectors lane by lane: `dst[4 * i + w] = words[w]` lane `i`. Panics if `dst` holds fewer than `4 * LANES`.
+    fn store_interleaved4_u32(self, words: [Self::U32; 4], dst: &mut [u32]);
+    /// Reads `LANES` 16-bit values and widens them. Panics if `src` holds fewer.
+    fn load_u16_as_u32(self, src: &[u16]) -> Self::U32;
+
+    /// Writes the lanes of `values` whose mask is set to the front of `dst`, in order, and returns how many they are.
+    /// The places of `dst` behind them, up to `LANES`, are overwritten with unspecified values.
+    /// Panics if `dst` holds fewer than `LANES`.
+    fn compress_store_u32(self, mask: Self::Mask, values: Self::U32, dst: &mut [u32]) -> usize;
+    /// As [`compress_store_u32`](Simd::compress_store_u32), for `f32`.
+    fn compress_store(self, mask: Self::Mask, values: Self::F32, dst: &mut [f32]) -> usize;
+
+    /// Hints that the cache line at `p` is read soon. Never faults, whatever the address.
+    fn prefetch(self, p: *const f32);
+}

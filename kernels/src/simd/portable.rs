@@ -1,0 +1,188 @@
+//! Eight lanes on the `wide` crate: every target, with the instructions that the build was allowed to use.
+
+use super::Simd;
+use wide::{f32x8, u32x8};
+
+/// The token of level `portable`.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable(());
+
+impl Portable {
+    pub(super) const fn new() -> Self {
+        Portable(())
+    }
+}
+
+/// Lanes as plain values: the operations below that `wide` lacks go through arrays, which the compiler turns back into vectors.
+type Lanes<T> = [T; 8];
+
+impl Simd for Portable {
+    type F32 = f32x8;
+    type U32 = u32x8;
+    type Mask = f32x8;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32x8 {
+        f32x8::splat(x)
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, src: *const f32) -> f32x8 {
+        // SAFETY: the caller's contract: eight values can be read; an array of f32 has the alignment of f32.
+        f32x8::from(unsafe { src.cast::<Lanes<f32>>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, v: f32x8, dst: *mut f32) {
+        // SAFETY: the caller's contract: eight values can be written.
+        unsafe { dst.cast::<Lanes<f32>>().write_unaligned(v.to_array()) }
+    }
+    #[inline(always)]
+    fn load_partial(self, src: &[f32]) -> f32x8 {
+        let mut lanes = [0.0; 8];
+        let n = src.len().min(8);
+        lanes[..n].copy_from_slice(&src[..n]);
+        f32x8::from(lanes)
+    }
+    #[inline(always)]
+    fn store_partial(self, v: f32x8, dst: &mut [f32]) {
+        let n = dst.len().min(8);
+        dst[..n].copy_from_slice(&v.to_array()[..n]);
+    }
+    #[inline(always)]
+    fn add(self, a: f32x8, b: f32x8) -> f32x8 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32x8, b: f32x8) -> f32x8 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32x8, b: f32x8) -> f32x8 {
+        a * b
+    }
+    #[inline(always)]
+    fn div(self, a: f32x8, b: f32x8) -> f32x8 {
+        a / b
+    }
+    #[inline(always)]
+    fn mul_add(self, a: f32x8, b: f32x8, c: f32x8) -> f32x8 {
+        a * b + c
+    }
+    #[inline(always)]
+    fn min(self, a: f32x8, b: f32x8) -> f32x8 {
+        a.simd_lt(b).select(a, b)
+    }
+    #[inline(always)]
+    fn max(self, a: f32x8, b: f32x8) -> f32x8 {
+        b.simd_lt(a).select(a, b)
+    }
+    #[inline(always)]
+    fn sqrt(self, a: f32x8) -> f32x8 {
+        a.sqrt()
+    }
+    #[inline(always)]
+    fn round(self, a: f32x8) -> f32x8 {
+        // Adding 1.5 * 2^23 pushes the fraction out of the mantissa under round-to-nearest-even; valid for |a| < 2^22.
+        let magic = f32x8::splat(12_582_912.0);
+        (a + magic) - magic
+    }
+    #[inline(always)]
+    fn exp2_int(self, n: f32x8) -> f32x8 {
+        let mut lanes = n.to_array();
+        for x in &mut lanes {
+            *x = f32::from_bits(((*x as i32 + 127) as u32) << 23);
+        }
+        f32x8::from(lanes)
+    }
+    #[inline(always)]
+    fn lt(self, a: f32x8, b: f32x8) -> f32x8 {
+        a.simd_lt(b)
+    }
+    #[inline(always)]
+    fn select(self, mask: f32x8, yes: f32x8, no: f32x8) -> f32x8 {
+        mask.select(yes, no)
+    }
+    #[inline(always)]
+    fn mask_bits(self, mask: f32x8) -> u32 {
+        mask.to_bitmask()
+    }
+    #[inline(always)]
+    fn reduce_sum(self, v: f32x8) -> f32 {
+        let l = v.to_array();
+        let (a, b, c, d) = (l[0] + l[4], l[1] + l[5], l[2] + l[6], l[3] + l[7]);
+        (a + c) + (b + d)
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: f32x8) -> f32 {
+        v.to_array().into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+    }
+    #[inline(always)]
+    fn splat_u32(self, x: u32) -> u32x8 {
+        u32x8::splat(x)
+    }
+    #[inline(always)]
+    fn iota_u32(self, start: u32) -> u32x8 {
+        u32x8::from([0, 1, 2, 3, 4, 5, 6, 7]) + u32x8::splat(start)
+    }
+    #[inline(always)]
+    fn xor_u32(self, a: u32x8, b: u32x8) -> u32x8 {
+        a ^ b
+    }
+    #[inline(always)]
+    fn mul_wide_u32(self, a: u32x8, m: u32) -> (u32x8, u32x8) {
+        let (mut high, mut low) = ([0; 8], [0; 8]);
+        for (i, x) in a.to_array().into_iter().enumerate() {
+            let product = x as u64 * m as u64;
+            (high[i], low[i]) = ((product >> 32) as u32, product as u32);
+        }
+        (u32x8::from(high), u32x8::from(low))
+    }
+    #[inline(always)]
+    fn lt_u32(self, a: u32x8, b: u32x8) -> f32x8 {
+        let (a, b) = (a.to_array(), b.to_array());
+        let mut lanes = [0.0f32; 8];
+        for i in 0..8 {
+            lanes[i] = f32::from_bits(if a[i] < b[i] { u32::MAX } else { 0 });
+        }
+        f32x8::from(lanes)
+    }
+    #[inline(always)]
+    fn store_interleaved4_u32(self, words: [u32x8; 4], dst: &mut [u32]) {
+        let words = words.map(|w| w.to_array());
+        for (i, group) in dst[..32].chunks_exact_mut(4).enumerate() {
+            for w in 0..4 {
+                group[w] = words[w][i];
+            }
+        }
+    }
+    #[inline(always)]
+    fn load_u16_as_u32(self, src: &[u16]) -> u32x8 {
+        let mut lanes = [0; 8];
+        for (lane, &x) in lanes.iter_mut().zip(&src[..8]) {
+            *lane = x as u32;
+        }
+        u32x8::from(lanes)
+    }
+    #[inline(always)]
+    fn compress_store_u32(self, mask: f32x8, values: u32x8, dst: &mut [u32]) -> usize {
+        compress(self.mask_bits(mask), values.to_array(), dst)
+    }
+    #[inline(always)]
+    fn compress_store(self, mask: f32x8, values: f32x8, dst: &mut [f32]) -> usize {
+        compress(self.mask_bits(mask), values.to_array(), dst)
+    }
+    #[inline(always)]
+    fn prefetch(self, _p: *const f32) {}
+}
+
+/// Branch-free: every lane is stored, and the cursor moves past those that are kept.
+#[inline(always)]
+fn compress<T: Copy>(bits: u32, lanes: Lanes<T>, dst: &mut [T]) -> usize {
+    let dst = &mut dst[..8];
+    let mut n = 0;
+    for (i, &x) in lanes.iter().enumerate() {
+        dst[n] = x;
+        n += (bits >> i & 1) as usize;
+    }
+    n
+}

@@ -1,0 +1,147 @@
+//! One lane: the level for debugging, and the plainest reading of what each operation means.
+
+use super::Simd;
+
+/// The token of level `scalar`.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalar(());
+
+impl Scalar {
+    pub(super) const fn new() -> Self {
+        Scalar(())
+    }
+}
+
+impl Simd for Scalar {
+    type F32 = f32;
+    type U32 = u32;
+    type Mask = bool;
+    const LANES: usize = 1;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, src: *const f32) -> f32 {
+        // SAFETY: the caller's contract: one value can be read.
+        unsafe { src.read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, v: f32, dst: *mut f32) {
+        // SAFETY: the caller's contract: one value can be written.
+        unsafe { dst.write_unaligned(v) }
+    }
+    #[inline(always)]
+    fn load_partial(self, src: &[f32]) -> f32 {
+        src.first().copied().unwrap_or(0.0)
+    }
+    #[inline(always)]
+    fn store_partial(self, v: f32, dst: &mut [f32]) {
+        if let Some(first) = dst.first_mut() {
+            *first = v;
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: f32, b: f32) -> f32 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32, b: f32) -> f32 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32, b: f32) -> f32 {
+        a * b
+    }
+    #[inline(always)]
+    fn div(self, a: f32, b: f32) -> f32 {
+        a / b
+    }
+    #[inline(always)]
+    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
+        // Not f32::mul_add: without an FMA instruction that is a slow library call.
+        a * b + c
+    }
+    #[inline(always)]
+    fn min(self, a: f32, b: f32) -> f32 {
+        if a < b { a } else { b }
+    }
+    #[inline(always)]
+    fn max(self, a: f32, b: f32) -> f32 {
+        if a > b { a } else { b }
+    }
+    #[inline(always)]
+    fn sqrt(self, a: f32) -> f32 {
+        a.sqrt()
+    }
+    #[inline(always)]
+    fn round(self, a: f32) -> f32 {
+        a.round_ties_even()
+    }
+    #[inline(always)]
+    fn exp2_int(self, n: f32) -> f32 {
+        f32::from_bits(((n as i32 + 127) as u32) << 23)
+    }
+    #[inline(always)]
+    fn lt(self, a: f32, b: f32) -> bool {
+        a < b
+    }
+    #[inline(always)]
+    fn select(self, mask: bool, yes: f32, no: f32) -> f32 {
+        if mask { yes } else { no }
+    }
+    #[inline(always)]
+    fn mask_bits(self, mask: bool) -> u32 {
+        mask as u32
+    }
+    #[inline(always)]
+    fn reduce_sum(self, v: f32) -> f32 {
+        v
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: f32) -> f32 {
+        v
+    }
+    #[inline(always)]
+    fn splat_u32(self, x: u32) -> u32 {
+        x
+    }
+    #[inline(always)]
+    fn iota_u32(self, start: u32) -> u32 {
+        start
+    }
+    #[inline(always)]
+    fn xor_u32(self, a: u32, b: u32) -> u32 {
+        a ^ b
+    }
+    #[inline(always)]
+    fn mul_wide_u32(self, a: u32, m: u32) -> (u32, u32) {
+        let product = a as u64 * m as u64;
+        ((product >> 32) as u32, product as u32)
+    }
+    #[inline(always)]
+    fn lt_u32(self, a: u32, b: u32) -> bool {
+        a < b
+    }
+    #[inline(always)]
+    fn store_interleaved4_u32(self, words: [u32; 4], dst: &mut [u32]) {
+        dst[..4].copy_from_slice(&words);
+    }
+    #[inline(always)]
+    fn load_u16_as_u32(self, src: &[u16]) -> u32 {
+        src[0] as u32
+    }
+    #[inline(always)]
+    fn compress_store_u32(self, mask: bool, values: u32, dst: &mut [u32]) -> usize {
+        dst[0] = values;
+        mask as usize
+    }
+    #[inline(always)]
+    fn compress_store(self, mask: bool, values: f32, dst: &mut [f32]) -> usize {
+        dst[0] = values;
+        mask as usize
+    }
+    #[inline(always)]
+    fn prefetch(self, _p: *const f32) {}
+}

@@ -1,0 +1,416 @@
+//! Threads: one small [`Team`] that every parallel kernel takes.
+//!
+//! A kernel cuts its work into tasks whose boundaries depend on shapes only, and hands them to [`Team::run`]; which thread
+//! takes which task is left open. Partial results go to places that belong to a task and are added in task order, so the
+//! bits do not depend on the number of threads.
+//!
+//! Between two calls the helper threads spin for a moment before they sleep. In a training step or a decoded token, where
+//! kernels follow each other within microseconds, no kernel pays a wake-up; an idle program uses no CPU.
+
+use crate::simd::Level;
+use std::any::Any;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::JoinHandle;
+
+/// How long a helper spins for the next call before it sleeps, in spin-loop hints. About 40 microseconds on a 4 GHz Zen 5:
+/// longer than the serial stretches between the kernels of one token, shorter than a scheduler tick.
+const SPINS: u32 = 4_000;
+
+/// A level and a number of threads: where a kernel runs.
+pub struct Team {
+    level: Level,
+    threads: usize,
+    shared: Option<Arc<Shared>>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+impl Team {
+    /// A team of `threads` threads (the caller is one of them) that runs kernels at `level`. Panics if `threads` is 0.
+    pub fn new(level: Level, threads: usize) -> Team {
+        assert!(threads > 0, "Team::new: a team has at least one thread");
+        if threads == 1 {
+            return Team { level, threads, shared: None, helpers: Vec::new() };
+        }
+        let shared = Arc::new(Shared::new());
+        let helpers = (1..threads)
+            .map(|i| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new()
+                    .name(format!("team-{i}"))
+                    .spawn(move || shared.help())
+                    .expect("the system refused a new thread")
+            })
+            .collect();
+        Team { level, threads, shared: Some(shared), helpers }
+    }
+
+    /// The caller alone, at `level`.
+    pub fn serial(level: Level) -> Team {
+        Team::new(level, 1)
+    }
+
+    /// The instruction set that kernels run at.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Number of threads, the caller included.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The team of the innermost [`install`](Team::install) on this thread, or else the default one: the level of
+    /// [`Level::from_env`] and as many threads as the system offers. Panics if `KERNELS_SIMD` names a level that is not to be
+    /// had; programs check it with [`Level::from_env`] first.
+    pub fn current() -> Arc<Team> {
+        static DEFAULT: OnceLock<Arc<Team>> = OnceLock::new();
+        CURRENT.with(|current| current.borrow().last().cloned()).unwrap_or_else(|| {
+            Arc::clone(DEFAULT.get_or_init(|| {
+                let level = Level::from_env().unwrap_or_else(|e| panic!("{e}"));
+                let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+                Arc::new(Team::new(level, threads))
+            }))
+        })
+    }
+
+    /// Makes this the [`current`](Team::current) team of the calling thread while `f` runs.
+    pub fn install<R>(self: &Arc<Team>, f: impl FnOnce() -> R) -> R {
+        struct Uninstall;
+        impl Drop for Uninstall {
+            fn drop(&mut self) {
+                CURRENT.with(|current| current.borrow_mut().pop());
+            }
+        }
+        CURRENT.with(|current| current.borrow_mut().push(Arc::clone(self)));
+        let _uninstall = Uninstall;
+        f()
+    }
+
+    /// Calls `f(0)` to `f(tasks - 1)`, each once, on any of the threads, and returns when all are done.
+    ///
+    /// Runs on the caller alone if the team is at work already: in a call from inside a task, or from a second thread.
+    /// If a task panics, the other tasks may or may not run, and the panic goes on in the caller.
+    pub fn run(&self, tasks: usize, f: impl Fn(usize) + Sync) {
+        match &self.shared {
+            Some(shared) if tasks > 1 && shared.acquire() => shared.lead(tasks, &f),
+            _ => (0..tasks).for_each(f),
+        }
+    }
+
+    /// Cuts `data` into pieces of `chunk` elements (the last may be shorter) and calls `f(i, piece)` for each, in parallel.
+    /// Panics if `chunk` is 0.
+    pub fn run_chunks_mut<T: Send>(&self, data: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        let len = data.len();
+        let data = SharedMut::new(data);
+        self.run(len.div_ceil(chunk), |i| {
+            // SAFETY: every task index is run once, and the ranges of different indices do not meet.
+            f(i, unsafe { data.slice(i * chunk, chunk.min(len - i * chunk)) })
+        });
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            shared.shut_down();
+        }
+        for helper in self.helpers.drain(..) {
+            // A helper never panics outside a task, and the panic of a task is caught.
+            let _ = helper.join();
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Vec<Arc<Team>>> = const { RefCell::new(Vec::new()) };
+    static IS_HELPER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A mutable slice whose disjoint parts different tasks may write at once.
+pub(crate) struct SharedMut<T> {
+    ptr: *mut T,
+    len: usize,
+}
+
+// SAFETY: access goes through `slice`, whose contract rules out overlapping use; T may move between threads.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    /// The borrow ends at once for the compiler: the caller keeps the slice alive and otherwise untouched while `self` is used,
+    /// which holds when both live in one kernel body around one `Team::run`.
+    pub(crate) fn new(data: &mut [T]) -> Self {
+        SharedMut { ptr: data.as_mut_ptr(), len: data.len() }
+    }
+
+    /// Elements `start .. start + len`. Panics if they reach beyond the slice.
+    ///
+    /// # Safety
+    /// - No two parts that are alive at the same time overlap.
+    /// - The slice given to `new` is alive and not used otherwise meanwhile.
+    #[allow(clippy::mut_from_ref)] // handing out disjoint parts is its purpose
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of a slice of {}", self.len);
+        // SAFETY: in bounds by the assert; exclusive by the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+}
+
+/// A call in progress: the tasks and how to run one.
+#[derive(Clone, Copy)]
+struct Job {
+    f: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+/// What the leader and the helpers share.
+///
+/// `state` packs the call's number (high half), a closed flag and the count of helpers inside the call. A helper joins by a
+/// compare-and-swap that adds 1 while the flag is clear; the leader closes the call when no task is left and waits for the
+/// count to fall to 0. So a helper that sleeps through a call costs the leader nothing, and none enters after it returned.
+struct Shared {
+    state: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
+    next: AtomicUsize,
+    busy: AtomicBool,
+    stop: AtomicBool,
+    sleepers: Mutex<usize>,
+    any_sleeper: AtomicUsize,
+    wake: Condvar,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+const CLOSED: u64 = 1 << 31;
+const COUNT: u64 = CLOSED - 1;
+const CALL: u64 = 1 << 32;
+
+// SAFETY: `job` is written only by the one leader (`busy`) while the call is closed and empty, and read by helpers only
+// between joining and leaving an open call; the state's release and acquire order the two. The pointer in it refers to a
+// closure that is Sync and outlives the call (see `lead`).
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the value itself has no tie to a thread.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    fn new() -> Shared {
+        Shared {
+            state: AtomicU64::new(CLOSED),
+            job: UnsafeCell::new(None),
+            next: AtomicUsize::new(0),
+            busy: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleepers: Mutex::new(0),
+            any_sleeper: AtomicUsize::new(0),
+            wake: Condvar::new(),
+            panic: Mutex::new(None),
+        }
+    }
+
+    fn acquire(&self) -> bool {
+        !IS_HELPER.get() && !self.busy.swap(true, Ordering::Acquire)
+    }
+
+    fn lead(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        /// Closes the call and waits for the helpers, on return and on unwinding alike.
+        struct Close<'a>(&'a Shared);
+        impl Drop for Close<'_> {
+            fn drop(&mut self) {
+                self.0.state.fetch_or(CLOSED, Ordering::SeqCst);
+                let mut spins = 0u32;
+                while self.0.state.load(Ordering::Acquire) & COUNT != 0 {
+                    spins += 1;
+                    // The tasks left are being run; on a crowded machine their threads may have lost their core.
+                    if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+                }
+                if std::thread::panicking() {
+                    // The leader's own panic goes on; one that a helper left must not surface in the next call.
+                    self.0.panic.lock().unwrap().take();
+                }
+                self.0.busy.store(false, Ordering::Release);
+            }
+        }
+
+        let f: *const (dyn Fn(usize) + Sync + '_) = f;
+        // SAFETY: only the lifetime changes. The pointer is used by helpers inside this call, and `Close` waits for them
+        // before this function returns or unwinds.
+        let f = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(f) };
+        let job = Job { f, tasks };
+        // SAFETY: `busy` makes this the only leader; the call is closed and empty, so no helper reads.
+        unsafe { *self.job.get() = Some(job) };
+        self.next.store(0, Ordering::Relaxed);
+        let call = (self.state.load(Ordering::Relaxed) & !(CALL - 1)).wrapping_add(CALL);
+        self.state.store(call, Ordering::SeqCst);
+        let close = Close(self);
+        if self.any_sleeper.load(Ordering::SeqCst) > 0 {
+            let _guard = self.sleepers.lock().unwrap();
+            self.wake.notify_all();
+        }
+        self.work(job);
+        drop(close);
+        // Taken in a statement of its own: unwinding with the lock held would poison it.
+        let payload = self.panic.lock().unwrap().take();
+        if let Some(payload) = payload {
+            resume_unwind(payload);
+        }
+    }
+
+    fn work(&self, job: Job) {
+        loop {
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            if i >= job.tasks {
+                return;
+            }
+            // SAFETY: the closure outlives the call (see `lead`), and this thread is inside it.
+            unsafe { (*job.f)(i) };
+        }
+    }
+
+    /// The life of a helper thread.
+    fn help(&self) {
+        IS_HELPER.set(true);
+        let mut seen = 0;
+        while let Some(state) = self.wait_for_call(seen) {
+            if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            seen = state / CALL;
+            // SAFETY: joined an open call: the leader wrote the job before it opened the call and does not write now.
+            let job = unsafe { (*self.job.get()).expect("an open call has a job") };
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.work(job))) {
+                self.next.store(job.tasks, Ordering::Relaxed);
+                self.panic.lock().unwrap().get_or_insert(payload);
+            }
+            self.state.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The state of an open call other than number `seen`, or `None` at the end. Spins, then sleeps.
+    fn wait_for_call(&self, seen: u64) -> Option<u64> {
+        let open = |state: u64| state & CLOSED == 0 && state / CALL != seen;
+        for _ in 0..SPINS {
+            let state = self.state.load(Ordering::Acquire);
+            if open(state) {
+                return Some(state);
+            }
+            std::hint::spin_loop();
+        }
+        let mut sleepers = self.sleepers.lock().unwrap();
+        *sleepers += 1;
+        self.any_sleeper.store(*sleepers, Ordering::SeqCst);
+        let found = loop {
+            if self.stop.load(Ordering::SeqCst) {
+                break None;
+            }
+            // Looked at after announcing the sleep: a leader that opens a call later sees the announcement and notifies.
+            let state = self.state.load(Ordering::SeqCst);
+            if open(state) {
+                break Some(state);
+            }
+            sleepers = self.wake.wait(sleepers).unwrap();
+        };
+        *sleepers -= 1;
+        self.any_sleeper.store(*sleepers, Ordering::SeqCst);
+        found
+    }
+
+    fn shut_down(&self) {
+        let _guard = self.sleepers.lock().unwrap();
+        self.stop.store(true, Ordering::SeqCst);
+        self.wake.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        let team = Team::new(Level::SCALAR, 4);
+        for tasks in [0, 1, 2, 3, 7, 64, 1000] {
+            let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            for _ in 0..50 {
+                team.run(tasks, |i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 50), "{tasks} tasks");
+        }
+    }
+
+    #[test]
+    fn calls_after_a_sleep_reach_the_helpers() {
+        let team = Team::new(Level::SCALAR, 2);
+        for _ in 0..20 {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            let caller = std::thread::current().id();
+            let helped = AtomicBool::new(false);
+            let helper_came = || helped.load(Ordering::Relaxed);
+            team.run(2, |_| {
+                if std::thread::current().id() == caller {
+                    // Leave the second task to the helper: without it this would wait for ever.
+                    while !helper_came() {
+                        std::thread::yield_now();
+                    }
+                } else {
+                    helped.store(true, Ordering::Relaxed);
+                }
+            });
+            assert!(helper_came());
+        }
+    }
+
+    #[test]
+    fn nested_and_concurrent_calls_run_on_their_caller() {
+        let team = Team::new(Level::SCALAR, 3);
+        let count = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    team.run(10, |_| {
+                        team.run(10, |_| {
+                            count.fetch_add(1, Ordering::Relaxed);
+                        })
+                    })
+                });
+            }
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 300);
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_team_goes_on() {
+        let team = Team::new(Level::SCALAR, 2);
+        for _ in 0..20 {
+            let result = catch_unwind(AssertUnwindSafe(|| team.run(8, |i| assert_ne!(i, 5, "task five"))));
+            assert!(result.is_err());
+            let sum = AtomicUsize::new(0);
+            team.run(8, |i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.load(Ordering::Relaxed), 28);
+        }
+    }
+
+    #[test]
+    fn chunks_cover_the_slice() {
+        let team = Team::new(Level::SCALAR, 2);
+        let mut data = vec![0u32; 103];
+        team.run_chunks_mut(&mut data, 10, |i, piece| piece.iter_mut().for_each(|x| *x += i as u32 + 1));
+        let expected: Vec<u32> = (0..103).map(|i| i / 10 + 1).collect();
+        assert_eq!(data, expected);
+    }
+
+    #[test]
+    fn install_nests() {
+        let outer = Arc::new(Team::new(Level::SCALAR, 1));
+        let inner = Arc::new(Team::new(Level::PORTABLE, 3));
+        outer.install(|| {
+            inner.install(|| assert_eq!(Team::current().threads(), 3));
+            assert_eq!(Team::current().level(), Level::SCALAR);
+        });
+    }
+}

@@ -1,0 +1,84 @@
+//! What the tests of kernels share: inputs, derived bounds, and readable failures. Public, because the crates above and the
+//! CUDA twins are held to the same references by the same rules.
+
+use crate::simd::Level;
+use crate::team::Team;
+
+/// Half the distance between 1 and the next `f32`: the largest relative error of one rounding, 2^-24.
+pub const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
+
+/// Teams that a kernel is tested on: every level this CPU has, with 1 and with 3 threads.
+pub fn teams() -> Vec<Team> {
+    Level::available().flat_map(|level| [Team::new(level, 1), Team::new(level, 3)]).collect()
+}
+
+/// Reproducible values, uniform in `-1 .. 1` with 24 bits: for element `i`, a hash of `(seed, i)` (SplitMix64's finaliser).
+pub fn uniform(seed: u64, len: usize) -> Vec<f32> {
+    (0..len as u64)
+        .map(|i| {
+            let mut z = (seed << 32 | 0x5851).wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// The bound of a dot product of `k` terms computed in `f32` in any order, fused or not: `(k + 4) 2^-24 sum |a_i b_i|`.
+/// (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1; the 4 covers the final scaling and storing.)
+pub fn dot_bound(k: usize, sum_abs: f64) -> f64 {
+    (k + 4) as f64 * ROUNDING * sum_abs
+}
+
+/// Distance between `actual` and `expected` in units of the last place of `expected` as an `f32`.
+/// Equal infinities and two NaNs are 0 apart; a NaN or an infinity against anything else is infinitely far.
+pub fn ulps(actual: f32, expected: f64) -> f64 {
+    let nearest = expected as f32;
+    if actual == nearest || (actual.is_nan() && expected.is_nan()) {
+        // Also the case of two infinities. Within half an ULP it is rounding, which counts below.
+        return if actual.is_finite() { (actual as f64 - expected).abs() / ulp(expected) } else { 0.0 };
+    }
+    if !actual.is_finite() || !nearest.is_finite() {
+        return f64::INFINITY;
+    }
+    (actual as f64 - expected).abs() / ulp(expected)
+}
+
+/// The unit in the last place of an `f32` of the size of `x`; 2^-149 in the subnormal range.
+fn ulp(x: f64) -> f64 {
+    let exponent = if x == 0.0 { -126 } else { (x.abs().log2().floor() as i32).clamp(-126, 127) };
+    f64::powi(2.0, exponent - 23)
+}
+
+/// Panics unless every `|actual - expected| <= bound`, naming `what`, the worst element and both values.
+/// `what` begins with the kernel's name, so that a failure names the kernel.
+#[track_caller]
+pub fn assert_within(what: &str, actual: &[f32], expected: &[f64], bound: impl Fn(usize) -> f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}: lengths differ");
+    let mut worst: Option<(usize, f64)> = None;
+    for (i, (&a, &e)) in actual.iter().zip(expected).enumerate() {
+        let error = (a as f64 - e).abs();
+        let limit = bound(i);
+        if error > limit || error.is_nan() {
+            let excess = if error.is_nan() { f64::INFINITY } else { error / limit };
+            if worst.is_none_or(|(_, w)| excess > w) {
+                worst = Some((i, excess));
+            }
+        }
+    }
+    if let Some((i, excess)) = worst {
+        panic!(
+            "{what}: element {i} of {} is {:e}, expected {:e}: off by {:e}, bound {:e} ({excess:.1} times)",
+            actual.len(),
+            actual[i],
+            expected[i],
+            (actual[i] as f64 - expected[i]).abs(),
+            bound(i)
+        );
+    }
+}
+
+/// Lengths that reach every tail of every level: 0 to 2 vectors of the widest level and 3 more, and a few long ones.
+pub fn lengths() -> impl Iterator<Item = usize> {
+    (0..=35).chain([63, 64, 65, 127, 129, 255, 257, 1000])
+}
