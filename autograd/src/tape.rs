@@ -1,0 +1,218 @@
+//! The tape and the variables on it.
+
+use crate::gradients::{Gradients, Slot};
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use tensor::{Tensor, ops};
+
+/// One recorded operation: what its backward needs, in named fields.
+pub trait Op {
+    /// The op's name, as in `tensor::ops`.
+    fn name(&self) -> &'static str;
+
+    /// Given the gradient of the result, adds those of the inputs to `grads`. Takes itself by value: the saved tensors
+    /// return to the pool as soon as they have served.
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients);
+}
+
+struct Node {
+    op: Box<dyn Op>,
+    result: Slot,
+}
+
+/// A record of operations, in the order in which they ran.
+pub struct Tape {
+    nodes: RefCell<Vec<Node>>,
+    slots: Cell<usize>,
+    records: bool,
+    check: Option<RefCell<Check>>,
+}
+
+/// The first infinite or NaN value that a checking tape saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NonFinite {
+    /// The scopes around the op, joined by dots, and the op: `layers.3.mlp.linear`.
+    pub place: String,
+    /// The result's shape.
+    pub shape: tensor::Shape,
+    /// Position of the element, in row-major order.
+    pub element: usize,
+}
+
+impl fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the result of {} (shape {}, element {})", self.place, self.shape, self.element)
+    }
+}
+
+#[derive(Default)]
+struct Check {
+    scopes: Vec<String>,
+    found: Option<NonFinite>,
+}
+
+impl Tape {
+    /// An empty tape.
+    pub fn new() -> Tape {
+        Tape { nodes: RefCell::default(), slots: Cell::new(0), records: true, check: None }
+    }
+
+    /// A tape that records nothing: for evaluation. Intermediate results are freed as soon as they are dropped.
+    pub fn without_gradients() -> Tape {
+        Tape { records: false, ..Tape::new() }
+    }
+
+    /// A tape that records nothing but looks at every result for infinities and NaN: for finding where a loss went bad.
+    pub fn checking() -> Tape {
+        Tape { records: false, check: Some(RefCell::default()), ..Tape::new() }
+    }
+
+    /// A variable whose gradient is wanted. The first leaf of a tape takes slot 0 of the [`Gradients`], the next slot 1, and
+    /// so on; so the parameters of a model, made leaves in one order at the start of each tape, keep their slots.
+    pub fn leaf(&self, value: Tensor) -> Var<'_> {
+        let slot = self.records.then(|| self.new_slot());
+        Var { tape: self, value, slot }
+    }
+
+    /// A variable whose gradient is not wanted.
+    pub fn constant(&self, value: Tensor) -> Var<'_> {
+        Var { tape: self, value, slot: None }
+    }
+
+    /// Names a part of the computation, until the returned guard is dropped: `layers.3`, `mlp`. For [`NonFinite`].
+    pub fn scope(&self, name: impl fmt::Display) -> Scope<'_> {
+        if let Some(check) = &self.check {
+            check.borrow_mut().scopes.push(name.to_string());
+        }
+        Scope { tape: self }
+    }
+
+    /// What a [`checking`](Tape::checking) tape found first, if anything.
+    pub fn first_non_finite(&self) -> Option<NonFinite> {
+        self.check.as_ref()?.borrow().found.clone()
+    }
+
+    /// Number of recorded operations.
+    pub fn len(&self) -> usize {
+        self.nodes.borrow().len()
+    }
+
+    /// Whether nothing is recorded.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether operations are recorded.
+    pub fn records(&self) -> bool {
+        self.records
+    }
+
+    /// The variable for the result of an op. `op` is made and recorded only if the gradient of an input is wanted.
+    pub fn record<'t, O: Op + 'static>(
+        &'t self,
+        name: &'static str,
+        value: Tensor,
+        inputs: &[&Var<'t>],
+        op: impl FnOnce() -> O,
+    ) -> Var<'t> {
+        if let Some(check) = &self.check {
+            check.borrow_mut().look(name, &value);
+        }
+        let wanted = self.records && inputs.iter().any(|v| v.slot.is_some());
+        let slot = wanted.then(|| {
+            let result = self.new_slot();
+            self.nodes.borrow_mut().push(Node { op: Box::new(op()), result });
+            result
+        });
+        Var { tape: self, value, slot }
+    }
+
+    fn new_slot(&self) -> Slot {
+        let slot = self.slots.get();
+        self.slots.set(slot + 1);
+        Slot(slot)
+    }
+}
+
+impl Default for Tape {
+    fn default() -> Self {
+        Tape::new()
+    }
+}
+
+impl Check {
+    fn look(&mut self, name: &str, value: &Tensor) {
+        if self.found.is_some() {
+            return;
+        }
+        if let Some(element) = ops::first_non_finite(value) {
+            let place = self.scopes.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".");
+            self.found = Some(NonFinite { place, shape: value.shape(), element });
+        }
+    }
+}
+
+/// Ends a named part of the computation when dropped. See [`Tape::scope`].
+pub struct Scope<'t> {
+    tape: &'t Tape,
+}
+
+impl Drop for Scope<'_> {
+    fn drop(&mut self) {
+        if let Some(check) = &self.tape.check {
+            check.borrow_mut().scopes.pop();
+        }
+    }
+}
+
+/// A tensor on a tape. The operations on it are in [`ops`](crate::ops).
+#[derive(Clone)]
+pub struct Var<'t> {
+    pub(crate) tape: &'t Tape,
+    pub(crate) value: Tensor,
+    /// Where its gradient goes; `None` if it is not wanted.
+    pub(crate) slot: Option<Slot>,
+}
+
+impl<'t> Var<'t> {
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// The value, giving up the variable.
+    pub fn into_value(self) -> Tensor {
+        self.value
+    }
+
+    /// The tape that it is on.
+    pub fn tape(&self) -> &'t Tape {
+        self.tape
+    }
+
+    /// Adds the gradients of this number for all leaves to `grads`, and empties the tape: an op's saved tensors are freed
+    /// as soon as its backward is done.
+    ///
+    /// Panics if this is not one number, or depends on no leaf.
+    #[track_caller]
+    pub fn backward(self, grads: &mut Gradients) {
+        assert_eq!(self.value.elements(), 1, "backward: from shape {}, not from one number", self.value.shape());
+        let slot = self.slot.expect("backward: from a value that depends on no leaf of a recording tape");
+        grads.add(Some(slot), Tensor::full(1.0, self.value.shape()));
+        loop {
+            // In a statement of its own: the tape must not be borrowed while the op runs.
+            let node = self.tape.nodes.borrow_mut().pop();
+            let Some(Node { op, result }) = node else { break };
+            // An op whose result the loss does not depend on has no gradient.
+            if let Some(dy) = grads.take_slot(result) {
+                op.backward(dy, grads);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Var<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Var({:?}, gradient {})", self.value, if self.slot.is_some() { "wanted" } else { "not wanted" })
+    }
+}

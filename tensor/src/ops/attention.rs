@@ -1,0 +1,71 @@
+use super::{Place, expect_shape, place};
+use crate::{Beta, DType, Tensor};
+use kernels::attention::{self as kernel, AttentionSaved, AttentionShape};
+
+/// The result of [`attention`].
+pub struct Attention {
+    /// `[B, Tq, H, D]`.
+    pub out: Tensor,
+    /// The logarithm of each softmax's sum, `[B, H, Tq]`: for the backward.
+    pub lse: Tensor,
+}
+
+#[track_caller]
+fn shape_of(op: &str, q: &Tensor, k: &Tensor, v: &Tensor) -> AttentionShape {
+    let (&[batch, q_len, n_heads, head_dim], &[b_k, kv_len, n_kv_heads, d_k]) = (&*q.shape, &*k.shape) else {
+        panic!("{op}: q {} and k {}: not [B, T, H, D]", q.shape, k.shape)
+    };
+    assert!(k.shape == v.shape, "{op}: k {} and v {} differ", k.shape, v.shape);
+    let fits =
+        batch == b_k && head_dim == d_k && kv_len >= q_len && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
+    assert!(fits, "{op}: q {} and k {}: equal B and D, T of k no less, heads of q a multiple", q.shape, k.shape);
+    AttentionShape { batch, q_len, kv_len, n_heads, n_kv_heads, head_dim }
+}
+
+/// Causal attention, `softmax(scale Q K^T) V`, with grouped key-value heads.
+/// Shapes: q `[B, Tq, H, D]`; k, v `[B, Tk, K, D]`, Tk at least Tq, K dividing H.
+#[track_caller]
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Attention {
+    let shape = shape_of("attention", q, k, v);
+    match place("attention", &[q, k, v]) {
+        Place::Cpu(team) => {
+            let mut out = Tensor::stale(q.shape, DType::F32);
+            let mut lse = Tensor::stale([shape.batch, shape.n_heads, shape.q_len], DType::F32);
+            let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
+            let (q, k, v) = (q.slice(), k.slice(), v.slice());
+            kernel::attention(&team, shape, scale, q, k, v, out.slice_mut(), lse.slice_mut());
+            Attention { out, lse }
+        }
+    }
+}
+
+/// The gradients `(dq, dk, dv)` of [`attention`].
+#[track_caller]
+pub fn attention_backward(
+    d_out: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    forward: &Attention,
+    scale: f32,
+) -> (Tensor, Tensor, Tensor) {
+    let shape = shape_of("attention_backward", q, k, v);
+    expect_shape("attention_backward", "d_out", d_out, &q.shape);
+    expect_shape("attention_backward", "lse", &forward.lse, &[shape.batch, shape.n_heads, shape.q_len]);
+    match place("attention_backward", &[d_out, q, k, v, &forward.out, &forward.lse]) {
+        Place::Cpu(team) => {
+            let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| Tensor::stale(x.shape, DType::F32));
+            let (q, k, v, d_out) = (q.contiguous(), k.contiguous(), v.contiguous(), d_out.contiguous());
+            let saved = AttentionSaved {
+                q: q.slice(),
+                k: k.slice(),
+                v: v.slice(),
+                out: forward.out.slice(),
+                lse: forward.lse.slice(),
+            };
+            let (dq_s, dk_s, dv_s) = (dq.slice_mut(), dk.slice_mut(), dv.slice_mut());
+            kernel::attention_backward(&team, shape, scale, saved, d_out.slice(), Beta::Zero, dq_s, dk_s, dv_s);
+            (dq, dk, dv)
+        }
+    }
+}

@@ -1,0 +1,46 @@
+use super::{Place, expect_shape, place, rows_and_cols};
+use crate::{Activation, DType, Tensor};
+use kernels::activation as kernel;
+
+/// `h = psi(g) * u` (paper, "the layer"). Shapes: g, u, h `[.., F]`; a row is a token of the mask site.
+#[track_caller]
+pub fn gated_activation(act: Activation, g: &Tensor, u: &Tensor) -> Tensor {
+    let (_, d_ff) = rows_and_cols("gated_activation", "g", g);
+    expect_shape("gated_activation", "u", u, &g.shape);
+    match place("gated_activation", &[g, u]) {
+        Place::Cpu(team) => {
+            let mut h = Tensor::stale(g.shape, DType::F32);
+            let (g, u) = (g.contiguous(), u.contiguous());
+            kernel::gated_activation(&team, act, g.slice(), u.slice(), d_ff, h.slice_mut());
+            h
+        }
+    }
+}
+
+/// The result of [`gated_activation_backward`].
+pub struct GatedGradients {
+    /// `dh * u * psi'(g)`.
+    pub dg: Tensor,
+    /// `dh * psi(g)`.
+    pub du: Tensor,
+    /// The forward's result again, for the gradient of down_proj.
+    pub h: Tensor,
+}
+
+/// The gradients of [`gated_activation`] and its result once more, in one pass; the draws of the forward are drawn again.
+/// Shapes: all `[.., F]`.
+#[track_caller]
+pub fn gated_activation_backward(act: Activation, dh: &Tensor, g: &Tensor, u: &Tensor) -> GatedGradients {
+    let (_, d_ff) = rows_and_cols("gated_activation_backward", "g", g);
+    expect_shape("gated_activation_backward", "u", u, &g.shape);
+    expect_shape("gated_activation_backward", "dh", dh, &g.shape);
+    match place("gated_activation_backward", &[dh, g, u]) {
+        Place::Cpu(team) => {
+            let [mut dg, mut du, mut h] = [(); 3].map(|_| Tensor::stale(g.shape, DType::F32));
+            let (dh, g, u) = (dh.contiguous(), g.contiguous(), u.contiguous());
+            let (dg_s, du_s, h_s) = (dg.slice_mut(), du.slice_mut(), h.slice_mut());
+            kernel::gated_activation_backward(&team, act, dh.slice(), g.slice(), u.slice(), d_ff, dg_s, du_s, h_s);
+            GatedGradients { dg, du, h }
+        }
+    }
+}

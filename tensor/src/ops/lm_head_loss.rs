@@ -1,0 +1,59 @@
+use super::{Place, expect_shape, place, rows_and_cols};
+use crate::{Beta, DType, Tensor};
+use kernels::cross_entropy as kernel;
+
+#[track_caller]
+fn check(op: &str, x: &Tensor, weight: &Tensor, targets: &Tensor) -> usize {
+    let (n, c) = rows_and_cols(op, "x", x);
+    let fits = weight.shape.rank() == 2 && weight.shape[1] == c;
+    assert!(fits, "{op}: x {} and weight {}: axis 1 of the weight is not {c}", x.shape, weight.shape);
+    assert!(targets.elements() == n, "{op}: x {} has {n} rows, targets {} not", x.shape, targets.shape);
+    assert_eq!(targets.dtype, DType::U32, "{op}: targets of {}", targets.dtype);
+    c
+}
+
+/// The sum over rows of `logsumexp(z) - z[target]`, `z = W x`, in nats. No logits beyond a chunk of rows are ever in memory.
+/// Shapes: x `[.., C]`; weight `[V, C]`; targets: u32, one for each row, each below V.
+#[track_caller]
+pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> f64 {
+    let c = check("lm_head_loss", x, weight, targets);
+    match place("lm_head_loss", &[x, weight, targets]) {
+        Place::Cpu(team) => {
+            let (x, weight, targets) = (x.contiguous(), weight.contiguous(), targets.contiguous());
+            kernel::lm_head_loss(&team, x.slice(), weight.slice(), targets.slice(), c)
+        }
+    }
+}
+
+/// The result of [`lm_head_loss_backward`].
+pub struct LossGradients {
+    /// The loss, summed over rows, unscaled.
+    pub loss: f64,
+    /// The gradient of `scale * loss` for x.
+    pub dx: Tensor,
+}
+
+/// [`lm_head_loss`] and the gradients of `scale` times it, from the same logits; that of the weight is overwritten or added
+/// to as `beta` says. Shapes as in [`lm_head_loss`]; d_weight `[V, C]`.
+#[track_caller]
+pub fn lm_head_loss_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+    scale: f32,
+    beta: Beta,
+    d_weight: &mut Tensor,
+) -> LossGradients {
+    let c = check("lm_head_loss_backward", x, weight, targets);
+    expect_shape("lm_head_loss_backward", "d_weight", d_weight, &weight.shape);
+    match place("lm_head_loss_backward", &[x, weight, targets, d_weight]) {
+        Place::Cpu(team) => {
+            let mut dx = Tensor::stale(x.shape, DType::F32);
+            let (x, w, t) = (x.contiguous(), weight.contiguous(), targets.contiguous());
+            let (dx_s, dw_s) = (dx.slice_mut(), d_weight.slice_mut());
+            let loss =
+                kernel::lm_head_loss_backward(&team, x.slice(), w.slice(), t.slice(), c, scale, dx_s, beta, dw_s);
+            LossGradients { loss, dx }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Every operation on tensors: checks the shapes, makes the result, and runs the kernel of the device where the operands lie.
+//!
+//! An op has the name of its kernel. Results are new tensors; where a gradient or product may be added to what is there, the
+//! destination and a [`Beta`](crate::Beta) are arguments. Operands that are views are made contiguous first, except the
+//! factors of [`matmul`], which keep their strides.
+
+mod adamw;
+mod attention;
+mod elementwise;
+mod embedding;
+mod gated_activation;
+mod lm_head_loss;
+mod matmul;
+mod reduce;
+mod rms_norm;
+mod rope;
+
+pub use adamw::{AdamW, adamw};
+pub use attention::{Attention, attention, attention_backward};
+pub use elementwise::*;
+pub use embedding::{embedding, embedding_backward};
+pub use gated_activation::{GatedGradients, gated_activation, gated_activation_backward};
+pub use lm_head_loss::{LossGradients, lm_head_loss, lm_head_loss_backward};
+pub use matmul::{matmul, matmul_into};
+pub use reduce::{count_positive, first_non_finite, sum, sum_squares, sum_to};
+pub use rms_norm::{rms_norm, rms_norm_backward};
+pub use rope::{Rotation, rope};
+
+use crate::{Storage, Tensor};
+use kernels::Team;
+use std::sync::Arc;
+
+/// Where an op runs: decided by its operands, which must all lie on one device.
+pub(crate) enum Place {
+    /// On the CPU, by this team.
+    Cpu(Arc<Team>),
+}
+
+/// The place of `operands`. Panics if they lie on different devices, or on one whose kernels are not written.
+#[track_caller]
+pub(crate) fn place(op: &str, operands: &[&Tensor]) -> Place {
+    let first = operands[0];
+    for other in &operands[1..] {
+        assert!(first.device() == other.device(), "{op}: operands on {:?} and {:?}", first.device(), other.device());
+    }
+    match first.storage() {
+        Storage::Cpu(_) => Place::Cpu(Team::current()),
+        Storage::Cuda(buffer) => {
+            panic!("{op}: no kernel for {:?}; move the operands to the cpu with to_device", buffer.device())
+        }
+    }
+}
+
+/// Panics unless `x` has the shape `expected`, naming the op and the operand.
+#[track_caller]
+pub(crate) fn expect_shape(op: &str, name: &str, x: &Tensor, expected: &[usize]) {
+    assert!(*x.shape() == *expected, "{op}: {name} has shape {}, expected {expected:?}", x.shape());
+}
+
+/// The product of all axes but the last, and the last: a tensor as rows. Panics for a scalar.
+#[track_caller]
+pub(crate) fn rows_and_cols(op: &str, name: &str, x: &Tensor) -> (usize, usize) {
+    let shape = x.shape();
+    let Some((&cols, rows)) = shape.split_last() else {
+        panic!("{op}: {name} is a scalar, expected at least one axis")
+    };
+    (rows.iter().product(), cols)
+}

@@ -1,0 +1,185 @@
+//! The tensor: a window of some shape on shared storage.
+
+use crate::pool::Block;
+use crate::{DType, Device, Shape, Storage};
+use bytemuck::Pod;
+use std::fmt;
+use std::sync::Arc;
+
+/// Elements of one [`DType`] in a [`Shape`], at strides in a [`Storage`]. Cloning and making views share the storage.
+#[derive(Clone)]
+pub struct Tensor {
+    pub(crate) storage: Storage,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Shape,
+    /// In elements; 0 along a broadcast axis.
+    pub(crate) strides: Shape,
+    /// Of the first element, in elements.
+    pub(crate) offset: usize,
+}
+
+/// A Rust type that is the element type of tensors.
+pub trait Element: Pod {
+    /// Its name among the element types.
+    const DTYPE: DType;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Element for u32 {
+    const DTYPE: DType = DType::U32;
+}
+
+impl Tensor {
+    /// A tensor with stale contents, to be overwritten: how every operation makes its result.
+    pub fn stale(shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        let shape = shape.into();
+        let block = Block::new(shape.elements() * dtype.size());
+        Tensor { storage: Storage::Cpu(Arc::new(block)), dtype, shape, strides: shape.row_major_strides(), offset: 0 }
+    }
+
+    /// The tensor with these elements, row by row. Panics if their number does not fit the shape.
+    #[track_caller]
+    pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(data.len(), shape.elements(), "from_slice: {} elements for shape {shape}", data.len());
+        let mut tensor = Tensor::stale(shape, T::DTYPE);
+        tensor.slice_mut::<T>().copy_from_slice(data);
+        tensor
+    }
+
+    /// All elements `value`.
+    pub fn full(value: f32, shape: impl Into<Shape>) -> Tensor {
+        let mut tensor = Tensor::stale(shape.into(), DType::F32);
+        tensor.slice_mut::<f32>().fill(value);
+        tensor
+    }
+
+    /// All elements 0.
+    pub fn zeros(shape: impl Into<Shape>) -> Tensor {
+        Tensor::full(0.0, shape)
+    }
+
+    /// A single number (no axes).
+    pub fn scalar(value: f32) -> Tensor {
+        Tensor::full(value, [])
+    }
+
+    /// The extents of the axes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The extent of an axis. Panics if there is no such axis.
+    #[track_caller]
+    pub fn dim(&self, axis: usize) -> usize {
+        assert!(axis < self.shape.rank(), "dim: axis {axis} of shape {}", self.shape);
+        self.shape[axis]
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.elements()
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the elements lie.
+    pub fn device(&self) -> Device {
+        self.storage.device()
+    }
+
+    /// The memory, for dispatch.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Whether the elements follow each other row by row without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let row_major = self.shape.row_major_strides();
+        self.shape.iter().zip(self.strides.iter().zip(row_major.iter())).all(|(&n, (s, r))| n == 1 || s == r)
+    }
+
+    /// Whether no other tensor shares the storage, so that it may be written in place.
+    pub fn is_unique(&self) -> bool {
+        match &self.storage {
+            Storage::Cpu(block) => Arc::strong_count(block) == 1,
+            Storage::Cuda(buffer) => Arc::strong_count(buffer) == 1,
+        }
+    }
+
+    /// The elements, row by row. This is how data leaves a tensor. Fails only if a GPU does.
+    /// Panics if `T` is not the element type.
+    #[track_caller]
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>, cuda::Error> {
+        match &self.storage {
+            Storage::Cpu(_) => Ok(self.contiguous().slice::<T>().to_vec()),
+            Storage::Cuda(_) => self.to_device(&Device::Cpu)?.to_vec(),
+        }
+    }
+
+    /// The one element of a tensor with one element. Panics if it has more, is not f32, or a GPU fails.
+    #[track_caller]
+    pub fn item(&self) -> f32 {
+        assert_eq!(self.elements(), 1, "item: a tensor of shape {} is not one number", self.shape);
+        self.to_vec::<f32>().unwrap_or_else(|e| panic!("item: {e}"))[0]
+    }
+
+    /// The same tensor on `device`; itself if it is there. Fails when the device lacks the memory.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor, cuda::Error> {
+        match (&self.storage, device) {
+            (Storage::Cpu(_), Device::Cpu) => Ok(self.clone()),
+            (Storage::Cpu(_), Device::Cuda(gpu)) => {
+                let dense = self.contiguous();
+                let buffer = cuda::Buffer::from_slice(gpu, dense.bytes())?;
+                Ok(Tensor { storage: Storage::Cuda(Arc::new(buffer)), offset: 0, ..dense })
+            }
+            (Storage::Cuda(buffer), Device::Cuda(gpu)) if buffer.device() == gpu => Ok(self.clone()),
+            (Storage::Cuda(buffer), _) => {
+                // The whole buffer comes over, so the window on it stays what it is.
+                let bytes = buffer.to_vec()?;
+                let mut block = Block::new(bytes.len());
+                block.elements_mut::<u8>()[..bytes.len()].copy_from_slice(&bytes);
+                Tensor { storage: Storage::Cpu(Arc::new(block)), ..self.clone() }.to_device(device)
+            }
+        }
+    }
+
+    /// The elements of a contiguous CPU tensor.
+    #[track_caller]
+    pub(crate) fn slice<T: Element>(&self) -> &[T] {
+        assert_eq!(self.dtype, T::DTYPE, "a tensor of {} read as {}", self.dtype, T::DTYPE);
+        assert!(self.is_contiguous(), "a tensor of shape {} and strides {} read as a slice", self.shape, self.strides);
+        let Storage::Cpu(block) = &self.storage else { panic!("a tensor on {:?} read on the cpu", self.device()) };
+        &block.elements()[self.offset..self.offset + self.elements()]
+    }
+
+    /// The elements of a contiguous CPU tensor that nothing else shares.
+    #[track_caller]
+    pub(crate) fn slice_mut<T: Element>(&mut self) -> &mut [T] {
+        assert_eq!(self.dtype, T::DTYPE, "a tensor of {} written as {}", self.dtype, T::DTYPE);
+        assert!(self.is_contiguous(), "a tensor of shape {} and strides {} written", self.shape, self.strides);
+        let range = self.offset..self.offset + self.elements();
+        let Storage::Cpu(block) = &mut self.storage else { panic!("a tensor on a GPU written on the cpu") };
+        let block = Arc::get_mut(block).expect("a tensor is written only while nothing else shares its storage");
+        &mut block.elements_mut()[range]
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self.dtype {
+            DType::F32 => bytemuck::cast_slice(self.slice::<f32>()),
+            DType::U32 => bytemuck::cast_slice(self.slice::<u32>()),
+        }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({} {} on {:?})", self.dtype, self.shape, self.device())
+    }
+}
