@@ -1,6 +1,6 @@
 //! Sixteen lanes: x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later).
 
-use super::Simd;
+use super::{Kernel, Simd, check_transpose};
 use core::arch::x86_64::*;
 
 /// The token of level `avx512`. It exists only where the CPU has the features, which is what makes the methods sound.
@@ -215,8 +215,61 @@ impl Simd for Avx512 {
         mask.count_ones() as usize
     }
     #[inline(always)]
+    fn transpose(self, src: &[f32], src_stride: usize, rows: usize, cols: usize, dst: &mut [f32], dst_stride: usize) {
+        check_transpose::<Self>(src, src_stride, rows, cols, dst, dst_stride);
+        let mut r = [self.splat(0.0); 16];
+        let mask = tail_mask(cols);
+        for (i, r) in r.iter_mut().enumerate() {
+            if i < rows {
+                // SAFETY: `check_transpose` proves `cols` values from here; the mask leaves out the others.
+                *r = unsafe { _mm512_maskz_loadu_ps(mask, src.as_ptr().add(i * src_stride)) };
+            }
+        }
+        // Four stages: pairs and quadruples of rows inside each 128-bit part, then the parts, by quarters and by halves.
+        let mut t = r;
+        by_token!({
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                let (a, b) = (_mm512_castps_pd(t[4 * i]), _mm512_castps_pd(t[4 * i + 1]));
+                let (c, d) = (_mm512_castps_pd(t[4 * i + 2]), _mm512_castps_pd(t[4 * i + 3]));
+                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            // r[4 q + j] holds, in part p, rows 4 q .. 4 q + 4 of column 4 p + j.
+            for j in 0..4 {
+                t[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(r[j], r[4 + j]);
+                t[4 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(r[j], r[4 + j]);
+                t[8 + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(r[8 + j], r[12 + j]);
+                t[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(r[8 + j], r[12 + j]);
+            }
+            // t[j] = parts (q0 p0, q0 p2, q1 p0, q1 p2), t[8 + j] the same of q2 and q3: take p0, then p2; t[4 + j]: p1, p3.
+            for j in 0..4 {
+                r[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(t[j], t[8 + j]);
+                r[8 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(t[j], t[8 + j]);
+                r[4 + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(t[4 + j], t[12 + j]);
+                r[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(t[4 + j], t[12 + j]);
+            }
+        });
+        for (j, &r) in r.iter().enumerate() {
+            if j < cols {
+                // SAFETY: `check_transpose` proves sixteen places from the start of each destination row.
+                unsafe { _mm512_storeu_ps(dst.as_mut_ptr().add(j * dst_stride), r) }
+            }
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // SAFETY: a prefetch never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the features.
+        unsafe { super::dispatch::run_avx512(kernel) }
     }
 }

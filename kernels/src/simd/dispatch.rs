@@ -153,11 +153,14 @@ pub trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
+/// Never inlined: see [`Simd::call`].
+///
 /// # Safety
 /// The CPU has the features enabled here.
+#[inline(never)]
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
-unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's contract is that of `new_unchecked`. Every CPU with AVX-512 has the other features.
     kernel.run(unsafe { super::Avx512::new_unchecked() })
 }

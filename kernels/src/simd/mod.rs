@@ -142,6 +142,25 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// As [`compress_store_u32`](Simd::compress_store_u32), for `f32`.
     fn compress_store(self, mask: Self::Mask, values: Self::F32, dst: &mut [f32]) -> usize;
 
+    /// Transposes a block of `rows x cols`, both at most `LANES`: `dst[j * dst_stride + i] = src[i * src_stride + j]`.
+    ///
+    /// Whole vectors are written, row `j = 0` of the destination first: lanes from `rows` up to `LANES` become 0, and where
+    /// `dst_stride` is less than `LANES` they are overwritten by the rows that follow. So `dst` must reach `LANES` beyond the
+    /// start of its last row. Panics if it does not, or if `src` ends inside the block.
+    fn transpose(self, src: &[f32], src_stride: usize, rows: usize, cols: usize, dst: &mut [f32], dst_stride: usize);
+
     /// Hints that the cache line at `p` is read soon. Never faults, whatever the address.
     fn prefetch(self, p: *const f32);
+
+    /// Runs `kernel` as a function of its own, compiled for this level. For a large kernel with several call sites, so that
+    /// there is one copy of it, and for calls from inside a closure, which may itself be compiled for the baseline.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+}
+
+/// The bounds that [`Simd::transpose`] promises to check.
+#[inline(always)]
+fn check_transpose<S: Simd>(src: &[f32], src_stride: usize, rows: usize, cols: usize, dst: &[f32], dst_stride: usize) {
+    assert!(rows <= S::LANES && cols <= S::LANES, "transpose: {rows} x {cols} in one block");
+    assert!(rows == 0 || (rows - 1) * src_stride + cols <= src.len(), "transpose: source too short");
+    assert!(cols == 0 || (cols - 1) * dst_stride + S::LANES <= dst.len(), "transpose: destination too short");
 }

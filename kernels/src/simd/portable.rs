@@ -1,6 +1,6 @@
 //! Eight lanes on the `wide` crate: every target, with the instructions that the build was allowed to use.
 
-use super::Simd;
+use super::{Kernel, Simd, check_transpose};
 use wide::{f32x8, u32x8};
 
 /// The token of level `portable`.
@@ -172,7 +172,23 @@ impl Simd for Portable {
         compress(self.mask_bits(mask), values.to_array(), dst)
     }
     #[inline(always)]
+    fn transpose(self, src: &[f32], src_stride: usize, rows: usize, cols: usize, dst: &mut [f32], dst_stride: usize) {
+        check_transpose::<Self>(src, src_stride, rows, cols, dst, dst_stride);
+        let mut block = [f32x8::splat(0.0); 8];
+        for (i, row) in block.iter_mut().enumerate().take(rows) {
+            let src = &src[i * src_stride..][..cols];
+            *row = if cols == 8 { self.load(src) } else { self.load_partial(src) };
+        }
+        for (j, column) in f32x8::transpose(block).into_iter().enumerate().take(cols) {
+            self.store(column, &mut dst[j * dst_stride..]);
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, _p: *const f32) {}
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 }
 
 /// Branch-free: every lane is stored, and the cursor moves past those that are kept.

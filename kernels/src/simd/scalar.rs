@@ -1,6 +1,6 @@
 //! One lane: the level for debugging, and the plainest reading of what each operation means.
 
-use super::Simd;
+use super::{Kernel, Simd, check_transpose};
 
 /// The token of level `scalar`.
 #[derive(Clone, Copy, Debug)]
@@ -143,5 +143,16 @@ impl Simd for Scalar {
         mask as usize
     }
     #[inline(always)]
+    fn transpose(self, src: &[f32], src_stride: usize, rows: usize, cols: usize, dst: &mut [f32], dst_stride: usize) {
+        check_transpose::<Self>(src, src_stride, rows, cols, dst, dst_stride);
+        if cols == 1 {
+            dst[0] = if rows == 1 { src[0] } else { 0.0 };
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, _p: *const f32) {}
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 }

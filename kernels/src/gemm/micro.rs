@@ -1,0 +1,204 @@
+//! The arithmetic: one tile of C in registers, and the loops over tiles that share packed panels.
+
+use crate::simd::{Kernel, Simd};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// The tile of C that stays in registers, `mr x nr` elements, and the lanes of a vector.
+///
+/// An FMA of `avx512` takes 4 cycles on two pipes, so at least 8 independent accumulators are needed to keep both busy. Each k
+/// costs `nv` loads of B and `mr` broadcasts of A for `mr * nv` FMAs: the larger the tile, the less the loads count.
+///
+/// | level      | mr x nv | reason                                                                                   |
+/// |------------|---------|------------------------------------------------------------------------------------------|
+/// | `avx512`   | 14 x 2  | 28 accumulators + 2 of B + 1 broadcast = 31 of 32 registers; 16 loads for 28 FMAs, and the |
+/// |            |         | core does as many loads as FMAs. 8 x 3 has that ratio too, but 48 divides few widths of models |
+/// | `portable` | 4 x 1   | a vector is two xmm: 8 accumulators + 2 of B + 2 broadcast + 2 products = 14 of 16        |
+/// | `scalar`   | 4 x 4   | for debugging: 16 accumulators, as the vectors above have                                |
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TileShape {
+    pub(super) mr: usize,
+    pub(super) nr: usize,
+    lanes: usize,
+}
+
+impl TileShape {
+    /// The tile of a level.
+    #[inline(always)]
+    pub(super) fn of<S: Simd>(_: S) -> TileShape {
+        let (mr, nv) = match S::LANES {
+            16 => (14, 2),
+            8 => (4, 1),
+            _ => (4, 4),
+        };
+        TileShape { mr, nr: nv * S::LANES, lanes: S::LANES }
+    }
+
+    /// Elements from one packed panel of A to the next.
+    #[inline(always)]
+    pub(super) fn a_panel(self, kc: usize) -> usize {
+        self.panel(self.mr, kc)
+    }
+
+    /// Elements from one packed panel of B to the next.
+    #[inline(always)]
+    pub(super) fn b_panel(self, kc: usize) -> usize {
+        self.panel(self.nr, kc)
+    }
+
+    /// `kc * width`, and where `width` is not a number of whole vectors, one vector more for the last store to reach into;
+    /// up to whole cache lines.
+    #[inline(always)]
+    fn panel(self, width: usize, kc: usize) -> usize {
+        let reach = if width.is_multiple_of(self.lanes) { 0 } else { self.lanes };
+        (kc * width + reach).next_multiple_of(16)
+    }
+}
+
+/// A part of C that one task owns: other tasks own other columns of the same rows, which no slice can say.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    ptr: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    _data: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the tasks that share a block write to parts of it that do not meet (contract of `part`).
+unsafe impl Sync for Block<'_> {}
+// SAFETY: as above; f32 has no tie to a thread.
+unsafe impl Send for Block<'_> {}
+
+impl<'a> Block<'a> {
+    /// All of a matrix of `rows x cols` in `data`. Panics if it does not fit.
+    pub(super) fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(rows == 0 || (rows - 1) * row_stride + cols <= data.len() && cols <= row_stride.max(cols));
+        Block { ptr: data.as_mut_ptr(), rows, cols, row_stride, _data: PhantomData }
+    }
+
+    /// Rows and columns of this block. Panics if they reach beyond it.
+    ///
+    /// # Safety
+    /// Parts that are written at the same time do not meet.
+    #[inline(always)]
+    pub(super) unsafe fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows && cols.start <= cols.end && cols.end <= self.cols);
+        // SAFETY: inside the matrix by the assert (or one past its end for an empty range).
+        let ptr = unsafe { self.ptr.add(rows.start * self.row_stride + cols.start) };
+        Block { ptr, rows: rows.len(), cols: cols.len(), ..self }
+    }
+}
+
+/// `C (+)= A B` for a block of C, from packed A and B of the same `kc`: BLIS's macro-kernel.
+///
+/// The panel of B stays in L1 while the panels of A, which come from L2, pass by it.
+pub(super) struct Multiply<'a> {
+    /// Panels of A, `[ceil(rows / mr)][kc][mr]`.
+    pub(super) a: &'a [f32],
+    /// Panels of B, `[ceil(cols / nr)][kc][nr]`.
+    pub(super) b: &'a [f32],
+    pub(super) kc: usize,
+    pub(super) c: Block<'a>,
+    /// Whether C is added to; otherwise it is not read.
+    pub(super) accumulate: bool,
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Multiply { a, b, kc, c, accumulate } = self;
+        let shape = TileShape::of(s);
+        let (mr, nr) = (shape.mr, shape.nr);
+        let (a_len, b_len) = (shape.a_panel(kc), shape.b_panel(kc));
+        for (j, b) in (0..c.cols).step_by(nr).zip(b.chunks_exact(b_len)) {
+            for (i, a) in (0..c.rows).step_by(mr).zip(a.chunks_exact(a_len)) {
+                // SAFETY: tiles are computed one after the other, so none is written at the same time as another.
+                let c = unsafe { c.part(i..c.rows.min(i + mr), j..c.cols.min(j + nr)) };
+                tile_of_size(s, kc, a, b, c, accumulate);
+            }
+        }
+    }
+}
+
+/// The tile of `c`'s size, or the next larger one there is code for: the packed panels are padded with zeros, and what lies
+/// beyond `c` is computed and dropped. Heights in steps of two waste at most one row; a single vector of columns has
+/// its own code, for heads and rests of 16 columns.
+#[inline(always)]
+fn tile_of_size<S: Simd>(s: S, kc: usize, a: &[f32], b: &[f32], c: Block, accumulate: bool) {
+    match S::LANES {
+        16 => match (c.rows.div_ceil(2), c.cols > 16) {
+            (7, true) => tile::<S, 14, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (6, true) => tile::<S, 12, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (5, true) => tile::<S, 10, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (4, true) => tile::<S, 8, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (3, true) => tile::<S, 6, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (2, true) => tile::<S, 4, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (_, true) => tile::<S, 2, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (5.., false) => tile::<S, 14, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (3..5, false) => tile::<S, 8, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (_, false) => tile::<S, 4, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
+        },
+        8 => tile::<S, 4, 1>(s, kc, (a, 4), (b, 8), c, accumulate),
+        _ => tile::<S, 4, 4>(s, kc, (a, 4), (b, 4), c, accumulate),
+    }
+}
+
+/// `C (+)= A B` for up to `MR x (NV * LANES)` elements of C: for each k, one column of the panel of A times one row of the
+/// panel of B, into `MR * NV` accumulators. `a` and `b` are panels with the widths they were packed with.
+///
+/// Every element is one chain of `mul_add` over k, added to C at the end: its bits do not depend on where in a tile it
+/// lies, nor on the height of the tile.
+#[inline(always)]
+fn tile<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    kc: usize,
+    (a, a_width): (&[f32], usize),
+    (b, b_width): (&[f32], usize),
+    c: Block,
+    accumulate: bool,
+) {
+    assert!(MR <= a_width && kc * a_width <= a.len() && NV * S::LANES <= b_width && kc * b_width <= b.len());
+    debug_assert!(c.rows <= MR && c.cols <= NV * S::LANES);
+    let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
+    for i in 0..MR {
+        // C is not touched for the next kc * MR * NV / 2 cycles: time enough to bring it in.
+        s.prefetch(c.ptr.wrapping_add(i.min(c.rows - 1) * c.row_stride));
+    }
+    let mut acc = [[s.splat(0.0); NV]; MR];
+    for _ in 0..kc {
+        let mut row = [s.splat(0.0); NV];
+        // SAFETY: the assert proves kc columns of a_width >= MR and kc rows of b_width >= NV * LANES.
+        unsafe {
+            for (j, row) in row.iter_mut().enumerate() {
+                *row = s.load_ptr(b.add(j * S::LANES));
+            }
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let a = s.splat(*a.add(i));
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.mul_add(a, row[j], *acc);
+                }
+            }
+            a = a.add(a_width);
+            b = b.add(b_width);
+        }
+    }
+    let whole = c.rows == MR && c.cols == NV * S::LANES;
+    for (i, acc) in acc.iter().enumerate() {
+        for (j, &acc) in acc.iter().enumerate() {
+            // SAFETY: `Block` owns its rows and columns; a place outside of them is skipped or cut off.
+            unsafe {
+                if whole {
+                    let c = c.ptr.add(i * c.row_stride + j * S::LANES);
+                    s.store_ptr(if accumulate { s.add(s.load_ptr(c), acc) } else { acc }, c);
+                } else if i < c.rows && j * S::LANES < c.cols {
+                    let len = S::LANES.min(c.cols - j * S::LANES);
+                    let c = std::slice::from_raw_parts_mut(c.ptr.add(i * c.row_stride + j * S::LANES), len);
+                    s.store_partial(if accumulate { s.add(s.load_partial(c), acc) } else { acc }, c);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Copies of A and B in the order in which the tiles read them.
+//!
+//! A panel holds `width` rows of A (`width = mr`), or `width` columns of B (`width = nr`), for the `kc` values of k of one
+//! block, k by k:
+//!
+//! ```text
+//!          A, rows i .. i + mr                     panel
+//!          k=0  k=1  k=2 ...
+//!   i      a00  a01  a02                 a00 a10 a20 a30 | a01 a11 a21 a31 | a02 ...
+//!   i+1    a10  a11  a12        =>       '---- mr -----'
+//!   i+2    a20  a21  a22                 '------------------- kc * mr ------------------ ...
+//!   i+3    a30  a31  a32
+//! ```
+//!
+//! B is the same picture for its transpose: `nr` columns side by side, k by k. The last panel is filled up with zeros. So the
+//! micro-kernel reads both operands from one end to the other, whatever the strides of the matrices were, and no transpose
+//! is ever made in memory.
+
+use super::Mat;
+use crate::simd::{Kernel, Simd};
+
+/// Packs `m`, `width` of its rows a panel and its columns as k, into `panels`, which begin `len` elements apart.
+///
+/// For A, `m` is the block of A; for B, the transpose of the block of B.
+pub(super) struct Pack<'a> {
+    pub(super) m: Mat<'a>,
+    pub(super) width: usize,
+    pub(super) len: usize,
+    pub(super) panels: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Pack { m, width, len, panels } = self;
+        assert!(panels.len() >= m.rows.div_ceil(width) * len, "pack: no room for {} rows of {}", m.rows, m.cols);
+        if m.col_stride == 1 {
+            for (i, panel) in (0..m.rows).step_by(width).zip(panels.chunks_exact_mut(len)) {
+                pack_transposing(s, m, i, width, panel);
+            }
+        } else if m.row_stride == 1 {
+            pack_copying(s, m, width, len, panels);
+        } else {
+            for (i, panel) in (0..m.rows).step_by(width).zip(panels.chunks_exact_mut(len)) {
+                pack_elements(m, i, width, panel);
+            }
+        }
+    }
+}
+
+/// Rows contiguous in memory (A of NN and NT, B of NT): blocks of `LANES x LANES` are transposed in registers.
+#[inline(always)]
+fn pack_transposing<S: Simd>(s: S, m: Mat, i: usize, width: usize, panel: &mut [f32]) {
+    for k in (0..m.cols).step_by(S::LANES) {
+        let cols = S::LANES.min(m.cols - k);
+        for r in (0..width).step_by(S::LANES) {
+            let rows = S::LANES.min(width - r).min(m.rows.saturating_sub(i + r));
+            let src = if rows == 0 { &[] } else { &m.data[(i + r) * m.row_stride + k..] };
+            s.transpose(src, m.row_stride, rows, cols, &mut panel[k * width + r..], width);
+        }
+    }
+}
+
+/// Columns contiguous in memory (A of TN, B of NN): for each k, one row of the source, read from one end to the other, is
+/// dealt out to the panels.
+#[inline(always)]
+fn pack_copying<S: Simd>(s: S, m: Mat, width: usize, len: usize, panels: &mut [f32]) {
+    for k in 0..m.cols {
+        let src = &m.data[k * m.col_stride..][..m.rows];
+        for (src, panel) in src.chunks(width).zip(panels.chunks_exact_mut(len)) {
+            let dst = &mut panel[k * width..];
+            for r in (0..width).step_by(S::LANES) {
+                let src = &src[r.min(src.len())..];
+                let src = &src[..S::LANES.min(width - r).min(src.len())];
+                let v = if src.len() == S::LANES { s.load(src) } else { s.load_partial(src) };
+                s.store(v, &mut dst[r..]);
+            }
+        }
+    }
+}
+
+/// Any strides, element by element.
+fn pack_elements(m: Mat, i: usize, width: usize, panel: &mut [f32]) {
+    for (k, column) in panel.chunks_exact_mut(width).take(m.cols).enumerate() {
+        for (r, dst) in column.iter_mut().enumerate() {
+            *dst = if i + r < m.rows { m.at(i + r, k) } else { 0.0 };
+        }
+    }
+}
