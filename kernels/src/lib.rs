@@ -19,6 +19,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod gemv;
 pub mod philox;
+mod pointwise;
 pub mod reduce;
 pub mod reference;
 pub mod rms_norm;
@@ -26,6 +27,7 @@ pub mod rope;
 mod scratch;
 pub mod simd;
 pub mod sparse;
+mod stochastic;
 pub mod team;
 pub mod testing;
 

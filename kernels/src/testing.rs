@@ -46,7 +46,7 @@ pub fn ulps(actual: f32, expected: f64) -> f64 {
 
 /// The unit in the last place of an `f32` of the size of `x`; 2^-149 in the subnormal range.
 fn ulp(x: f64) -> f64 {
-    let exponent = if x == 0.0 { -126 } else { (x.abs().log2().floor() as i32).clamp(-126, 127) };
+    let exponent = ((x.to_bits() >> 52 & 0x7FF) as i32 - 1023).clamp(-126, 127);
     f64::powi(2.0, exponent - 23)
 }
 

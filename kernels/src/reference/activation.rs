@@ -1,15 +1,26 @@
 use crate::activation::{Activation, MaskSite};
 use crate::philox::{ROUNDS, key, philox4x32};
 
-/// `max(x, 0)` and its derivative; 0 at 0.
+/// `max(x, 0)` and its derivative, which is 0 at 0. NaN gives NaN.
 pub fn relu(x: f64) -> (f64, f64) {
-    if x > 0.0 { (x, 1.0) } else { (0.0, 0.0) }
+    if x > 0.0 {
+        (x, 1.0)
+    } else if x <= 0.0 {
+        (0.0, 0.0)
+    } else {
+        (x, x)
+    }
+}
+
+/// `1 / (1 + e^-x)`.
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
 }
 
 /// `x sigmoid(x)` and its derivative.
 pub fn silu(x: f64) -> (f64, f64) {
-    let sigmoid = 1.0 / (1.0 + (-x).exp());
-    (x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid)))
+    // sigmoid(-x) is 1 - sigmoid(x) without the cancellation.
+    (x * sigmoid(x), sigmoid(x) * (1.0 + x * sigmoid(-x)))
 }
 
 /// The 16-bit draw of element `(row, column)`: the specification of which bits of which Philox call it takes.

@@ -1,6 +1,7 @@
-/// Specification of [`select_active`](crate::sparse::select_active): the indices of the positive elements, ascending.
+/// Specification of [`select_active`](crate::sparse::select_active): the indices of the elements that are positive or NaN,
+/// ascending: all but those where RELU is known to be 0. A NaN counts as active, so that it reaches the output.
 pub fn select_active(g: &[f32]) -> Vec<u32> {
-    (0..g.len() as u32).filter(|&i| g[i as usize] > 0.0).collect()
+    (0..g.len() as u32).filter(|&i| g[i as usize] > 0.0 || g[i as usize].is_nan()).collect()
 }
 
 /// Specification of the sparse and the dense FFN under RELU (paper, section "the layer"):

@@ -96,11 +96,8 @@ impl Simd for Avx512 {
         by_token!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
     }
     #[inline(always)]
-    fn exp2_int(self, n: __m512) -> __m512 {
-        by_token!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(
-            _mm512_cvtps_epi32(n),
-            _mm512_set1_epi32(127)
-        ))))
+    fn mul_pow2(self, v: __m512, n: __m512) -> __m512 {
+        by_token!(_mm512_scalef_ps(v, n))
     }
     #[inline(always)]
     fn lt(self, a: __m512, b: __m512) -> __mmask16 {
@@ -146,12 +143,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn mul_wide_u32(self, a: __m512i, m: u32) -> (__m512i, __m512i) {
         by_token!({
-            // The instruction multiplies the even lanes only: once as they are, once with the odd lanes moved down.
+            // The instruction multiplies the even lanes only: once as they are, once with the odd lanes moved down. Each
+            // product fills two lanes, high half in the odd one; a masked shuffle moves and merges in one step.
             let m = _mm512_set1_epi32(m as i32);
             let even = _mm512_mul_epu32(a, m);
             let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), m);
-            let high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64::<32>(even), odd);
-            let low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64::<32>(odd));
+            let high = _mm512_mask_shuffle_epi32::<_MM_PERM_DDBB>(odd, 0x5555, even);
+            let low = _mm512_mask_shuffle_epi32::<_MM_PERM_CCAA>(even, 0xAAAA, odd);
             (high, low)
         })
     }
@@ -160,8 +158,8 @@ impl Simd for Avx512 {
         by_token!(_mm512_cmplt_epu32_mask(a, b))
     }
     #[inline(always)]
-    fn store_interleaved4_u32(self, words: [__m512i; 4], dst: &mut [u32]) {
-        assert!(dst.len() >= 64);
+    fn store_interleaved4_u16(self, words: [__m512i; 4], dst: &mut [u16]) {
+        assert!(dst.len() >= 128);
         let [w0, w1, w2, w3] = words;
         // Transpose 4x4 inside each 128-bit part (a..d hold lanes i, i+4, i+8, i+12 of all four words), then bring the
         // four parts of each lane group together.
@@ -189,8 +187,9 @@ impl Simd for Avx512 {
             ];
         });
         for (q, v) in quarters.into_iter().enumerate() {
-            // SAFETY: the assert above proves 64 places; the token proves the features.
-            unsafe { _mm512_storeu_si512(dst.as_mut_ptr().add(16 * q).cast(), v) }
+            // SAFETY: the assert above proves 128 places, 32 for each quarter; the token proves the features. x86-64 stores the
+            // low half of a word first.
+            unsafe { _mm512_storeu_si512(dst.as_mut_ptr().add(32 * q).cast(), v) }
         }
     }
     #[inline(always)]

@@ -105,8 +105,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sqrt(self, a: Self::F32) -> Self::F32;
     /// Nearest integer, ties to even. Defined for `|a| < 2^22`.
     fn round(self, a: Self::F32) -> Self::F32;
-    /// `2^n` for integer-valued `n` in `-126..=127`. Other values give an unspecified result.
-    fn exp2_int(self, n: Self::F32) -> Self::F32;
+    /// `v * 2^n` for `|v|` in `0.5..=2` and integer-valued `n` in `-200..=200`, rounded once: into the subnormals, to 0 and to
+    /// infinity. A NaN in `v` stays NaN whatever `n`; other values give an unspecified result.
+    fn mul_pow2(self, v: Self::F32, n: Self::F32) -> Self::F32;
 
     /// `a < b` in each lane; false if either is NaN.
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
@@ -130,8 +131,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul_wide_u32(self, a: Self::U32, m: u32) -> (Self::U32, Self::U32);
     /// `a < b` as unsigned integers.
     fn lt_u32(self, a: Self::U32, b: Self::U32) -> Self::Mask;
-    /// Writes four vectors lane by lane: `dst[4 * i + w] = words[w]` lane `i`. Panics if `dst` holds fewer than `4 * LANES`.
-    fn store_interleaved4_u32(self, words: [Self::U32; 4], dst: &mut [u32]);
+    /// Writes the half-words of four vectors lane by lane: `dst[8 * i + 2 * w]` is the low half of lane `i` of `words[w]`, and
+    /// the place behind it is the high half. Panics if `dst` holds fewer than `8 * LANES`.
+    fn store_interleaved4_u16(self, words: [Self::U32; 4], dst: &mut [u16]);
     /// Reads `LANES` 16-bit values and widens them. Panics if `src` holds fewer.
     fn load_u16_as_u32(self, src: &[u16]) -> Self::U32;
 

@@ -87,12 +87,10 @@ impl Simd for Portable {
         (a + magic) - magic
     }
     #[inline(always)]
-    fn exp2_int(self, n: f32x8) -> f32x8 {
-        let mut lanes = n.to_array();
-        for x in &mut lanes {
-            *x = f32::from_bits(((*x as i32 + 127) as u32) << 23);
-        }
-        f32x8::from(lanes)
+    fn mul_pow2(self, v: f32x8, n: f32x8) -> f32x8 {
+        // In two steps, so that each factor is a normal number; the first product is exact.
+        let half = self.round(n * f32x8::splat(0.5));
+        v * pow2(half) * pow2(n - half)
     }
     #[inline(always)]
     fn lt(self, a: f32x8, b: f32x8) -> f32x8 {
@@ -147,11 +145,11 @@ impl Simd for Portable {
         f32x8::from(lanes)
     }
     #[inline(always)]
-    fn store_interleaved4_u32(self, words: [u32x8; 4], dst: &mut [u32]) {
+    fn store_interleaved4_u16(self, words: [u32x8; 4], dst: &mut [u16]) {
         let words = words.map(|w| w.to_array());
-        for (i, group) in dst[..32].chunks_exact_mut(4).enumerate() {
+        for (i, group) in dst[..64].chunks_exact_mut(8).enumerate() {
             for w in 0..4 {
-                group[w] = words[w][i];
+                (group[2 * w], group[2 * w + 1]) = (words[w][i] as u16, (words[w][i] >> 16) as u16);
             }
         }
     }
@@ -189,6 +187,14 @@ impl Simd for Portable {
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }
+}
+
+/// `2^n` for integer-valued `n` in `-126..=127`. The sum has its integer in the low bits of the mantissa (see `round`);
+/// the shift moves it into the exponent and everything else out.
+#[inline(always)]
+fn pow2(n: f32x8) -> f32x8 {
+    let biased = n + f32x8::splat(12_582_912.0 + 127.0);
+    f32x8::from(biased.to_array().map(|x| f32::from_bits(x.to_bits() << 23)))
 }
 
 /// Branch-free: every lane is stored, and the cursor moves past those that are kept.

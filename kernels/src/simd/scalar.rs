@@ -80,8 +80,11 @@ impl Simd for Scalar {
         a.round_ties_even()
     }
     #[inline(always)]
-    fn exp2_int(self, n: f32) -> f32 {
-        f32::from_bits(((n as i32 + 127) as u32) << 23)
+    fn mul_pow2(self, v: f32, n: f32) -> f32 {
+        // In two steps, so that each factor is a normal number; the first product is exact.
+        let pow2 = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+        let half = n as i32 / 2;
+        v * pow2(half) * pow2(n as i32 - half)
     }
     #[inline(always)]
     fn lt(self, a: f32, b: f32) -> bool {
@@ -125,8 +128,10 @@ impl Simd for Scalar {
         a < b
     }
     #[inline(always)]
-    fn store_interleaved4_u32(self, words: [u32; 4], dst: &mut [u32]) {
-        dst[..4].copy_from_slice(&words);
+    fn store_interleaved4_u16(self, words: [u32; 4], dst: &mut [u16]) {
+        for (pair, word) in dst[..8].chunks_exact_mut(2).zip(words) {
+            (pair[0], pair[1]) = (word as u16, (word >> 16) as u16);
+        }
     }
     #[inline(always)]
     fn load_u16_as_u32(self, src: &[u16]) -> u32 {
