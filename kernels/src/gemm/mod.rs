@@ -16,11 +16,11 @@ use std::ops::Range;
 /// A matrix in a slice, with a stride for rows and one for columns (in elements): transposing swaps them.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) col_stride: usize,
 }
 
 impl<'a> Mat<'a> {
@@ -72,10 +72,10 @@ impl<'a> Mat<'a> {
 /// The destination of a product: row-major, with a row stride of its own.
 #[derive(Debug)]
 pub struct MatMut<'a> {
-    data: &'a mut [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
+    pub(crate) data: &'a mut [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) row_stride: usize,
 }
 
 impl<'a> MatMut<'a> {

@@ -77,3 +77,65 @@ pub fn attention_backward(
     }
     (dq, dk, dv)
 }
+
+/// Sizes of the terms in [`attention`] and [`attention_backward`], for error bounds. P is the exact softmax; |x| is taken
+/// element by element.
+pub struct AttentionAbs {
+    /// The largest `sum_d |scale q_d k_d|` over all scores: bounds the scores and, times rounding, their errors.
+    pub score: f64,
+    /// `P |V|`, like out.
+    pub out: Vec<f64>,
+    /// `scale X |K|` with `X = P * (|dO| |V|^T + rowsum(|dO| * (P |V|)))`, like q.
+    pub dq: Vec<f64>,
+    /// `scale X^T |Q|`, like k.
+    pub dk: Vec<f64>,
+    /// `P^T |dO|`, like v.
+    pub dv: Vec<f64>,
+}
+
+/// The sizes of all terms of the forward and the backward.
+pub fn attention_abs(
+    shape: AttentionShape,
+    scale: f32,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    d_out: &[f32],
+) -> AttentionAbs {
+    let AttentionShape { batch, q_len, n_heads, head_dim, .. } = shape;
+    let abs_dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(&a, &b)| (a as f64 * b as f64).abs()).sum() };
+    let mut abs = AttentionAbs {
+        score: 0.0,
+        out: vec![0.0; q.len()],
+        dq: vec![0.0; q.len()],
+        dk: vec![0.0; k.len()],
+        dv: vec![0.0; v.len()],
+    };
+    for b in 0..batch {
+        for h in 0..n_heads {
+            for t in 0..q_len {
+                let (p, _) = probabilities(shape, scale, q, k, b, h, t);
+                let q_at = shape.q_at(b, t, h);
+                let (q, d_out) = (&q[q_at..q_at + head_dim], &d_out[q_at..q_at + head_dim]);
+                for (s, p) in p.iter().enumerate() {
+                    let kv_at = shape.kv_at(b, s, h);
+                    abs.score = abs.score.max(abs_dot(q, &k[kv_at..kv_at + head_dim]) * scale.abs() as f64);
+                    for d in 0..head_dim {
+                        abs.out[q_at + d] += p * v[kv_at + d].abs() as f64;
+                        abs.dv[kv_at + d] += p * d_out[d].abs() as f64;
+                    }
+                }
+                let delta: f64 = (0..head_dim).map(|d| d_out[d].abs() as f64 * abs.out[q_at + d]).sum();
+                for (s, p) in p.iter().enumerate() {
+                    let kv_at = shape.kv_at(b, s, h);
+                    let x = p * (abs_dot(d_out, &v[kv_at..kv_at + head_dim]) + delta) * scale.abs() as f64;
+                    for d in 0..head_dim {
+                        abs.dq[q_at + d] += x * k[kv_at + d].abs() as f64;
+                        abs.dk[kv_at + d] += x * q[d].abs() as f64;
+                    }
+                }
+            }
+        }
+    }
+    abs
+}

@@ -1,0 +1,145 @@
+//! One query a sequence: the decoding step. Blocks of 64 queries would be one part in 64 full, so this form goes by keys
+//! instead, and reads each key and value once for all the query heads that share them.
+
+use super::Inputs;
+use super::block::padded;
+use crate::simd::map::spans;
+use crate::simd::math::exp;
+use crate::simd::{Kernel, Simd};
+use crate::team::SharedMut;
+use crate::{Team, scratch};
+
+/// Keys whose scores exist at a time: 64 rows of V at D = 128 are 32 KiB, which stay in L1 while the heads of a group read
+/// them in turn.
+const CHUNK: usize = 64;
+
+/// Keys taken together, so that a query (scores) and an output row (values) is loaded once for four of them and their
+/// chains of additions overlap.
+const KEYS: usize = 4;
+
+/// One task for each key-value head of each sequence.
+pub(super) fn run(team: &Team, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
+    let shape = inputs.shape;
+    let group = shape.n_heads / shape.n_kv_heads;
+    let row = group * shape.head_dim;
+    let lse = SharedMut::new(lse);
+    team.run_chunks_mut(out, row, |task, out| {
+        let (b, kv_head) = (task / shape.n_kv_heads, task % shape.n_kv_heads);
+        // SAFETY: one part for each task.
+        let lse = unsafe { lse.slice(task * group, group) };
+        scratch::with(Decode::scratch_len(group, shape.head_dim), |scratch| {
+            team.level().dispatch(Decode { inputs, b, h: kv_head * group, out, lse, scratch });
+        });
+    });
+}
+
+/// The query heads `h .. h + G` of sequence b: out `[G, D]`, lse `[G]`.
+struct Decode<'a> {
+    inputs: Inputs<'a>,
+    b: usize,
+    h: usize,
+    out: &'a mut [f32],
+    lse: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl Decode<'_> {
+    fn scratch_len(group: usize, head_dim: usize) -> usize {
+        group * (2 * padded(head_dim) + CHUNK + 2)
+    }
+}
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Decode { inputs, b, h, .. } = self;
+        let shape = inputs.shape;
+        let d = shape.head_dim;
+        let n = padded(d);
+        let group = self.lse.len();
+
+        let (q, scratch) = self.scratch.split_at_mut(group * n); // [G, N], scaled
+        let (o, scratch) = scratch.split_at_mut(group * n); // [G, N]
+        let (p, scratch) = scratch.split_at_mut(group * CHUNK); // [G, CHUNK]
+        let (max, sum) = scratch.split_at_mut(group);
+        let q_group = &inputs.q[shape.q_at(b, 0, h)..][..group * d];
+        for (src, dst) in q_group.chunks_exact(d).zip(q.chunks_exact_mut(n)) {
+            for at in spans(s, d) {
+                at.store(s, s.mul(at.load(s, src), s.splat(inputs.scale)), dst);
+            }
+        }
+        o.fill(0.0);
+        max.fill(f32::NEG_INFINITY);
+        sum[..group].fill(0.0);
+
+        for first_key in (0..shape.kv_len).step_by(CHUNK) {
+            let keys = CHUNK.min(shape.kv_len - first_key);
+            for key in (0..keys).step_by(KEYS) {
+                // Beyond the last key the last one is read again; what it gives is cut off below.
+                let mut k_rows: [&[f32]; KEYS] = [&[]; KEYS];
+                for (i, k_row) in k_rows.iter_mut().enumerate() {
+                    *k_row = &inputs.k[shape.kv_at(b, first_key + (key + i).min(keys - 1), h)..][..d];
+                }
+                for g in 0..group {
+                    let q = &q[g * n..g * n + d];
+                    let mut acc = [s.splat(0.0); KEYS];
+                    for at in spans(s, d) {
+                        let q = at.load(s, q);
+                        for i in 0..KEYS {
+                            acc[i] = s.mul_add(q, at.load(s, k_rows[i]), acc[i]);
+                        }
+                    }
+                    for i in 0..KEYS {
+                        p[g * CHUNK + key + i] = s.reduce_sum(acc[i]);
+                    }
+                }
+            }
+
+            for g in 0..group {
+                // Whole groups of keys: what lies beyond the last key has probability 0.
+                let p = &mut p[g * CHUNK..][..keys.next_multiple_of(KEYS)];
+                p[keys..].fill(f32::NEG_INFINITY);
+                let new_max = p.iter().fold(max[g], |m, &x| if x > m { x } else { m });
+                let mut block_sum = s.splat(0.0);
+                for at in spans(s, p.len()) {
+                    let e = exp(s, s.sub(at.load(s, p), s.splat(new_max)));
+                    at.store(s, e, p);
+                    // Loaded again: the lanes beyond a short span count as 0.
+                    block_sum = s.add(block_sum, at.load(s, p));
+                }
+                let rescale = s.reduce_max(exp(s, s.splat(max[g] - new_max)));
+                max[g] = new_max;
+                sum[g] = sum[g] * rescale + s.reduce_sum(block_sum);
+
+                let o = &mut o[g * n..g * n + d];
+                for at in spans(s, d) {
+                    at.store(s, s.mul(at.load(s, o), s.splat(rescale)), o);
+                }
+                for (group_of_keys, p) in p.chunks_exact(KEYS).enumerate() {
+                    let mut v_rows: [&[f32]; KEYS] = [&[]; KEYS];
+                    for (i, v_row) in v_rows.iter_mut().enumerate() {
+                        let key = (group_of_keys * KEYS + i).min(keys - 1);
+                        *v_row = &inputs.v[shape.kv_at(b, first_key + key, h)..][..d];
+                    }
+                    for at in spans(s, d) {
+                        let mut acc = at.load(s, o);
+                        for i in 0..KEYS {
+                            acc = s.mul_add(s.splat(p[i]), at.load(s, v_rows[i]), acc);
+                        }
+                        at.store(s, acc, o);
+                    }
+                }
+            }
+        }
+
+        for (g, (out, lse)) in self.out.chunks_exact_mut(d).zip(self.lse).enumerate() {
+            *lse = max[g] + sum[g].ln();
+            let inv_sum = s.splat(1.0 / sum[g]);
+            for at in spans(s, d) {
+                at.store(s, s.mul(at.load(s, &o[g * n..]), inv_sum), out);
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The product of small matrices that lie in L1 and L2, read in place: no packing.
+//!
+//! The general [`gemm`](crate::gemm::gemm) packs both operands first, which pays when a panel is read many times. A block of
+//! attention is read a few times only, and its buffers are laid out so that the right operand always has its columns side
+//! by side, padded to whole vectors: what packing would make of it.
+
+use crate::simd::Simd;
+use crate::{Beta, Mat, MatMut};
+
+/// `C = A B` or, with [`Beta::One`], `C += A B`. Shapes: A `[M, K]`, B `[K, N]`, C `[M, N]`. A has any strides; the columns
+/// of B are adjacent and N is a multiple of the vector.
+///
+/// Each element of C is one chain of `mul_add` over K in ascending order.
+#[inline(always)]
+pub(super) fn product<S: Simd>(s: S, a: Mat, b: Mat, beta: Beta, mut c: MatMut) {
+    assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols, "attention: product of unequal shapes");
+    assert!(
+        b.col_stride == 1 && b.cols.is_multiple_of(S::LANES),
+        "attention: the right operand is not in whole vectors"
+    );
+    if a.rows == 0 || a.cols == 0 {
+        assert!(beta == Beta::One || a.rows == 0, "attention: an empty sum has nothing to overwrite with");
+        return;
+    }
+    // Rows times vectors of C that are held in registers: 16 accumulators hide the latency of an FMA (4 cycles on two
+    // pipes need 8) and leave room for the operands among the 32 registers of AVX-512. Loads for 16 FMAs: 8, 10 and 17
+    // (of two a cycle beside two FMAs).
+    let (n, lanes) = (b.cols, S::LANES);
+    let mut j = 0;
+    while n - j >= 4 * lanes {
+        // SAFETY: the asserts above are its contract; columns j .. j + 4 LANES exist.
+        unsafe { panel::<S, 4, 4>(s, a, b, beta, &mut c, j) };
+        j += 4 * lanes;
+    }
+    if n - j >= 2 * lanes {
+        // SAFETY: as above, for 2 LANES.
+        unsafe { panel::<S, 8, 2>(s, a, b, beta, &mut c, j) };
+        j += 2 * lanes;
+    }
+    if n - j >= lanes {
+        // SAFETY: as above, for LANES.
+        unsafe { panel::<S, 16, 1>(s, a, b, beta, &mut c, j) };
+    }
+}
+
+/// Columns `j .. j + NV LANES` of C.
+///
+/// # Safety
+/// - A is `[M, K]`, B `[K, N]` with adjacent columns, C `[M, N]`; M and K are not 0; `j + NV LANES <= N`.
+#[inline(always)]
+unsafe fn panel<S: Simd, const MR: usize, const NV: usize>(s: S, a: Mat, b: Mat, beta: Beta, c: &mut MatMut, j: usize) {
+    for i in (0..a.rows).step_by(MR) {
+        let rows = MR.min(a.rows - i);
+        // Beyond the last row the last one is computed again and not stored.
+        let mut a_rows = [a.data.as_ptr(); MR];
+        for (r, row) in a_rows.iter_mut().enumerate() {
+            // SAFETY: row i + min(r, rows - 1) < M begins inside the data of A.
+            *row = unsafe { a.data.as_ptr().add((i + r.min(rows - 1)) * a.row_stride) };
+        }
+        let mut acc = [[s.splat(0.0); NV]; MR];
+        for k in 0..a.cols {
+            let mut b_k = [s.splat(0.0); NV];
+            for (v, b_k) in b_k.iter_mut().enumerate() {
+                // SAFETY: row k of B and these columns of it exist.
+                *b_k = unsafe { s.load_ptr(b.data.as_ptr().add(k * b.row_stride + j + v * S::LANES)) };
+            }
+            for (a_row, acc) in a_rows.iter().zip(&mut acc) {
+                // SAFETY: (row r, k) is an element of A.
+                let a_rk = s.splat(unsafe { *a_row.add(k * a.col_stride) });
+                for (acc, &b_k) in acc.iter_mut().zip(&b_k) {
+                    *acc = s.mul_add(a_rk, b_k, *acc);
+                }
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            // Not `take(rows)`: with a number known to the compiler the accumulators stay in registers.
+            if r < rows {
+                for (v, acc) in acc.into_iter().enumerate() {
+                    // SAFETY: row i + r < M and these columns of C exist.
+                    unsafe {
+                        let dst = c.data.as_mut_ptr().add((i + r) * c.row_stride + j + v * S::LANES);
+                        s.store_ptr(if beta == Beta::One { s.add(s.load_ptr(dst), acc) } else { acc }, dst);
+                    }
+                }
+            }
+        }
+    }
+}
