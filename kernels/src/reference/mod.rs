@@ -10,6 +10,7 @@ mod loss;
 mod matrix;
 mod norm;
 mod optimizer;
+mod reduce;
 mod rope;
 mod sparse;
 
@@ -19,5 +20,6 @@ pub use loss::*;
 pub use matrix::*;
 pub use norm::*;
 pub use optimizer::*;
+pub use reduce::*;
 pub use rope::*;
 pub use sparse::*;
