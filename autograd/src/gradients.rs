@@ -31,47 +31,61 @@ impl Gradients {
     }
 
     /// Adds `d` to the gradient in `slot`; nothing if the gradient is not wanted. The first one is moved in, not copied.
+    ///
+    /// Several slots, and a saved tensor, may share one `d`: a gradient is written in place only where nothing shares it.
     pub fn add(&mut self, slot: Option<Slot>, d: Tensor) {
-        let Some(Slot(index)) = slot else { return };
-        match self.entry(index) {
-            empty @ None => *empty = Some(d),
-            Some(sum) => {
-                make_unique(sum);
-                ops::axpy(1.0, &d, sum);
+        let Some(slot) = slot else { return };
+        let sum = match self.take_slot(slot) {
+            None => d,
+            Some(mut sum) if is_writable(&sum) => {
+                ops::axpy(1.0, &d, &mut sum);
+                sum
             }
-        }
+            Some(sum) => ops::add(&sum, &d),
+        };
+        *self.entry(slot) = Some(sum);
     }
 
     /// Lets `f` write or add a gradient of `shape` into its buffer: the [`Beta`] says whether there is something to add to.
     /// Does nothing if the gradient is not wanted.
     pub fn accumulate(&mut self, slot: Option<Slot>, shape: Shape, f: impl FnOnce(Beta, &mut Tensor)) {
-        let Some(Slot(index)) = slot else { return };
-        match self.entry(index) {
-            empty @ None => {
-                let mut d = Tensor::stale(shape, DType::F32);
-                f(Beta::Zero, &mut d);
-                *empty = Some(d);
-            }
-            Some(sum) => {
-                make_unique(sum);
-                f(Beta::One, sum);
-            }
+        if slot.is_some() {
+            let (beta, mut d) = self.take_or_stale(slot, shape);
+            f(beta, &mut d);
+            self.add(slot, d);
         }
     }
 
     /// As [`accumulate`](Gradients::accumulate), for kernels that only add: the buffer begins with zeros.
     pub fn accumulate_onto_zeros(&mut self, slot: Option<Slot>, shape: Shape, f: impl FnOnce(&mut Tensor)) {
-        let Some(Slot(index)) = slot else { return };
-        let sum = self.entry(index).get_or_insert_with(|| Tensor::zeros(shape));
-        make_unique(sum);
-        f(sum);
+        if slot.is_some() {
+            let mut d = self.take_or_zeros(slot, shape);
+            f(&mut d);
+            self.add(slot, d);
+        }
+    }
+
+    /// For kernels that make several gradients at once: takes out what is in `slot`, to be added to ([`Beta::One`]), or else
+    /// a buffer of `shape` to be overwritten ([`Beta::Zero`]). It goes back by [`add`](Gradients::add). A gradient that is
+    /// not wanted has a buffer too, since such a kernel writes it all the same.
+    pub fn take_or_stale(&mut self, slot: Option<Slot>, shape: Shape) -> (Beta, Tensor) {
+        match slot.and_then(|slot| self.take_slot(slot)) {
+            Some(sum) => (Beta::One, into_writable(sum)),
+            None => (Beta::Zero, Tensor::stale(shape, DType::F32)),
+        }
+    }
+
+    /// As [`take_or_stale`](Gradients::take_or_stale), for kernels that only add: what is in `slot`, or else zeros.
+    pub fn take_or_zeros(&mut self, slot: Option<Slot>, shape: Shape) -> Tensor {
+        slot.and_then(|slot| self.take_slot(slot)).map_or_else(|| Tensor::zeros(shape), into_writable)
     }
 
     pub(crate) fn take_slot(&mut self, slot: Slot) -> Option<Tensor> {
-        self.entry(slot.0).take()
+        self.slots.get_mut(slot.0)?.take()
     }
 
-    fn entry(&mut self, index: usize) -> &mut Option<Tensor> {
+    fn entry(&mut self, slot: Slot) -> &mut Option<Tensor> {
+        let Slot(index) = slot;
         if self.slots.len() <= index {
             self.slots.resize_with(index + 1, || None);
         }
@@ -79,9 +93,12 @@ impl Gradients {
     }
 }
 
-/// A gradient that two slots share (an addition hands the same one to both of its inputs) is copied before it is written.
-fn make_unique(tensor: &mut Tensor) {
-    if !tensor.is_unique() {
-        *tensor = ops::scale(1.0, tensor);
-    }
+/// Whether a gradient may be written in place. It may not while another slot shares it (an addition hands the same one to
+/// both of its inputs), nor as a view with gaps or repeated elements (the gradient of a sum is one number, repeated).
+fn is_writable(tensor: &Tensor) -> bool {
+    tensor.is_unique() && tensor.is_contiguous()
+}
+
+fn into_writable(tensor: Tensor) -> Tensor {
+    if is_writable(&tensor) { tensor } else { ops::scale(1.0, &tensor) }
 }

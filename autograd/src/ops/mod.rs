@@ -7,5 +7,12 @@
 //! | `gated_down_proj`  | `y = (psi(g) * u) W2^T`              | `dh = dy W2`, `dg = dh u psi'(g)`, `du = dh psi(g)`, `dW2 = dy^T h` |
 
 mod add;
+mod attention;
+mod embedding;
+mod gated_activation;
 mod gated_down_proj;
 mod linear;
+mod lm_head_loss;
+mod reshape;
+mod rms_norm;
+mod rope;
