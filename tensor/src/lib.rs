@@ -6,9 +6,13 @@
 //! Shape mistakes are programming errors and panic at the caller's line with the op, the shapes and the axis. What comes
 //! from outside (a file, a driver) is a `Result`.
 
+#![deny(unsafe_code)] // but for the mapping of files, in mapped_file.rs
+
 mod dtype;
+pub mod mapped_file;
 pub mod ops;
 pub mod pool;
+pub mod safetensors;
 mod shape;
 mod storage;
 mod tensor;
@@ -18,4 +22,4 @@ pub use dtype::DType;
 pub use kernels::{Activation, Beta, MaskSite};
 pub use shape::{MAX_RANK, Shape};
 pub use storage::{Device, Storage};
-pub use tensor::Tensor;
+pub use tensor::{Element, Tensor};

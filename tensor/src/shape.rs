@@ -39,7 +39,7 @@ impl Shape {
         let mut step = 1;
         for axis in (0..self.rank).rev() {
             strides.dims[axis] = step;
-            step *= self.dims[axis];
+            step = step.saturating_mul(self.dims[axis]); // beyond an axis of extent 0 a stride may be absurd; it is not used
         }
         strides
     }

@@ -170,7 +170,9 @@ impl Tensor {
         &mut block.elements_mut()[range]
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// The elements of a contiguous CPU tensor, as bytes.
+    #[track_caller]
+    pub(crate) fn bytes(&self) -> &[u8] {
         match self.dtype {
             DType::F32 => bytemuck::cast_slice(self.slice::<f32>()),
             DType::U32 => bytemuck::cast_slice(self.slice::<u32>()),
