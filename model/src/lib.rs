@@ -2,14 +2,26 @@
 //!
 //! - [`Config`] and [`preset`]: sizes. [`Psi`] and [`PsiAt`]: which activation, and which draws.
 //! - [`Weights`]: the parameters by their Hugging Face names, in one fixed order.
+//! - [`Transformer`]: the forward on a tape, with the parameters as [`Leaves`]; a [`Probe`] watches its sparsity.
 //!
 //! Shape letters: B batch, T time, C d_model, H heads, K kv heads, D head_dim, F d_ff, V vocabulary.
 #![forbid(unsafe_code)]
 
+mod attention;
 mod config;
+mod ffn;
+mod leaves;
+mod probe;
 mod psi;
+mod rope_table;
+mod transformer;
 mod weights;
 
+pub use attention::attention_scale;
 pub use config::{Config, ConfigError, PRESETS, RopeScaling, preset};
+pub use leaves::Leaves;
+pub use probe::Probe;
 pub use psi::{Psi, PsiAt};
+pub use rope_table::{RopeTable, rope_frequencies};
+pub use transformer::Transformer;
 pub use weights::{EMBED_TOKENS, Init, LM_HEAD, LayerNames, NORM, ParameterSpec, Weights, parameter_specs};

@@ -1,0 +1,105 @@
+//! The transformer's forward on autograd ops. Inference has its own, without a tape, in the crate `infer`.
+
+use crate::attention::attention;
+use crate::ffn::ffn;
+use crate::{LayerNames, Leaves, Probe, PsiAt, RopeTable, Weights};
+use autograd::{Tape, Var};
+use tensor::Tensor;
+
+/// A model: its parameters, and the rotary table that follows from its config.
+pub struct Transformer {
+    weights: Weights,
+    rope: RopeTable,
+}
+
+impl Transformer {
+    /// The model with these parameters.
+    pub fn new(weights: Weights) -> Transformer {
+        let rope = RopeTable::new(weights.config());
+        Transformer { weights, rope }
+    }
+
+    /// The parameters.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The parameters, to be changed in place by an optimiser.
+    pub fn weights_mut(&mut self) -> &mut Weights {
+        &mut self.weights
+    }
+
+    /// The parameters, giving up the model.
+    pub fn into_weights(self) -> Weights {
+        self.weights
+    }
+
+    /// The parameters as variables on a fresh tape. See [`Leaves`].
+    pub fn leaves<'t>(&self, tape: &'t Tape) -> Leaves<'t> {
+        Leaves::new(tape, &self.weights)
+    }
+
+    /// The last hidden state, normalised: what the LM head reads.
+    ///
+    /// `x = E[tokens]`; for every layer `x = x + attention(norm(x))`, `x = x + ffn(norm(x))`; then `norm(x)`.
+    ///
+    /// Shapes: tokens u32 `[B, T]`, each below V; result `[B, T, C]`. Each sequence begins at position 0. Row `b T + t` is
+    /// token `psi.first_token + b T + t` of the step, for the draws. `probe` sees the FFN's gates.
+    ///
+    /// Panics unless tokens is `[B, T]` with T at most `max_seq_len`.
+    #[track_caller]
+    pub fn hidden<'t>(&self, w: &Leaves<'t>, tokens: &Tensor, psi: PsiAt, mut probe: Option<&mut Probe>) -> Var<'t> {
+        let c = self.weights.config();
+        let fits = tokens.shape().rank() == 2 && tokens.dim(1) <= c.max_seq_len;
+        assert!(fits, "hidden: tokens {}: not [B, T] with T at most {}", tokens.shape(), c.max_seq_len);
+        let tape = w.tape();
+
+        let mut x = scoped(tape, "embed_tokens", || w.embed_tokens().embedding(tokens)); // [B, T, C]
+        for layer in 0..c.n_layers {
+            let _scope = tape.scope(format_args!("layers.{layer}"));
+            let at = LayerNames::new(layer);
+            let norm = |x: &Var<'t>, name, gain| scoped(tape, name, || x.rms_norm(&w[gain], c.norm_eps));
+
+            let n = norm(&x, "input_layernorm", at.input_layernorm);
+            x = &x + &scoped(tape, "self_attn", || attention(n, w, at, c, &self.rope));
+            let n = norm(&x, "post_attention_layernorm", at.post_attention_layernorm);
+            x = &x + &scoped(tape, "mlp", || ffn(n, w, layer, psi, probe.as_deref_mut()));
+        }
+        scoped(tape, "norm", || x.rms_norm(w.norm(), c.norm_eps))
+    }
+
+    /// The cross-entropy of `targets` `[B, T]` u32 after `tokens` `[B, T]`, summed over all B T positions: `scale` times it,
+    /// as a variable to differentiate, and unscaled, in nats. With `scale` one over the tokens of an optimiser step, the
+    /// gradients of its micro-batches add up to that of the mean loss. Panics as [`hidden`](Transformer::hidden) does, and
+    /// if a target is missing.
+    #[track_caller]
+    pub fn loss<'t>(
+        &self,
+        w: &Leaves<'t>,
+        (tokens, targets): (&Tensor, &Tensor),
+        scale: f32,
+        psi: PsiAt,
+        probe: Option<&mut Probe>,
+    ) -> (Var<'t>, f64) {
+        let x = self.hidden(w, tokens, psi, probe); // [B, T, C]
+        scoped(w.tape(), "lm_head", || x.lm_head_loss(w.lm_head(), targets, scale))
+    }
+
+    /// The logits `[B, T, V]` of [`hidden`](Transformer::hidden)'s result. Training never makes them all: see
+    /// [`loss`](Transformer::loss).
+    pub fn logits<'t>(&self, w: &Leaves<'t>, hidden: &Var<'t>) -> Var<'t> {
+        project(hidden, "lm_head", w.lm_head())
+    }
+}
+
+/// `y = x W^T`, under the projection's name.
+#[track_caller]
+pub(crate) fn project<'t>(x: &Var<'t>, name: &str, weight: &Var<'t>) -> Var<'t> {
+    scoped(x.tape(), name, || x.linear(weight))
+}
+
+/// Runs `f` as the part `name` of the computation, so that a checking tape can say where an infinity or NaN arose.
+fn scoped<R>(tape: &Tape, name: &str, f: impl FnOnce() -> R) -> R {
+    let _scope = tape.scope(name);
+    f()
+}
