@@ -83,8 +83,8 @@ impl Kernel for Backward<'_> {
                 let queries = rows.next_multiple_of(STRIP);
                 let (q_rows, d_out_rows) =
                     (shape.q_rows(saved.q, b, t, h, rows), shape.q_rows(self.d_out, b, t, h, rows));
-                block::copy_transposed(q_rows, scale, q_t);
-                block::copy_transposed(d_out_rows, 1.0, d_out_t);
+                block::copy_transposed(s, q_rows, scale, q_t);
+                block::copy_transposed(s, d_out_rows, 1.0, d_out_t);
                 block::copy_rows(s, q_rows, scale, q);
                 block::copy_rows(s, d_out_rows, 1.0, d_out);
                 // Beyond the last query all is 0: P is 1, dO is 0, and so is what they add.

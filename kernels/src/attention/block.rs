@@ -4,7 +4,7 @@
 //! and the sum of a softmax are vectors and need no sum across lanes; K (and V, for `dP^T = V dO^T`) are left operands, read
 //! where they are; and `P^T` read by columns is the left operand of `P V` in the order in which a packed GEMM would want it.
 
-use super::tile;
+use super::tile::Product;
 use crate::simd::Simd;
 use crate::simd::map::spans;
 use crate::{Beta, Mat, MatMut};
@@ -87,7 +87,8 @@ impl Pair {
             let a = Mat::strided(&a.data[keys.start * a.row_stride..], keys.len(), a.cols, a.row_stride, 1);
             let b = Mat::strided(&b[queries.start..], a.cols, queries.len(), BLOCK, 1);
             let c = &mut c[keys.start * BLOCK + queries.start..];
-            tile::product(s, a, b, Beta::Zero, MatMut::strided(c, keys.len(), queries.len(), BLOCK));
+            let c = MatMut::strided(c, keys.len(), queries.len(), BLOCK);
+            s.call(Product { a, b, beta: Beta::Zero, c });
         }
     }
 
@@ -98,7 +99,7 @@ impl Pair {
             let a = Mat::strided(&p_t[keys.start * BLOCK + queries.start..], keys.len(), queries.len(), BLOCK, 1);
             let b = Mat::new(&b[queries.start * n..queries.end * n], queries.len(), n);
             let c = MatMut::new(&mut c[keys.start * n..keys.end * n], keys.len(), n);
-            tile::product(s, a, b, Beta::One, c);
+            s.call(Product { a, b, beta: Beta::One, c });
         }
     }
 
@@ -109,7 +110,7 @@ impl Pair {
             let a = Mat::strided(&p_t[queries.start..], queries.len(), keys.len(), 1, BLOCK);
             let b = Mat::new(&b[..keys.len() * n], keys.len(), n);
             let c = MatMut::new(&mut c[queries.start * n..queries.end * n], queries.len(), n);
-            tile::product(s, a, b, beta, c);
+            s.call(Product { a, b, beta, c });
         }
     }
 }
@@ -137,11 +138,16 @@ pub(super) fn copy_rows<S: Simd>(s: S, src: Mat, scale: f32, dst: &mut [f32]) {
 
 /// `dst = scale * src^T`, with the columns beyond the rows of `src` set to 0. Shapes: src `[rows, D]`; dst `[D, BLOCK]`.
 #[inline(always)]
-pub(super) fn copy_transposed(src: Mat, scale: f32, dst: &mut [f32]) {
-    for (d, dst) in dst.chunks_exact_mut(BLOCK).enumerate() {
-        for (row, dst) in dst[..src.rows].iter_mut().enumerate() {
-            *dst = scale * src.data[row * src.row_stride + d];
+pub(super) fn copy_transposed<S: Simd>(s: S, src: Mat, scale: f32, dst: &mut [f32]) {
+    for d in (0..src.cols).step_by(S::LANES) {
+        let cols = S::LANES.min(src.cols - d);
+        for row in (0..BLOCK).step_by(S::LANES) {
+            let rows = S::LANES.min(src.rows.saturating_sub(row));
+            let block = if rows == 0 { &[] } else { &src.data[row * src.row_stride + d..] };
+            s.transpose(block, src.row_stride, rows, cols, &mut dst[d * BLOCK + row..], BLOCK);
         }
-        dst[src.rows..].fill(0.0);
+    }
+    for at in spans(s, dst.len()) {
+        at.store(s, s.mul(at.load(s, dst), s.splat(scale)), dst);
     }
 }

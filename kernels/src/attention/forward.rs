@@ -59,7 +59,7 @@ impl Kernel for Forward<'_> {
         let (max, scratch) = scratch.split_at_mut(BLOCK);
         let (sum, rescale) = scratch.split_at_mut(BLOCK);
 
-        block::copy_transposed(shape.q_rows(inputs.q, b, t, h, rows), inputs.scale, q_t);
+        block::copy_transposed(s, shape.q_rows(inputs.q, b, t, h, rows), inputs.scale, q_t);
         max.fill(f32::NEG_INFINITY);
         sum.fill(0.0);
 

@@ -2,44 +2,55 @@
 //!
 //! The general [`gemm`](crate::gemm::gemm) packs both operands first, which pays when a panel is read many times. A block of
 //! attention is read a few times only, and its buffers are laid out so that the right operand always has its columns side
-//! by side, padded to whole vectors: what packing would make of it.
+//! by side, padded to whole vectors: what packing would make of it. Measured with all else equal (one thread of a Zen 5,
+//! avx512, T = 512, D = 64, busy machine, best of 60): 170 GFLOP/s forward and 176 backward in place, 93 and 104 packed.
 
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 use crate::{Beta, Mat, MatMut};
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`. Shapes: A `[M, K]`, B `[K, N]`, C `[M, N]`. A has any strides; the columns
 /// of B are adjacent and N is a multiple of the vector.
 ///
 /// Each element of C is one chain of `mul_add` over K in ascending order.
-#[inline(always)]
-pub(super) fn product<S: Simd>(s: S, a: Mat, b: Mat, beta: Beta, mut c: MatMut) {
-    assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols, "attention: product of unequal shapes");
-    assert!(
-        b.col_stride == 1 && b.cols.is_multiple_of(S::LANES),
-        "attention: the right operand is not in whole vectors"
-    );
-    if a.rows == 0 || a.cols == 0 {
-        assert!(beta == Beta::One || a.rows == 0, "attention: an empty sum has nothing to overwrite with");
-        return;
-    }
-    // Rows times vectors of C that are held in registers: 16 accumulators hide the latency of an FMA (4 cycles on two
-    // pipes need 8) and leave room for the operands among the 32 registers of AVX-512. Loads for 16 FMAs: 8, 10 and 17
-    // (of two a cycle beside two FMAs).
-    let (n, lanes) = (b.cols, S::LANES);
-    let mut j = 0;
-    while n - j >= 4 * lanes {
-        // SAFETY: the asserts above are its contract; columns j .. j + 4 LANES exist.
-        unsafe { panel::<S, 4, 4>(s, a, b, beta, &mut c, j) };
-        j += 4 * lanes;
-    }
-    if n - j >= 2 * lanes {
-        // SAFETY: as above, for 2 LANES.
-        unsafe { panel::<S, 8, 2>(s, a, b, beta, &mut c, j) };
-        j += 2 * lanes;
-    }
-    if n - j >= lanes {
-        // SAFETY: as above, for LANES.
-        unsafe { panel::<S, 16, 1>(s, a, b, beta, &mut c, j) };
+pub(super) struct Product<'a> {
+    pub a: Mat<'a>,
+    pub b: Mat<'a>,
+    pub beta: Beta,
+    pub c: MatMut<'a>,
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Product { a, b, beta, mut c } = self;
+        assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols, "attention: product of unequal shapes");
+        let whole = b.col_stride == 1 && b.cols.is_multiple_of(S::LANES);
+        assert!(whole, "attention: the right operand is not in whole vectors");
+        if a.rows == 0 || a.cols == 0 {
+            assert!(beta == Beta::One || a.rows == 0, "attention: an empty sum has nothing to overwrite with");
+            return;
+        }
+        // Rows times vectors of C that are held in registers: 16 accumulators hide the latency of an FMA (4 cycles on two
+        // pipes need 8) and leave room for the operands among the 32 registers of AVX-512. Loads for 16 FMAs: 8, 10 and
+        // 17 (of two a cycle beside two FMAs).
+        let (n, lanes) = (b.cols, S::LANES);
+        let mut j = 0;
+        while n - j >= 4 * lanes {
+            // SAFETY: the asserts above are its contract; columns j .. j + 4 LANES exist.
+            unsafe { panel::<S, 4, 4>(s, a, b, beta, &mut c, j) };
+            j += 4 * lanes;
+        }
+        if n - j >= 2 * lanes {
+            // SAFETY: as above, for 2 LANES.
+            unsafe { panel::<S, 8, 2>(s, a, b, beta, &mut c, j) };
+            j += 2 * lanes;
+        }
+        if n - j >= lanes {
+            // SAFETY: as above, for LANES.
+            unsafe { panel::<S, 16, 1>(s, a, b, beta, &mut c, j) };
+        }
     }
 }
 
