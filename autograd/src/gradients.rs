@@ -5,7 +5,11 @@ use tensor::{Beta, DType, Shape, Tensor, ops};
 
 /// Names the place of a variable's gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(pub(crate) usize);
+pub struct Slot {
+    pub(crate) index: usize,
+    /// Whether the variable is a leaf, not the result of an op.
+    pub(crate) leaf: bool,
+}
 
 /// The gradients of variables, by slot. Those of leaves stay until they are taken or cleared, so that several backward
 /// passes (micro-batches) add up; those of intermediate results are consumed on the way.
@@ -15,9 +19,9 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// The gradient of a leaf, if any reached it.
+    /// The gradient of a leaf, if any reached it. It may be a view, and other tensors may share its storage.
     pub fn get(&self, leaf: &Var) -> Option<&Tensor> {
-        self.at(leaf.slot?.0)
+        self.at(leaf.slot?.index)
     }
 
     /// The gradient in slot `index`: that of the `index`-th leaf of the tape, counted from 0.
@@ -81,15 +85,14 @@ impl Gradients {
     }
 
     pub(crate) fn take_slot(&mut self, slot: Slot) -> Option<Tensor> {
-        self.slots.get_mut(slot.0)?.take()
+        self.slots.get_mut(slot.index)?.take()
     }
 
     fn entry(&mut self, slot: Slot) -> &mut Option<Tensor> {
-        let Slot(index) = slot;
-        if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, || None);
+        if self.slots.len() <= slot.index {
+            self.slots.resize_with(slot.index + 1, || None);
         }
-        &mut self.slots[index]
+        &mut self.slots[slot.index]
     }
 }
 

@@ -24,6 +24,8 @@ struct Node {
 pub struct Tape {
     nodes: RefCell<Vec<Node>>,
     slots: Cell<usize>,
+    /// Results in slots below this one were used up by a backward pass.
+    spent: Cell<usize>,
     records: bool,
     check: Option<RefCell<Check>>,
 }
@@ -54,7 +56,7 @@ struct Check {
 impl Tape {
     /// An empty tape.
     pub fn new() -> Tape {
-        Tape { nodes: RefCell::default(), slots: Cell::new(0), records: true, check: None }
+        Tape { nodes: RefCell::default(), slots: Cell::new(0), spent: Cell::new(0), records: true, check: None }
     }
 
     /// A tape that records nothing: for evaluation. Intermediate results are freed as soon as they are dropped.
@@ -70,7 +72,7 @@ impl Tape {
     /// A variable whose gradient is wanted. The first leaf of a tape takes slot 0 of the [`Gradients`], the next slot 1, and
     /// so on; so the parameters of a model, made leaves in one order at the start of each tape, keep their slots.
     pub fn leaf(&self, value: Tensor) -> Var<'_> {
-        let slot = self.records.then(|| self.new_slot());
+        let slot = self.records.then(|| self.new_slot(true));
         Var { tape: self, value, slot }
     }
 
@@ -108,6 +110,9 @@ impl Tape {
     }
 
     /// The variable for the result of an op. `op` is made and recorded only if the gradient of an input is wanted.
+    ///
+    /// Panics if an input is on another tape, or is a result of before the last backward pass.
+    #[track_caller]
     pub fn record<'t, O: Op + 'static>(
         &'t self,
         name: &'static str,
@@ -115,22 +120,33 @@ impl Tape {
         inputs: &[&Var<'t>],
         op: impl FnOnce() -> O,
     ) -> Var<'t> {
+        for input in inputs {
+            assert!(std::ptr::eq(input.tape, self), "{name}: of variables on two tapes");
+            self.expect_unspent(name, input);
+        }
         if let Some(check) = &self.check {
             check.borrow_mut().look(name, &value);
         }
         let wanted = self.records && inputs.iter().any(|v| v.slot.is_some());
         let slot = wanted.then(|| {
-            let result = self.new_slot();
+            let result = self.new_slot(false);
             self.nodes.borrow_mut().push(Node { op: Box::new(op()), result });
             result
         });
         Var { tape: self, value, slot }
     }
 
-    fn new_slot(&self) -> Slot {
-        let slot = self.slots.get();
-        self.slots.set(slot + 1);
-        Slot(slot)
+    fn new_slot(&self, leaf: bool) -> Slot {
+        let index = self.slots.get();
+        self.slots.set(index + 1);
+        Slot { index, leaf }
+    }
+
+    /// Panics if a backward pass already took the record of how `var` was made: its gradient would go nowhere.
+    #[track_caller]
+    fn expect_unspent(&self, op: &str, var: &Var) {
+        let unspent = var.slot.is_none_or(|slot| slot.leaf || slot.index >= self.spent.get());
+        assert!(unspent, "{op}: of a result (shape {}) whose record a backward pass used up", var.value.shape());
     }
 }
 
@@ -193,11 +209,18 @@ impl<'t> Var<'t> {
     /// Adds the gradients of this number for all leaves to `grads`, and empties the tape: an op's saved tensors are freed
     /// as soon as its backward is done.
     ///
-    /// Panics if this is not one number, or depends on no leaf.
+    /// Panics if this is not one number, depends on no leaf, or was made before the last backward pass; and if `grads` holds
+    /// the gradients of a tape with more leaves.
     #[track_caller]
     pub fn backward(self, grads: &mut Gradients) {
         assert_eq!(self.value.elements(), 1, "backward: from shape {}, not from one number", self.value.shape());
         let slot = self.slot.expect("backward: from a value that depends on no leaf of a recording tape");
+        self.tape.expect_unspent("backward", &self);
+        for Node { result, .. } in self.tape.nodes.borrow().iter() {
+            let free = grads.at(result.index).is_none();
+            assert!(free, "backward: slot {} holds the gradient of another tape's leaf", result.index);
+        }
+        self.tape.spent.set(self.tape.slots.get());
         grads.add(Some(slot), Tensor::full(1.0, self.value.shape()));
         loop {
             // In a statement of its own: the tape must not be borrowed while the op runs.

@@ -125,3 +125,26 @@ pub fn axpy(factor: f32, x: &Tensor, dst: &mut Tensor) {
         Place::Cpu(team) => kernel::axpy(&team, factor, x.contiguous().slice(), dst.slice_mut()),
     }
 }
+
+/// `dst[.., start .. start + len, ..] += x` along `axis`, len being x's extent there: the transpose of
+/// [`narrow`](Tensor::narrow). Panics unless the other axes are equal, the range lies inside, and `dst` is contiguous and
+/// unshared.
+#[track_caller]
+pub fn add_to_range(x: &Tensor, axis: usize, start: usize, dst: &mut Tensor) {
+    let fits = axis < x.shape.rank() && x.shape.rank() == dst.shape.rank();
+    let fits = fits && dst.shape.with(axis, x.shape[axis]) == x.shape && start + x.shape[axis] <= dst.shape[axis];
+    assert!(fits, "add_to_range: {} from {start} along axis {axis} of {}", x.shape, dst.shape);
+    match place("add_to_range", &[x, dst]) {
+        Place::Cpu(team) => {
+            let inner: usize = x.shape[axis + 1..].iter().product();
+            let (len, stride) = (x.shape[axis] * inner, dst.shape[axis] * inner);
+            if x.elements() == 0 {
+                return;
+            }
+            let x = x.contiguous();
+            for (x, dst) in x.slice::<f32>().chunks_exact(len).zip(dst.slice_mut::<f32>().chunks_exact_mut(stride)) {
+                kernel::axpy(&team, 1.0, x, &mut dst[start * inner..][..len]);
+            }
+        }
+    }
+}

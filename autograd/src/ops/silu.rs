@@ -1,0 +1,30 @@
+//! `y = x sigmoid(x)`, also called swish.
+
+use crate::gradients::{Gradients, Slot};
+use crate::tape::{Op, Var};
+use tensor::{Tensor, ops};
+
+struct Silu {
+    x: Tensor,
+    x_slot: Option<Slot>,
+}
+
+impl<'t> Var<'t> {
+    /// `x sigmoid(x)`, element by element. Shapes: any.
+    #[track_caller]
+    pub fn silu(&self) -> Var<'t> {
+        let y = ops::silu(&self.value);
+        self.tape.record("silu", y, &[self], || Silu { x: self.value.clone(), x_slot: self.slot })
+    }
+}
+
+impl Op for Silu {
+    fn name(&self) -> &'static str {
+        "silu"
+    }
+
+    /// `dx = dy s (1 + x (1 - s))` with `s = sigmoid(x)`.
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
+        grads.add(self.x_slot, ops::silu_backward(&dy, &self.x));
+    }
+}
