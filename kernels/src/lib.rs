@@ -18,6 +18,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
 pub mod gemv;
+pub mod limits;
 pub mod philox;
 mod pointwise;
 pub mod reduce;

@@ -1,7 +1,9 @@
 //! The arithmetic: one tile of C in registers, and the loops over tiles that share packed panels.
 
+use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// The tile of C that stays in registers, `mr x nr` elements, and the lanes of a vector.
@@ -21,6 +23,9 @@ pub(super) struct TileShape {
     pub(super) nr: usize,
     lanes: usize,
 }
+
+/// Elements of the largest tile.
+const MAX_TILE: usize = 14 * 32;
 
 impl TileShape {
     /// The tile of a level.
@@ -160,6 +165,7 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
     c: Block,
     accumulate: bool,
 ) {
+    const { assert!(MR * NV * S::LANES <= MAX_TILE) };
     assert!(MR <= a_width && kc * a_width <= a.len() && NV * S::LANES <= b_width && kc * b_width <= b.len());
     debug_assert!(c.rows <= MR && c.cols <= NV * S::LANES);
     let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
@@ -185,19 +191,28 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
             b = b.add(b_width);
         }
     }
+    // A whole tile goes straight to C; any other by way of the stack, so that the unrolled stores below have no branches.
     let whole = c.rows == MR && c.cols == NV * S::LANES;
+    let mut rest = MaybeUninit::<[f32; MAX_TILE]>::uninit();
+    let (dst, stride) = if whole { (c.ptr, c.row_stride) } else { (rest.as_mut_ptr().cast(), NV * S::LANES) };
     for (i, acc) in acc.iter().enumerate() {
         for (j, &acc) in acc.iter().enumerate() {
-            // SAFETY: `Block` owns its rows and columns; a place outside of them is skipped or cut off.
+            // SAFETY: the block owns MR rows of NV vectors if `whole`; else `rest` has room for as many.
             unsafe {
-                if whole {
-                    let c = c.ptr.add(i * c.row_stride + j * S::LANES);
-                    s.store_ptr(if accumulate { s.add(s.load_ptr(c), acc) } else { acc }, c);
-                } else if i < c.rows && j * S::LANES < c.cols {
-                    let len = S::LANES.min(c.cols - j * S::LANES);
-                    let c = std::slice::from_raw_parts_mut(c.ptr.add(i * c.row_stride + j * S::LANES), len);
-                    s.store_partial(if accumulate { s.add(s.load_partial(c), acc) } else { acc }, c);
-                }
+                let dst = dst.add(i * stride + j * S::LANES);
+                s.store_ptr(if whole && accumulate { s.add(s.load_ptr(dst), acc) } else { acc }, dst);
+            }
+        }
+    }
+    if !whole {
+        // SAFETY: the loop above wrote MR rows of NV vectors.
+        let rest = unsafe { std::slice::from_raw_parts(rest.as_ptr().cast::<f32>(), MR * NV * S::LANES) };
+        for (i, row) in rest.chunks_exact(NV * S::LANES).take(c.rows).enumerate() {
+            // SAFETY: the block owns `cols` elements of each of its rows.
+            let dst = unsafe { std::slice::from_raw_parts_mut(c.ptr.add(i * c.row_stride), c.cols) };
+            for at in spans(s, dst.len()) {
+                let acc = at.load(s, row);
+                at.store(s, if accumulate { s.add(at.load(s, dst), acc) } else { acc }, dst);
             }
         }
     }

@@ -1,0 +1,104 @@
+//! The machine's limits, measured: the denominators of "share of peak" in every speed report.
+
+use crate::Team;
+use crate::simd::map;
+use crate::simd::{Kernel, Simd};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Passes of a measurement; the best one counts, because noise only ever slows down.
+const PASSES: usize = 8;
+
+/// Independent chains of [`Peak`]: two pipes times the latency of an FMA (4 cycles) is 8; twice that leaves room for loops.
+const CHAINS: usize = 16;
+
+/// Peak rate of `mul_add` on all threads of `team` at its level, in GFLOP/s (a `mul_add` counts 2). Takes about 50 ms.
+///
+/// Independent chains in registers, no memory: what no kernel can beat. On a level without a fused instruction it is the rate
+/// of multiplying and adding.
+pub fn fma_gflops(team: &Team) -> f64 {
+    const STEPS: usize = 1 << 20;
+    let lanes = team.level().dispatch(Peak { steps: 0 }).1;
+    let flop = (2 * STEPS * CHAINS * lanes * team.threads()) as f64;
+    let seconds = best(|| {
+        team.run(team.threads(), |_| {
+            black_box(team.level().dispatch(Peak { steps: black_box(STEPS) }));
+        });
+    });
+    flop / seconds / 1e9
+}
+
+struct Peak {
+    steps: usize,
+}
+
+impl Kernel for Peak {
+    type Output = (f32, usize);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> (f32, usize) {
+        // x = x * 1 + 0 keeps the values tame; the compiler cannot see the constants.
+        let (one, zero) = (s.splat(black_box(1.0)), s.splat(black_box(0.0)));
+        let mut x = [zero; CHAINS];
+        for _ in 0..self.steps {
+            for x in &mut x {
+                *x = s.mul_add(*x, one, zero);
+            }
+        }
+        let mut sum = zero;
+        for x in x {
+            sum = s.add(sum, x);
+        }
+        (s.reduce_sum(sum), S::LANES)
+    }
+}
+
+/// Rate at which all threads of `team` together read memory, in GB/s (1e9 bytes): the sum of `mib` MiB of `f32`.
+///
+/// Choose `mib` well beyond the last cache (512 is) for the limit of a memory-bound kernel. Takes a few passes over it.
+pub fn read_gbs(team: &Team, mib: usize) -> f64 {
+    /// Elements a task sums: 1 MiB.
+    const CHUNK: usize = 1 << 18;
+    let data = vec![1.0f32; mib * CHUNK];
+    let seconds = best(|| {
+        team.run(mib, |task| {
+            black_box(team.level().dispatch(Sum(&data[task * CHUNK..][..CHUNK])));
+        });
+    });
+    size_of_val(&data[..]) as f64 / seconds / 1e9
+}
+
+struct Sum<'a>(&'a [f32]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        map::sum(s, self.0)
+    }
+}
+
+/// Seconds of the fastest of a few calls.
+fn best(mut f: impl FnMut()) -> f64 {
+    (0..PASSES)
+        .map(|_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::teams;
+
+    #[test]
+    fn limits_are_positive_and_finite() {
+        for team in teams() {
+            let (gflops, gbs) = (fma_gflops(&team), read_gbs(&team, 4));
+            assert!(gflops > 0.0 && gflops.is_finite(), "limits fma_gflops {}: {gflops}", team.level());
+            assert!(gbs > 0.0 && gbs.is_finite(), "limits read_gbs {}: {gbs}", team.level());
+        }
+    }
+}
