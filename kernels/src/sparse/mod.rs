@@ -1,0 +1,28 @@
+//! The FFN of one token, dense and sparse, with equal bits.
+//!
+//! All three matrices are `[F, C]` (`down_t` is down_proj transposed), so that a neuron is one contiguous row in each:
+//! `g = gate x`, then for each neuron i in use `h_i = psi(g_i) * (up_i . x)` and `y += h_i * down_t_i`.
+//!
+//! Neurons are cut into chunks by their index. The rows of a chunk are added one after the other into a sum of its own, and
+//! the sums are added in order, to +0. A neuron with `psi(g_i) = 0` adds a zero, which leaves every sum as it is, but
+//! perhaps for the sign of a zero, which the last addition drops. So leaving such neurons out changes no bit of y,
+//! provided that weights and x are finite (0 times infinity is NaN).
+
+mod ffn;
+mod rows_axpy;
+mod rows_dot;
+mod select;
+
+pub use ffn::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
+pub use rows_axpy::rows_axpy;
+pub use rows_dot::rows_dot;
+pub use select::select_active;
+
+/// Most neurons in a chunk. A chunk costs one more row of sums written and read, which at 90 % zeros is a part in 25.
+const MAX_CHUNK: usize = 256;
+
+/// Neurons in a chunk for `F = d_ff`: a function of the shape alone, because the order of the sum of y hangs on it. Small
+/// FFNs get smaller chunks, so that there are some 16 tasks to share.
+fn chunk_len(d_ff: usize) -> usize {
+    (d_ff / 16).next_multiple_of(32).clamp(32, MAX_CHUNK)
+}
