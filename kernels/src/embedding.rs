@@ -60,7 +60,7 @@ struct Scatter<'a> {
     tokens: &'a [u32],
     d_model: usize,
     first_column: usize,
-    d_table: &'a SharedMut<f32>,
+    d_table: &'a SharedMut<'a, f32>,
 }
 
 impl Kernel for Scatter<'_> {

@@ -10,6 +10,7 @@
 use crate::simd::Level;
 use std::any::Any;
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -131,26 +132,25 @@ thread_local! {
 }
 
 /// A mutable slice whose disjoint parts different tasks may write at once.
-pub(crate) struct SharedMut<T> {
+pub(crate) struct SharedMut<'a, T> {
     ptr: *mut T,
     len: usize,
+    /// The slice stays borrowed, and so alive and otherwise untouched, as long as this is used.
+    borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: access goes through `slice`, whose contract rules out overlapping use; T may move between threads.
-unsafe impl<T: Send> Sync for SharedMut<T> {}
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
-impl<T> SharedMut<T> {
-    /// The borrow ends at once for the compiler: the caller keeps the slice alive and otherwise untouched while `self` is used,
-    /// which holds when both live in one kernel body around one `Team::run`.
-    pub(crate) fn new(data: &mut [T]) -> Self {
-        SharedMut { ptr: data.as_mut_ptr(), len: data.len() }
+impl<'a, T> SharedMut<'a, T> {
+    pub(crate) fn new(data: &'a mut [T]) -> Self {
+        SharedMut { ptr: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
     /// Elements `start .. start + len`. Panics if they reach beyond the slice.
     ///
     /// # Safety
-    /// - No two parts that are alive at the same time overlap.
-    /// - The slice given to `new` is alive and not used otherwise meanwhile.
+    /// No two parts that are alive at the same time overlap.
     #[allow(clippy::mut_from_ref)] // handing out disjoint parts is its purpose
     pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of a slice of {}", self.len);
@@ -214,6 +214,14 @@ impl Shared {
     }
 
     fn lead(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        /// Lets the next leader in: last of all, after this call's panic was taken, which would otherwise surface in that one.
+        struct Release<'a>(&'a Shared);
+        impl Drop for Release<'_> {
+            fn drop(&mut self) {
+                self.0.busy.store(false, Ordering::Release);
+            }
+        }
+
         /// Closes the call and waits for the helpers, on return and on unwinding alike.
         struct Close<'a>(&'a Shared);
         impl Drop for Close<'_> {
@@ -229,10 +237,10 @@ impl Shared {
                     // The leader's own panic goes on; one that a helper left must not surface in the next call.
                     self.0.panic.lock().unwrap().take();
                 }
-                self.0.busy.store(false, Ordering::Release);
             }
         }
 
+        let _release = Release(self); // declared before `close`, so dropped after it
         let f: *const (dyn Fn(usize) + Sync + '_) = f;
         // SAFETY: only the lifetime changes. The pointer is used by helpers inside this call, and `Close` waits for them
         // before this function returns or unwinds.
@@ -392,6 +400,63 @@ mod tests {
                 sum.fetch_add(i, Ordering::Relaxed);
             });
             assert_eq!(sum.load(Ordering::Relaxed), 28);
+        }
+    }
+
+    /// Two threads share the team. The panics of one must not surface in the other, nor be lost.
+    #[test]
+    fn a_panic_reaches_the_caller_whose_task_it_was() {
+        let team = Team::new(Level::SCALAR, 3);
+        let calls = 20_000;
+        std::thread::scope(|scope| {
+            let calm = scope.spawn(|| {
+                (0..calls).all(|_| {
+                    let count = AtomicUsize::new(0);
+                    let add = |_| {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    };
+                    catch_unwind(AssertUnwindSafe(|| team.run(4, add))).is_ok() && count.into_inner() == 4
+                })
+            });
+            let wild = scope.spawn(|| {
+                let caller = std::thread::current().id();
+                (0..calls).all(|_| {
+                    let raised = AtomicBool::new(false);
+                    let raise_on_helpers = |i| {
+                        if std::thread::current().id() != caller {
+                            raised.store(true, Ordering::Relaxed);
+                            resume_unwind(Box::new(i)); // a panic without the message of `panic!`
+                        }
+                    };
+                    let result = catch_unwind(AssertUnwindSafe(|| team.run(4, raise_on_helpers)));
+                    result.is_err() == raised.into_inner()
+                })
+            });
+            assert!(calm.join().unwrap(), "Team::run: a call without a panic panicked or lost a task");
+            assert!(wild.join().unwrap(), "Team::run: a panic was lost");
+        });
+    }
+
+    /// Calls of all sizes, with and without pauses (helpers spin, sleep, come late): every task once, its writes seen by the
+    /// caller, the caller's writes seen by every task.
+    #[test]
+    fn stress() {
+        let team = Team::new(Level::SCALAR, 4);
+        let (mut input, mut output) = (vec![0usize; 64], vec![0usize; 64]);
+        for call in 1..30_000 {
+            let tasks = call * 7 % 64;
+            input.fill(call);
+            {
+                let output = SharedMut::new(&mut output);
+                // SAFETY: task i writes element i alone.
+                team.run(tasks, |i| unsafe { output.slice(i, 1)[0] = input[i] + i });
+            }
+            for (i, &x) in output[..tasks].iter().enumerate() {
+                assert_eq!(x, call + i, "Team::run: call {call}, task {i} of {tasks}");
+            }
+            if call % 1000 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
         }
     }
 

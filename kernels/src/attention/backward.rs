@@ -10,9 +10,9 @@ use crate::{Beta, Team, scratch};
 #[derive(Clone, Copy)]
 pub(super) struct Gradients<'a> {
     pub beta: Beta,
-    pub dq: &'a SharedMut<f32>,
-    pub dk: &'a SharedMut<f32>,
-    pub dv: &'a SharedMut<f32>,
+    pub dq: &'a SharedMut<'a, f32>,
+    pub dk: &'a SharedMut<'a, f32>,
+    pub dv: &'a SharedMut<'a, f32>,
 }
 
 /// One task for each key-value head of each sequence: it owns dk and dv of that head and dq of the query heads that read

@@ -29,8 +29,8 @@ struct Forward<'a> {
     b: usize,
     h: usize,
     t: usize,
-    out: &'a SharedMut<f32>,
-    lse: &'a SharedMut<f32>,
+    out: &'a SharedMut<'a, f32>,
+    lse: &'a SharedMut<'a, f32>,
     scratch: &'a mut [f32],
 }
 
