@@ -3,6 +3,7 @@
 //! - [`Config`] and [`preset`]: sizes. [`Psi`] and [`PsiAt`]: which activation, and which draws.
 //! - [`Weights`]: the parameters by their Hugging Face names, in one fixed order.
 //! - [`Transformer`]: the forward on a tape, with the parameters as [`Leaves`]; a [`Probe`] watches its sparsity.
+//! - [`hf`]: a Hugging Face folder in and out.
 //!
 //! Shape letters: B batch, T time, C d_model, H heads, K kv heads, D head_dim, F d_ff, V vocabulary.
 #![forbid(unsafe_code)]
@@ -10,6 +11,7 @@
 mod attention;
 mod config;
 mod ffn;
+pub mod hf;
 mod leaves;
 mod probe;
 mod psi;
@@ -21,7 +23,7 @@ pub use attention::attention_scale;
 pub use config::{Config, ConfigError, PRESETS, RopeScaling, preset};
 pub use leaves::Leaves;
 pub use probe::Probe;
-pub use psi::{Psi, PsiAt};
+pub use psi::{HiddenAct, Psi, PsiAt, Switch};
 pub use rope_table::{RopeTable, rope_frequencies};
 pub use transformer::Transformer;
 pub use weights::{EMBED_TOKENS, Init, LM_HEAD, LayerNames, NORM, ParameterSpec, Weights, parameter_specs};

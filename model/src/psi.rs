@@ -18,6 +18,45 @@ pub enum Psi {
     },
 }
 
+/// An activation that a Hugging Face config can name in `hidden_act`: one that draws nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HiddenAct {
+    /// `relu`.
+    Relu,
+    /// `silu`.
+    Silu,
+}
+
+/// Swi+FT (paper, "the two schedules"): the activation of the last part of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switch {
+    /// The activation after the switch.
+    pub to: HiddenAct,
+    /// The share of the steps after it, `0..=1`.
+    pub alpha: f64,
+}
+
+impl Psi {
+    /// What a model of this activation is meant to run with: itself if it draws nothing, else RELU.
+    pub fn hidden_act(&self) -> HiddenAct {
+        match self {
+            Psi::Relu | Psi::Stochastic { .. } => HiddenAct::Relu,
+            Psi::Silu => HiddenAct::Silu,
+        }
+    }
+}
+
+impl From<HiddenAct> for Psi {
+    fn from(act: HiddenAct) -> Psi {
+        match act {
+            HiddenAct::Relu => Psi::Relu,
+            HiddenAct::Silu => Psi::Silu,
+        }
+    }
+}
+
 impl std::fmt::Display for Psi {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
