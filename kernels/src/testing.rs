@@ -30,6 +30,12 @@ pub fn dot_bound(k: usize, sum_abs: f64) -> f64 {
     (k + 4) as f64 * ROUNDING * sum_abs
 }
 
+/// What [`dot_bound`] leaves out: subnormal numbers have no relative error. In a sum of `terms` products of a number computed
+/// to 2 ULP with one of at most `size`, the number and each product may be off by 2 ULP of 2^-149 instead.
+pub fn underflow_bound(terms: usize, size: f64) -> f64 {
+    terms as f64 * (1.0 + size) * f64::powi(2.0, -148)
+}
+
 /// Distance between `actual` and `expected` in units of the last place of `expected` as an `f32`.
 /// Equal infinities and two NaNs are 0 apart; a NaN or an infinity against anything else is infinitely far.
 pub fn ulps(actual: f32, expected: f64) -> f64 {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::reference::{self, AttentionAbs};
-use crate::testing::{ROUNDING, assert_within, teams, uniform};
+use crate::testing::{ROUNDING, assert_within, teams, underflow_bound, uniform};
 use crate::{Level, Team};
 use proptest::prelude::*;
 
@@ -75,19 +75,13 @@ fn probability_error(shape: AttentionShape, abs: &AttentionAbs) -> f64 {
     first_order.exp_m1()
 }
 
-/// Subnormal numbers have no relative error: a probability, and each product with it, may be off by 2 ULP of 2^-149 instead.
-/// In a sum of `terms` such products the other factor is below `size`.
-fn underflow(terms: usize, size: f64) -> f64 {
-    terms as f64 * 2.0 * (1.0 + size) * f64::powi(2.0, -148)
-}
-
 fn check_forward(what: &str, case: &Case, expected: &Reference, out: &[f32], lse: &[f32]) {
     let (shape, abs) = (case.shape, &expected.abs);
     let p_error = probability_error(shape, abs);
     // Each output is a dot of the probabilities with a column of V.
     let out_error = p_error + (shape.kv_len + 4) as f64 * ROUNDING;
     assert_within(&format!("attention {what} out"), out, &expected.out, |i| {
-        out_error * abs.out[i] + underflow(shape.kv_len, 1.0)
+        out_error * abs.out[i] + underflow_bound(shape.kv_len, 1.0)
     });
     // The logarithm turns the relative error of the sum into an absolute one; ln and the addition round.
     assert_within(&format!("attention {what} lse"), lse, &expected.lse, |i| {
@@ -102,14 +96,15 @@ fn check_backward(what: &str, case: &Case, expected: &Reference, old: Option<[&[
     let ds_error = probability_error(shape, abs) + (shape.head_dim + 12) as f64 * ROUNDING;
     let queries = shape.q_len * shape.n_heads / shape.n_kv_heads;
     let terms = [shape.kv_len, queries, queries];
-    // |dP - delta| <= 2 D, times q or k.
-    let largest = case.q.iter().fold(1.0f64, |m, &x| m.max(x.abs() as f64)) * 2.0 * shape.head_dim as f64;
+    // P times |dP - delta| <= 2 D, and that times q or k.
+    let largest_q = case.q.iter().fold(1.0f64, |m, &x| m.max(x.abs() as f64));
+    let largest = largest_q * (2.0 * shape.head_dim as f64 + 1.0);
     for (i, (name, abs)) in [("dq", &abs.dq), ("dk", &abs.dk), ("dv", &abs.dv)].into_iter().enumerate() {
         let before = |j: usize| old.map_or(0.0, |old| old[i][j] as f64);
         let sum: Vec<f64> = expected.gradients[i].iter().enumerate().map(|(j, g)| g + before(j)).collect();
         assert_within(&format!("attention_backward {what} {name}"), &actual[i], &sum, |j| {
             let rounding = (ds_error + (terms[i] + 8) as f64 * ROUNDING) * abs[j];
-            rounding + underflow(terms[i], largest) + ROUNDING * (before(j).abs() + sum[j].abs())
+            rounding + underflow_bound(terms[i], largest) + ROUNDING * (before(j).abs() + sum[j].abs())
         });
     }
 }
