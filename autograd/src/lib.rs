@@ -15,6 +15,7 @@
 //! assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [2.0]);
 //! ```
 
+pub mod gradcheck;
 mod gradients;
 pub mod ops;
 mod tape;

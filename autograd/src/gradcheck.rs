@@ -1,0 +1,310 @@
+//! Are an op's gradients those of its formula? For the ops here, and for your own.
+//!
+//! [`GradCheck`] compares the tape's gradient of `sum(r * out)`, r random and fixed, with differences of a *reference*: the
+//! forward formula once more, from f32 inputs to f64 results. The reference shares nothing with the op, so a wrong forward
+//! shows as well as a wrong backward.
+//!
+//! # The numbers
+//!
+//! Central differences `D(h) = (F(x + h) - F(x - h)) / 2h` at `h = 2^-6, 2^-7, 2^-8` are extrapolated twice (Richardson;
+//! Romberg's table): the error of the result R3 is of order h^6. `x + h` is exact in f32 for the inputs of [`input`], so the
+//! reference sees the very step that the quotient divides by.
+//!
+//! # The bound
+//!
+//! Nothing is tuned. With `S` the sum of the absolute values of the terms of a gradient and k the number of roundings on the
+//! longest way to it, `|tape - R3|` is at most
+//!
+//! - rounding, `(k + 4) 2^-24 S`, that of a dot product (Higham, section 3.1);
+//! - truncation, `|R3 - R2|`, where R2 is one extrapolation less, and so off by much more than R3 is;
+//! - the noise of the f64 reference, `(k + 4) 2^-53 sum |r out|`, divided by the smallest step and doubled, since the
+//!   coefficients of the extrapolation add up to less than 2.
+//!
+//! Where truncation is more than the other two, the check fails: then the inputs are within a step of a kink, such as RELU's
+//! at 0, where a difference proves nothing.
+
+use crate::gradients::{Gradients, Slot};
+use crate::tape::{Op, Tape, Var};
+use kernels::testing::{ROUNDING, uniform};
+use tensor::{Shape, Tensor, ops, pool};
+
+/// The first of three steps, each half of the one before. Small enough that RELU's kink stays out of reach of [`input`].
+const STEP: f64 = 1.0 / 64.0;
+
+/// Inputs with more elements are checked along two directions, if [`GradCheck::sizes`] are given: the cost of looking
+/// at each element grows with the square of their number.
+const EACH_ELEMENT: usize = 256;
+
+/// For each input, the sum of the absolute values of the terms of each element's gradient, from the inputs and r.
+type Sizes<'a> = dyn Fn(&[&[f32]], &[f32]) -> Vec<Vec<f64>> + 'a;
+
+/// A check of one op, or of an expression of several. See the [module](self).
+///
+/// ```
+/// use autograd::gradcheck::{GradCheck, input};
+///
+/// let square = |x: &[&[f32]]| x[0].iter().map(|&x| x as f64 * x as f64).collect();
+/// GradCheck::new("square", &[input(1, [3, 5])]).roundings(2).run(|x| &x[0] * &x[0], square);
+/// ```
+pub struct GradCheck<'a> {
+    name: &'a str,
+    inputs: Vec<Tensor>,
+    roundings: usize,
+    sizes: Option<Box<Sizes<'a>>>,
+}
+
+/// An input fit for a check: reproducible values in `-1.125 ..= 1.125`, at least 1/8 away from 0, on a grid of 2^-23.
+pub fn input(seed: u64, shape: impl Into<Shape>) -> Tensor {
+    let shape = shape.into();
+    let mut values = uniform(seed, shape.elements());
+    values.iter_mut().filter(|x| x.abs() < 0.125).for_each(|x| *x += 0.125f32.copysign(*x));
+    Tensor::from_slice(&values, shape)
+}
+
+impl<'a> GradCheck<'a> {
+    /// A check of `name` at these inputs; what is not differentiated (tokens, tables) stays with the closures of
+    /// [`run`](GradCheck::run).
+    pub fn new(name: &'a str, inputs: &[Tensor]) -> Self {
+        GradCheck { name, inputs: inputs.to_vec(), roundings: 0, sizes: None }
+    }
+
+    /// Sets k: the most terms that are summed on the way to a gradient, and what functions such as exp add, in roundings.
+    pub fn roundings(self, k: usize) -> Self {
+        GradCheck { roundings: k, ..self }
+    }
+
+    /// Says how S is computed: needed where terms cancel inside the backward, as in a softmax. Without it S is the sum over
+    /// the results of `|r| |d result / d input|`, from the differences.
+    pub fn sizes(self, sizes: impl Fn(&[&[f32]], &[f32]) -> Vec<Vec<f64>> + 'a) -> Self {
+        GradCheck { sizes: Some(Box::new(sizes)), ..self }
+    }
+
+    /// Runs the op on every choice of inputs whose gradient is wanted; then twice into the same [`Gradients`].
+    /// Panics with the name, the input and the element if a gradient is not that of the reference.
+    ///
+    /// Turns on NaN in recycled memory ([`pool::set_poison`]), so that what a kernel forgot to write shows.
+    #[track_caller]
+    pub fn run(&self, forward: impl for<'t> Fn(&[Var<'t>]) -> Var<'t>, reference: impl Fn(&[&[f32]]) -> Vec<f64>) {
+        pool::set_poison(true);
+        let values: Vec<Vec<f32>> = self.inputs.iter().map(to_vec).collect();
+        let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        let out = reference(&values);
+        let r = uniform(0x5EED, out.len());
+        let tape = |wanted: &dyn Fn(usize) -> bool, grads: &mut Gradients| self.gradients(&forward, &r, wanted, grads);
+
+        let all = tape(&|_| true, &mut Gradients::default());
+        let mut twice = Gradients::default();
+        tape(&|_| true, &mut twice);
+        let twice = tape(&|_| true, &mut twice);
+
+        let sizes = self.sizes.as_ref().map(|sizes| sizes(&values, &r));
+        let noise = out.iter().zip(&r).map(|(o, &r)| (o * r as f64).abs()).sum::<f64>();
+        let noise = (self.roundings + 4) as f64 * f64::EPSILON / 2.0 * noise * 2.0 / (STEP / 4.0);
+        for (i, x) in values.iter().enumerate() {
+            let given = sizes.as_ref().map(|sizes| sizes[i].as_slice());
+            let rounding = |passes: usize, size: f64| {
+                (passes * self.roundings + 4) as f64 * ROUNDING * passes as f64 * size + passes as f64 * noise
+            };
+            let check = |place: &str, direction: &[(usize, f64)]| {
+                let slope = Slope::new(&values, i, direction, &r, &reference);
+                let size = given.map_or(slope.size, |s| direction.iter().map(|&(e, _)| s[e]).sum());
+                let Slope { value, truncation, .. } = slope;
+                let along = |g: &[f32]| direction.iter().map(|&(e, sign)| g[e] as f64 * sign).sum::<f64>();
+                let place = format!("{}: the gradient of input {i} {}, {place}", self.name, self.inputs[i].shape());
+                let limit = rounding(1, size);
+                assert!(
+                    truncation <= limit,
+                    "{place}: a kink within the step: {truncation:e} of truncation, {limit:e}"
+                );
+                for (passes, g) in [(1, &all[i]), (2, &twice[i])] {
+                    let (tape, value) = (along(g), passes as f64 * value);
+                    let bound = rounding(passes, size) + passes as f64 * truncation;
+                    let off = (tape - value).abs();
+                    assert!(
+                        off <= bound,
+                        "{place}, after {passes} backward: {tape:e}, by differences {value:e}: off by {off:e}, bound {bound:e}"
+                    );
+                }
+            };
+            if given.is_some() && x.len() > EACH_ELEMENT {
+                // One that the tape cannot foresee, and the one where errors of one factor add up.
+                let along =
+                    |signs: &[f32]| signs.iter().map(|s| 1f64.copysign(*s as f64)).enumerate().collect::<Vec<_>>();
+                check("along a random direction", &along(&uniform(0xD1 + i as u64, x.len())));
+                check("along its signs", &along(&all[i]));
+            } else {
+                (0..x.len()).for_each(|e| check(&format!("element {e}"), &[(e, 1.0)]));
+            }
+        }
+        self.check_subsets(&all, tape);
+    }
+
+    /// With some inputs constant, the gradients of the others keep their bits, and the constants get none.
+    #[track_caller]
+    fn check_subsets(&self, all: &[Vec<f32>], tape: impl Fn(&dyn Fn(usize) -> bool, &mut Gradients) -> Vec<Vec<f32>>) {
+        for subset in 1..(1usize << all.len()) - 1 {
+            let wanted = |i: usize| subset >> i & 1 == 1;
+            for (i, g) in tape(&wanted, &mut Gradients::default()).iter().enumerate() {
+                let expected: &[f32] = if wanted(i) { &all[i] } else { &[] };
+                let bits = |g: &[f32]| g.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let names = (0..all.len()).filter(|&i| wanted(i)).collect::<Vec<_>>();
+                assert!(
+                    bits(g) == bits(expected),
+                    "{}: the gradient of input {i} is another when only inputs {names:?} are leaves",
+                    self.name
+                );
+            }
+        }
+    }
+
+    /// The tape's gradients of `sum(r * out)`, on top of `grads`; of an input that is not wanted, nothing.
+    #[track_caller]
+    fn gradients(
+        &self,
+        forward: &impl for<'t> Fn(&[Var<'t>]) -> Var<'t>,
+        r: &[f32],
+        wanted: &dyn Fn(usize) -> bool,
+        grads: &mut Gradients,
+    ) -> Vec<Vec<f32>> {
+        let tape = Tape::new();
+        let var = |(i, x): (usize, &Tensor)| if wanted(i) { tape.leaf(x.clone()) } else { tape.constant(x.clone()) };
+        let inputs: Vec<Var> = self.inputs.iter().enumerate().map(var).collect();
+        let out = forward(&inputs);
+        let elements = out.value().elements();
+        assert_eq!(elements, r.len(), "{}: the reference gives {} results, the op {elements}", self.name, r.len());
+        weighted_sum(&out, Tensor::from_slice(r, out.value().shape())).backward(grads);
+        let gradient = |(i, x): (usize, &Var)| {
+            let g = grads.get(x).map(to_vec);
+            assert!(
+                g.is_some() == wanted(i),
+                "{}: input {i} is wanted: {}; has a gradient: {}",
+                self.name,
+                wanted(i),
+                g.is_some()
+            );
+            g.unwrap_or_default()
+        };
+        inputs.iter().enumerate().map(gradient).collect()
+    }
+}
+
+/// What differences say about `sum(r * reference)` along a direction.
+struct Slope {
+    /// R3.
+    value: f64,
+    /// `|R3 - R2|`, summed over the results.
+    truncation: f64,
+    /// The sum over the results of `|r slope|`.
+    size: f64,
+}
+
+impl Slope {
+    /// Moves the elements of input `i` that `direction` names, each by a sign times the step.
+    #[track_caller]
+    fn new(
+        values: &[&[f32]],
+        i: usize,
+        direction: &[(usize, f64)],
+        r: &[f32],
+        reference: &impl Fn(&[&[f32]]) -> Vec<f64>,
+    ) -> Slope {
+        let at = |step: f64| {
+            let mut x = values[i].to_vec();
+            for &(element, sign) in direction {
+                let to = x[element] as f64 + sign * step;
+                x[element] = to as f32;
+                assert!(x[element] as f64 == to, "gradcheck: input {i}, element {element}: {to} is not exact in f32");
+            }
+            let mut values = values.to_vec();
+            values[i] = &x;
+            reference(&values)
+        };
+        let [d1, d2, d3] = [STEP, STEP / 2.0, STEP / 4.0]
+            .map(|h| at(h).iter().zip(at(-h)).map(|(above, below)| (above - below) / (2.0 * h)).collect::<Vec<f64>>());
+        let mut slope = Slope { value: 0.0, truncation: 0.0, size: 0.0 };
+        for (j, &r) in r.iter().enumerate() {
+            let (r2_wide, r2) = ((4.0 * d2[j] - d1[j]) / 3.0, (4.0 * d3[j] - d2[j]) / 3.0);
+            let r3 = (16.0 * r2 - r2_wide) / 15.0;
+            slope.value += r as f64 * r3;
+            slope.truncation += (r as f64 * (r3 - r2)).abs();
+            slope.size += (r as f64 * r3).abs();
+        }
+        slope
+    }
+}
+
+/// `sum(r * x)`, whose gradient for x is r: the check's own, so that it does not lean on the ops that it checks.
+struct WeightedSum {
+    r: Tensor,
+    x_slot: Option<Slot>,
+}
+
+fn weighted_sum<'t>(x: &Var<'t>, r: Tensor) -> Var<'t> {
+    let y = ops::sum(&ops::mul(x.value(), &r));
+    x.tape().record("weighted_sum", y, &[x], || WeightedSum { r, x_slot: x.slot })
+}
+
+impl Op for WeightedSum {
+    fn name(&self) -> &'static str {
+        "weighted_sum"
+    }
+
+    /// `dx = dy r`.
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
+        grads.add(self.x_slot, ops::scale(dy.item(), &self.r));
+    }
+}
+
+fn to_vec(x: &Tensor) -> Vec<f32> {
+    x.to_vec().unwrap_or_else(|e| panic!("gradcheck: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// The message with which `f` panics.
+    fn panic_message(f: impl FnOnce()) -> String {
+        let payload = catch_unwind(AssertUnwindSafe(f)).expect_err("gradcheck: a wrong gradient passed");
+        payload.downcast_ref::<String>().cloned().unwrap_or_default()
+    }
+
+    /// `factor x` with a backward that is off by a part in 100,000.
+    struct Wrong {
+        x_slot: Option<Slot>,
+    }
+
+    impl Op for Wrong {
+        fn name(&self) -> &'static str {
+            "wrong"
+        }
+        fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
+            grads.add(self.x_slot, ops::scale(1.00001, &dy));
+        }
+    }
+
+    fn wrong<'t>(x: &Var<'t>) -> Var<'t> {
+        x.tape().record("wrong", x.value().clone(), &[x], || Wrong { x_slot: x.slot })
+    }
+
+    #[test]
+    fn gradcheck_finds_an_error_of_1e_5_in_an_element_and_along_a_direction() {
+        let identity = |x: &[&[f32]]| x[0].iter().map(|&x| x as f64).collect();
+        let check = GradCheck::new("wrong", &[input(1, [2, 3])]);
+        let message = panic_message(|| check.run(|x| wrong(&x[0]), identity));
+        assert!(message.starts_with("wrong: the gradient of input 0 [2, 3], element 0, after 1 backward"), "{message}");
+        let check =
+            GradCheck::new("wrong", &[input(1, [300])]).sizes(|_, r| vec![r.iter().map(|r| r.abs() as f64).collect()]);
+        let message = panic_message(|| check.run(|x| wrong(&x[0]), identity));
+        assert!(message.starts_with("wrong: the gradient of input 0 [300], along"), "{message}");
+    }
+
+    #[test]
+    fn gradcheck_refuses_a_kink() {
+        let x = Tensor::from_slice(&[0.5f32, 1.0 / 128.0], [2]);
+        let relu = |x: &[&[f32]]| x[0].iter().map(|&x| (x as f64).max(0.0)).collect();
+        let message = panic_message(|| GradCheck::new("relu", &[x]).run(|x| x[0].relu(), relu));
+        assert!(message.contains("element 1: a kink within the step"), "{message}");
+    }
+}
