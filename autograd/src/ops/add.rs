@@ -37,3 +37,25 @@ impl Op for Add {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::{broadcast, broadcast_shapes};
+
+    #[test]
+    fn add_gradients() {
+        for (a, b) in broadcast_shapes() {
+            let inputs = [input(1, a), input(2, b)];
+            // A gradient is a sum over the elements that were repeated: 24 at most.
+            let check = GradCheck::new("add", &inputs).roundings(24);
+            check.run(|x| &x[0] + &x[1], |x| broadcast((x[0], a), (x[1], b), |a, b| a + b));
+        }
+    }
+
+    #[test]
+    fn add_gradients_of_one_leaf_as_both_operands() {
+        let same = |x: &[&[f32]]| x[0].iter().map(|&a| a as f64).map(|a| a + a).collect();
+        GradCheck::new("add", &[input(1, [3, 5])]).run(|x| &x[0] + &x[0], same);
+    }
+}

@@ -51,3 +51,51 @@ impl Op for Attention {
         grads.add(self.v_slot, dv);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use kernels::attention::AttentionShape;
+    use kernels::reference;
+
+    /// To first order, in roundings of 2^-24, with `score` the largest sum of `|scale q k|`: a score is off by `(D + 5)`
+    /// times it, which moves a probability by twice that; `score - lse` and exp add `8 score + 2 ln Tk + 10 Tk / 64 + Tk +
+    /// 12`; dP and the row sums are dots of D terms; then come the sums over keys or over the queries of a group.
+    fn roundings(shape: AttentionShape, scale: f32) -> usize {
+        let AttentionShape { q_len, kv_len, n_heads, n_kv_heads, head_dim, .. } = shape;
+        let score = (head_dim as f32 * 1.125 * 1.125 * scale).ceil() as usize;
+        let queries = q_len * n_heads / n_kv_heads;
+        2 * (head_dim + 5) * score + 8 * score + 5 * kv_len + 22 + head_dim + 12 + kv_len.max(queries) + 8
+    }
+
+    #[test]
+    fn attention_gradients() {
+        // B, Tq, Tk, H, K, D: one of everything; plain; grouped heads; a cache before the queries; odd and large.
+        let shapes =
+            [[1, 1, 1, 1, 1, 1], [2, 3, 3, 2, 2, 4], [1, 4, 4, 6, 2, 3], [1, 2, 5, 4, 1, 5], [2, 9, 9, 3, 3, 17]];
+        for [batch, q_len, kv_len, n_heads, n_kv_heads, head_dim] in shapes {
+            let shape = AttentionShape { batch, q_len, kv_len, n_heads, n_kv_heads, head_dim };
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let kv = [batch, kv_len, n_kv_heads, head_dim];
+            let inputs = [input(1, [batch, q_len, n_heads, head_dim]), input(2, kv), input(3, kv)];
+            let check = GradCheck::new("attention", &inputs).roundings(roundings(shape, scale)).sizes(|x, r| {
+                let abs = reference::attention_abs(shape, scale, x[0], x[1], x[2], r);
+                vec![abs.dq, abs.dk, abs.dv]
+            });
+            let out = |x: &[&[f32]]| reference::attention(shape, scale, x[0], x[1], x[2]).0;
+            check.run(|x| x[0].attention(&x[1], &x[2], scale), out);
+        }
+    }
+
+    #[test]
+    fn attention_gradients_of_one_leaf_as_q_k_and_v() {
+        let (scale, dims) = (0.5, [1, 4, 2, 3]);
+        let shape = AttentionShape { batch: 1, q_len: 4, kv_len: 4, n_heads: 2, n_kv_heads: 2, head_dim: 3 };
+        let check = GradCheck::new("attention", &[input(1, dims)]).roundings(roundings(shape, scale)).sizes(|x, r| {
+            let abs = reference::attention_abs(shape, scale, x[0], x[0], x[0], r);
+            vec![(0..x[0].len()).map(|i| abs.dq[i] + abs.dk[i] + abs.dv[i]).collect()]
+        });
+        let out = |x: &[&[f32]]| reference::attention(shape, scale, x[0], x[0], x[0]).0;
+        check.run(|x| x[0].attention(&x[0], &x[0], scale), out);
+    }
+}

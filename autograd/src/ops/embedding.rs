@@ -33,3 +33,24 @@ impl Op for Embedding {
         grads.accumulate_onto_zeros(slot, shape, |d_table| ops::embedding_backward(&dy, &self.tokens, d_table));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use kernels::reference;
+    use tensor::Tensor;
+
+    #[test]
+    fn embedding_gradients() {
+        let tokens: [(&[u32], &[usize]); 4] =
+            [(&[0], &[1]), (&[3, 1, 3, 3, 0, 4], &[2, 3]), (&[2, 2], &[2]), (&[4, 0, 1], &[1, 3])];
+        for (tokens, shape) in tokens {
+            for c in [1, 3, 17] {
+                let indices = Tensor::from_slice(tokens, shape);
+                // A row's gradient is a sum over its tokens.
+                let check = GradCheck::new("embedding", &[input(1, [5, c])]).roundings(tokens.len());
+                check.run(|x| x[0].embedding(&indices), |x| reference::embedding(x[0], tokens, c));
+            }
+        }
+    }
+}

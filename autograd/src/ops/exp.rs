@@ -28,3 +28,17 @@ impl Op for Exp {
         grads.add(self.x_slot, ops::mul(&dy, &self.y));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+
+    #[test]
+    fn exp_gradients() {
+        for shape in [&[][..], &[1], &[2, 3, 5], &[37]] {
+            // exp is within 1.18 ULP.
+            let check = GradCheck::new("exp", &[input(1, shape)]).roundings(1);
+            check.run(|x| x[0].exp(), |x| x[0].iter().map(|&x| x as f64).map(f64::exp).collect());
+        }
+    }
+}

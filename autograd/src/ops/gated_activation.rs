@@ -40,3 +40,28 @@ impl Op for GatedActivation {
         grads.add(self.u_slot, du);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::activations;
+    use kernels::reference;
+
+    #[test]
+    fn gated_activation_gradients() {
+        for act in activations() {
+            for shape in [&[1][..], &[5], &[2, 3, 7], &[3, 19], &[2, 11, 23]] {
+                let d_ff = shape[shape.len() - 1];
+                // psi is within 4 ULP, 8 roundings, and of size 1 as a factor of dg: |psi'| <= 1.1, a sum of both signs.
+                let check = GradCheck::new("gated_activation", &[input(1, shape), input(2, shape)]).roundings(5);
+                let check = check.sizes(move |x, r| {
+                    let psi = |i: usize| reference::activation(act, i / d_ff, i % d_ff, x[0][i] as f64).0;
+                    let dg = r.iter().zip(x[1]).map(|(r, u)| (r * u).abs() as f64).collect();
+                    vec![dg, r.iter().enumerate().map(|(i, &r)| (r as f64 * psi(i)).abs()).collect()]
+                });
+                check
+                    .run(|x| x[0].gated_activation(&x[1], act), |x| reference::gated_activation(act, x[0], x[1], d_ff));
+            }
+        }
+    }
+}

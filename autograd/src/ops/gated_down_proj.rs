@@ -54,3 +54,60 @@ impl Op for GatedDownProj {
         grads.add(self.u_slot, du);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::activations;
+    use kernels::reference;
+    use tensor::{Activation, Shape};
+
+    /// `[dg, du, dW2]` of `sum(r * y)`, term by term in absolute value.
+    fn sizes(act: Activation, [f, c]: [usize; 2], x: &[&[f32]], r: &[f32]) -> Vec<Vec<f64>> {
+        let (g, u, w) = (x[0], x[1], x[2]);
+        let abs = |x: f32| x.abs() as f64;
+        let psi = |i: usize| reference::activation(act, i / f, i % f, g[i] as f64).0.abs();
+        let dh: Vec<f64> =
+            (0..g.len()).map(|i| (0..c).map(|o| abs(r[i / f * c + o]) * abs(w[o * f + i % f])).sum()).collect();
+        let h = |i: usize| psi(i) * abs(u[i]);
+        let dw = |o: usize, j: usize| (0..g.len() / f).map(|n| abs(r[n * c + o]) * h(n * f + j)).sum();
+        vec![
+            (0..g.len()).map(|i| dh[i] * abs(u[i])).collect(),
+            (0..g.len()).map(|i| dh[i] * psi(i)).collect(),
+            (0..c * f).map(|i| dw(i / f, i % f)).collect(),
+        ]
+    }
+
+    fn reference(act: Activation, [f, c]: [usize; 2], x: &[&[f32]]) -> Vec<f64> {
+        let h = reference::gated_activation(act, x[0], x[1], f);
+        let y = |n: usize, o: usize| (0..f).map(|j| h[n * f + j] * x[2][o * f + j] as f64).sum();
+        (0..h.len() / f * c).map(|i| y(i / c, i % c)).collect()
+    }
+
+    #[test]
+    fn gated_down_proj_gradients() {
+        for act in activations() {
+            for (lead, f, c) in [(&[1][..], 1, 1), (&[], 5, 3), (&[2, 3], 7, 2), (&[11], 25, 6)] {
+                let shape = Shape::new(&[lead, &[f]].concat());
+                let rows = shape.elements() / f;
+                let inputs = [input(1, shape), input(2, shape), input(3, [c, f])];
+                // dh is a sum over C, dW2 one over the rows; psi is within 4 ULP, and two products follow.
+                let check = GradCheck::new("gated_down_proj", &inputs).roundings(c.max(rows) + 10);
+                check
+                    .sizes(move |x, r| sizes(act, [f, c], x, r))
+                    .run(|x| x[0].gated_down_proj(&x[1], &x[2], act), |x| reference(act, [f, c], x));
+            }
+        }
+    }
+
+    #[test]
+    fn gated_down_proj_gradients_of_one_leaf_as_g_and_u() {
+        let (act, dims) = (Activation::Silu, [5, 3]);
+        let check = GradCheck::new("gated_down_proj", &[input(1, [2, 5]), input(2, [3, 5])]).roundings(14);
+        let check = check.sizes(move |x, r| {
+            let [dg, du, dw] = sizes(act, dims, &[x[0], x[0], x[1]], r).try_into().unwrap();
+            vec![dg.iter().zip(&du).map(|(a, b)| a + b).collect(), dw]
+        });
+        check.run(|x| x[0].gated_down_proj(&x[0], &x[1], act), |x| reference(act, dims, &[x[0], x[0], x[1]]));
+    }
+}

@@ -54,3 +54,51 @@ pub(crate) fn as_matrix(x: &Tensor) -> Tensor {
     let last = x.dim(x.shape().rank() - 1);
     x.reshape([x.elements() / last.max(1), last])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::product_sizes;
+    use kernels::{Mat, reference};
+    use tensor::Shape;
+
+    #[test]
+    fn linear_gradients() {
+        for (lead, k, n) in [(&[1][..], 1, 1), (&[], 3, 5), (&[2, 3], 5, 4), (&[1, 7], 2, 1), (&[3, 11], 19, 41)] {
+            let shape = Shape::new(&[lead, &[k]].concat());
+            let rows = shape.elements() / k;
+            let product = |x: &[&[f32]]| reference::gemm(Mat::new(x[0], rows, k), Mat::new(x[1], n, k).t()).0;
+            let sizes = |x: &[&[f32]], r: &[f32]| {
+                let [dx, dw_t] =
+                    product_sizes(Mat::new(x[0], rows, k), Mat::new(x[1], n, k).t(), r).try_into().unwrap();
+                vec![dx, (0..n * k).map(|i| dw_t[i % k * n + i / k]).collect()]
+            };
+            // dx sums over N, dW over the rows.
+            let check =
+                GradCheck::new("linear", &[input(1, shape), input(2, [n, k])]).roundings(rows.max(n)).sizes(sizes);
+            check.run(|x| x[0].linear(&x[1]), product);
+        }
+    }
+
+    #[test]
+    fn linear_gradients_of_a_weight_used_twice() {
+        let twice = |x: &[&[f32]]| -> Vec<f64> {
+            let w = |i: usize, j: usize| x[1][i * 3 + j] as f64;
+            let once = |x: &[f64]| (0..3).map(|i| (0..3).map(|j| w(i, j) * x[j]).sum()).collect::<Vec<f64>>();
+            once(&once(&x[0].iter().map(|&x| x as f64).collect::<Vec<_>>()))
+        };
+        // Two products of three terms each way.
+        let check = GradCheck::new("linear", &[input(1, [1, 3]), input(2, [3, 3])]).roundings(16).sizes(|x, r| {
+            let abs = |x: &[f32]| x.iter().map(|x| x.abs()).collect::<Vec<f32>>();
+            let (x, w, r) = (abs(x[0]), abs(x[1]), abs(r));
+            let (w, r) = (Mat::new(&w, 3, 3), Mat::new(&r, 1, 3));
+            let narrow = |x: Vec<f64>| x.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+            let hidden = narrow(reference::gemm(Mat::new(&x, 1, 3), w.t()).0);
+            let d_hidden = narrow(reference::gemm(r, w).0);
+            let dx = reference::gemm(Mat::new(&d_hidden, 1, 3), w).0;
+            let dw = |i: usize, j: usize| (r.at(0, i) * hidden[j] + d_hidden[i] * x[j]) as f64;
+            vec![dx, (0..9).map(|e| dw(e / 3, e % 3)).collect()]
+        });
+        check.run(|x| x[0].linear(&x[1]).linear(&x[1]), twice);
+    }
+}

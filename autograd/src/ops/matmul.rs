@@ -37,3 +37,31 @@ impl Op for Matmul {
         grads.accumulate(self.a_slot, self.a.shape(), |beta, da| ops::matmul_into(&dy, &self.b.t(), beta, da));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::product_sizes;
+    use kernels::{Mat, reference};
+
+    #[test]
+    fn matmul_gradients() {
+        for [m, k, n] in [[1, 1, 1], [2, 3, 5], [7, 1, 4], [5, 17, 3], [33, 21, 40]] {
+            let product = |x: &[&[f32]]| reference::gemm(Mat::new(x[0], m, k), Mat::new(x[1], k, n)).0;
+            let sizes = |x: &[&[f32]], r: &[f32]| product_sizes(Mat::new(x[0], m, k), Mat::new(x[1], k, n), r);
+            // da sums over N, db over M.
+            let check =
+                GradCheck::new("matmul", &[input(1, [m, k]), input(2, [k, n])]).roundings(m.max(n)).sizes(sizes);
+            check.run(|x| x[0].matmul(&x[1]), product);
+        }
+    }
+
+    #[test]
+    fn matmul_gradients_of_a_leaf_and_its_transpose() {
+        let (m, k) = (4, 3);
+        let gram = |x: &[&[f32]]| reference::gemm(Mat::new(x[0], m, k), Mat::new(x[0], m, k).t()).0;
+        GradCheck::new("matmul", &[input(1, [m, k])])
+            .roundings(2 * m)
+            .run(|x| x[0].matmul(&x[0].transpose(0, 1)), gram);
+    }
+}

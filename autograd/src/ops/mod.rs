@@ -89,3 +89,6 @@ impl<'t> std::ops::Neg for Var<'t> {
         -&self
     }
 }
+
+#[cfg(test)]
+mod testing;

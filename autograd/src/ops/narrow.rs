@@ -30,3 +30,27 @@ impl Op for Narrow {
         grads.accumulate_onto_zeros(slot, shape, |dx| ops::add_to_range(&dy, self.axis, self.start, dx));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+
+    #[test]
+    fn narrow_gradients() {
+        for ([b, m, n], start, len) in [([1, 5, 3], 1, 2), ([3, 4, 1], 0, 4), ([2, 3, 5], 2, 1), ([2, 3, 2], 3, 0)] {
+            let range = |x: &[&[f32]]| {
+                let keep = |e: &usize| (start..start + len).contains(&(e / n % m));
+                (0..b * m * n).filter(keep).map(|e| x[0][e] as f64).collect()
+            };
+            GradCheck::new("narrow", &[input(1, [b, m, n])]).run(|x| x[0].narrow(1, start, len), range);
+        }
+    }
+
+    #[test]
+    fn narrow_gradients_of_two_ranges_that_overlap() {
+        let sum = |x: &[&[f32]]| (0..3).map(|i| x[0][i] as f64 * x[0][i + 1] as f64).collect();
+        GradCheck::new("narrow", &[input(1, [4])])
+            .roundings(2)
+            .run(|x| x[0].narrow(0, 0, 3) * x[0].narrow(0, 1, 3), sum);
+    }
+}

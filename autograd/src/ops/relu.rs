@@ -28,3 +28,16 @@ impl Op for Relu {
         grads.add(self.x_slot, ops::relu_backward(&dy, &self.x));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use kernels::reference;
+    #[test]
+    fn relu_gradients() {
+        for shape in [&[][..], &[1], &[2, 3, 5], &[37]] {
+            let check = GradCheck::new("relu", &[input(1, shape)]).roundings(0);
+            check.run(|x| x[0].relu(), |x| x[0].iter().map(|&x| x as f64).map(|x| reference::relu(x).0).collect());
+        }
+    }
+}

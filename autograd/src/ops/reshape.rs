@@ -29,3 +29,22 @@ impl Op for Reshape {
         grads.add(slot, dy.reshape(shape));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+
+    #[test]
+    fn reshape_gradients() {
+        for (from, to) in [(&[6][..], &[2, 3][..]), (&[2, 3, 5], &[30]), (&[1], &[]), (&[4, 3], &[1, 4, 3])] {
+            let same = |x: &[&[f32]]| x[0].iter().map(|&x| x as f64).collect();
+            GradCheck::new("reshape", &[input(1, from)]).run(|x| x[0].reshape(to), same);
+        }
+    }
+
+    #[test]
+    fn reshape_of_a_view_copies_in_row_major_order() {
+        let columns = |x: &[&[f32]]| [0, 3, 1, 4, 2, 5].map(|i| x[0][i] as f64).to_vec();
+        GradCheck::new("reshape", &[input(1, [2, 3])]).run(|x| x[0].transpose(0, 1).reshape([6]), columns);
+    }
+}

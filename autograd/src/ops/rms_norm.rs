@@ -43,3 +43,47 @@ impl Op for RmsNorm {
         grads.add(self.weight_slot, d_weight);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use kernels::reference;
+    use tensor::Shape;
+
+    const EPS: f32 = 1e-3;
+
+    fn sizes(x: &[&[f32]], r: &[f32]) -> Vec<Vec<f64>> {
+        let inv_rms: Vec<f32> = reference::rms_norm(x[0], x[1], EPS).1.iter().map(|&r| r as f32).collect();
+        let abs = reference::rms_norm_backward(r, x[0], x[1], &inv_rms).2;
+        vec![abs.dx, abs.d_weight]
+    }
+
+    /// r is off by C / 2 + 4 roundings and enters dx thrice, where a sum of C terms adds to it; dweight is a sum over rows.
+    fn roundings(rows: usize, c: usize) -> usize {
+        3 * (c / 2 + 4) + 8 + c + rows
+    }
+
+    #[test]
+    fn rms_norm_gradients() {
+        for (lead, c) in [(&[1][..], 1), (&[], 3), (&[2, 3], 5), (&[7], 2), (&[3, 5], 33)] {
+            let shape = Shape::new(&[lead, &[c]].concat());
+            let check = GradCheck::new("rms_norm", &[input(1, shape), input(2, [c])]);
+            check
+                .roundings(roundings(shape.elements() / c, c))
+                .sizes(sizes)
+                .run(|x| x[0].rms_norm(&x[1], EPS), |x| reference::rms_norm(x[0], x[1], EPS).0);
+        }
+    }
+
+    #[test]
+    fn rms_norm_gradients_of_one_leaf_as_row_and_as_weight() {
+        let tied = |x: &[&[f32]], r: &[f32]| {
+            let [dx, d_weight] = sizes(&[x[0], x[0]], r).try_into().unwrap();
+            vec![dx.iter().zip(&d_weight).map(|(a, b)| a + b).collect()]
+        };
+        GradCheck::new("rms_norm", &[input(1, [5])])
+            .roundings(roundings(1, 5))
+            .sizes(tied)
+            .run(|x| x[0].rms_norm(&x[0], EPS), |x| reference::rms_norm(x[0], x[0], EPS).0);
+    }
+}

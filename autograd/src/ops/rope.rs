@@ -40,3 +40,27 @@ impl Op for Rope {
         grads.add(self.x_slot, dx);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use kernels::reference;
+    use kernels::rope::RopeShape;
+
+    #[test]
+    fn rope_gradients() {
+        for ([b, seq_len, n_heads, head_dim], first_position) in
+            [([1, 1, 1, 2], 0), ([2, 3, 1, 4], 0), ([1, 2, 3, 6], 5), ([2, 2, 2, 10], 1)]
+        {
+            let tables = [3, 4].map(|seed| input(seed, [8, head_dim / 2]));
+            let [cos, sin] = [0, 1].map(|i| tables[i].to_vec::<f32>().unwrap());
+            let shape = RopeShape { n_heads, head_dim, seq_len, first_position };
+            // Two terms: a number, cos times and sin times.
+            let check = GradCheck::new("rope", &[input(1, [b, seq_len, n_heads, head_dim])]).roundings(2);
+            check.run(
+                |x| x[0].rope(&tables[0], &tables[1], first_position),
+                |x| reference::rope(x[0], &cos, &sin, shape, 1.0),
+            );
+        }
+    }
+}

@@ -38,3 +38,18 @@ impl Op for Scale {
         grads.add(self.x_slot, ops::scale(self.factor, &dy));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+
+    #[test]
+    fn scale_and_neg_gradients() {
+        for shape in [&[][..], &[1], &[2, 3, 5]] {
+            let times = |factor: f64| move |x: &[&[f32]]| x[0].iter().map(|&x| factor * x as f64).collect();
+            let inputs = [input(1, shape)];
+            GradCheck::new("scale", &inputs).run(|x| x[0].scale(0.7), times(0.7f32 as f64));
+            GradCheck::new("neg", &inputs).run(|x| -&x[0], times(-1.0));
+        }
+    }
+}

@@ -29,3 +29,17 @@ impl Op for Sigmoid {
         grads.add(self.x_slot, ops::mul(&dy, &ops::mul(&one_way, &other_way)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use kernels::reference;
+    #[test]
+    fn sigmoid_gradients() {
+        for shape in [&[][..], &[1], &[2, 3, 5], &[37]] {
+            // Two sigmoids within 3 ULP each, 6 roundings, and the products.
+            let check = GradCheck::new("sigmoid", &[input(1, shape)]).roundings(12);
+            check.run(|x| x[0].sigmoid(), |x| x[0].iter().map(|&x| x as f64).map(reference::sigmoid).collect());
+        }
+    }
+}

@@ -28,3 +28,19 @@ impl Op for Silu {
         grads.add(self.x_slot, ops::silu_backward(&dy, &self.x));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use kernels::reference;
+    #[test]
+    fn silu_gradients() {
+        for shape in [&[][..], &[1], &[2, 3, 5], &[37]] {
+            // silu' is a sum of terms of both signs, no larger than 1.1: its error is of the size of dy.
+            let check = GradCheck::new("silu", &[input(1, shape)])
+                .roundings(5)
+                .sizes(|_, r| vec![r.iter().map(|r| r.abs() as f64).collect()]);
+            check.run(|x| x[0].silu(), |x| x[0].iter().map(|&x| x as f64).map(|x| reference::silu(x).0).collect());
+        }
+    }
+}

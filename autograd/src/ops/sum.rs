@@ -34,3 +34,25 @@ impl Op for Sum {
         grads.add(slot, dy.broadcast_to(shape));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+
+    #[test]
+    fn sum_and_mean_gradients() {
+        for shape in [&[][..], &[1], &[2, 3, 5], &[7, 1]] {
+            let inputs = [input(1, shape)];
+            let total = |x: &[&[f32]]| x[0].iter().map(|&x| x as f64).sum::<f64>();
+            GradCheck::new("sum", &inputs).run(|x| x[0].sum(), |x| vec![total(x)]);
+            GradCheck::new("mean", &inputs).roundings(1).run(|x| x[0].mean(), |x| vec![total(x) / x[0].len() as f64]);
+        }
+    }
+
+    /// The gradient of a sum is one number, repeated: adding to it needs memory of its own.
+    #[test]
+    fn sum_gradients_of_a_leaf_used_twice() {
+        let twice = |x: &[&[f32]]| vec![2.0 * x[0].iter().map(|&x| x as f64).sum::<f64>()];
+        GradCheck::new("sum", &[input(1, [3, 5])]).run(|x| x[0].sum() + x[0].sum(), twice);
+    }
+}
