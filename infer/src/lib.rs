@@ -1,1 +1,27 @@
-//! x
+//! The token path: from a prompt to text, without a tape.
+//!
+//! - [`Engine`]: what a device implements, `prefill` and `decode` with a key-value cache. [`CpuEngine`] is the one on the CPU.
+//! - [`Sampler`]: from logits to a token. [`generate`]: from a prompt to a [`Generation`]. [`score`]: the likelihood of a text.
+//! - [`Utf8Stream`]: from bytes to text while they come.
+//!
+//! A second forward beside the one of `model`, on purpose: this one is a straight line over slices, that one records a tape,
+//! and the tests hold both to one reference. Shape letters: N tokens of a call, C d_model, H heads, K kv heads, D head_dim,
+//! F d_ff, V vocabulary.
+#![forbid(unsafe_code)]
+
+mod buffer;
+mod cpu;
+mod engine;
+mod error;
+mod generate;
+mod kv_cache;
+mod sampler;
+mod utf8;
+mod weights;
+
+pub use cpu::CpuEngine;
+pub use engine::{CacheMemory, Engine, EngineOptions, FfnMode, LayerDensity};
+pub use error::Error;
+pub use generate::{Generation, Request, Score, StopReason, generate, score};
+pub use sampler::{Sampler, Sampling};
+pub use utf8::Utf8Stream;

@@ -1,4 +1,4 @@
-//! Memory of CPU tensors: blocks that return to a pool and are used again.
+//! Memory of CPU tensors and of inference's weights and caches: blocks that return to a pool and are used again.
 //!
 //! A training step asks for the same sizes in the same order as the step before, so after the first step no memory is
 //! taken from the system ([`Stats::fresh`] stands still). Large blocks lie in huge pages, where the system has them.
@@ -106,7 +106,7 @@ pub struct Block {
 
 impl Block {
     /// A block of at least `bytes` bytes, stale but initialised. Panics when the system has no memory left.
-    pub(crate) fn new(bytes: usize) -> Block {
+    pub fn new(bytes: usize) -> Block {
         let capacity = size_class(bytes);
         let reused = FREE.lock().unwrap().get_or_insert_default().get_mut(&capacity).and_then(Vec::pop);
         let memory = reused.unwrap_or_else(|| {
@@ -127,13 +127,13 @@ impl Block {
         self.memory.as_ref().expect("a block has memory until it is dropped")
     }
 
-    /// All of it, as elements.
-    pub(crate) fn elements<T: Pod>(&self) -> &[T] {
+    /// All of it (a little more than was asked for, see [`Block::new`]), as elements.
+    pub fn elements<T: Pod>(&self) -> &[T] {
         bytemuck::cast_slice(self.memory().bytes(self.capacity))
     }
 
     /// All of it, as elements.
-    pub(crate) fn elements_mut<T: Pod>(&mut self) -> &mut [T] {
+    pub fn elements_mut<T: Pod>(&mut self) -> &mut [T] {
         let memory = self.memory.as_mut().expect("a block has memory until it is dropped");
         bytemuck::cast_slice_mut(memory.bytes_mut(self.capacity))
     }

@@ -1,0 +1,296 @@
+//! The engine on the CPU: the formulas of the model, one after the other, on slices.
+//!
+//! Several tokens at once run on gemm, a single one on gemv and the FFN of one token, dense or sparse; nothing else differs.
+
+use crate::kv_cache::KvCache;
+use crate::weights::{DecodeWeights, LayerWeights};
+use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity};
+use kernels::activation::gated_activation;
+use kernels::attention::{AttentionShape, attention};
+use kernels::elementwise::axpy;
+use kernels::embedding::embedding;
+use kernels::gemm::gemm;
+use kernels::gemv::gemv;
+use kernels::rms_norm::rms_norm;
+use kernels::rope::{RopeShape, Rotation, rope};
+use kernels::sparse::{FfnScratch, ffn_dense, ffn_sparse};
+use kernels::{Beta, Mat, MatMut, Team};
+use model::{Config, Psi, PsiAt, Weights, attention_scale};
+use std::sync::Arc;
+
+/// Tokens that a prompt is cut into. A gemm of 256 rows uses each packed weight 256 times, which is near its full rate; the
+/// three hidden buffers then take 24 MiB at d_ff = 8192, whatever the length of the prompt.
+const PREFILL_CHUNK: usize = 256;
+
+/// A model in f32 on the CPU, with the cache of one sequence.
+///
+/// Memory: one copy of the weights (tied embeddings once), the cache, and the activations of 256 tokens.
+pub struct CpuEngine {
+    config: Config,
+    options: EngineOptions,
+    team: Arc<Team>,
+    weights: DecodeWeights,
+    cache: KvCache,
+    activations: Activations,
+    logits: Vec<f32>,
+    density: Vec<LayerDensity>,
+    sample: u32,
+}
+
+impl CpuEngine {
+    /// Copies the weights into decode layout. Runs on the [`Team::current`] of this call from then on.
+    ///
+    /// Errors: those of [`EngineOptions::validate`]; [`Error::Device`] if a weight cannot be read from its device.
+    pub fn new(weights: &Weights, options: EngineOptions) -> Result<CpuEngine, Error> {
+        let config = weights.config().clone();
+        let context = options.validate(&config)?;
+        Ok(CpuEngine {
+            team: Team::current(),
+            weights: DecodeWeights::new(weights, context)?,
+            cache: KvCache::new(config.n_layers, config.kv_width(), context, options.cache),
+            activations: Activations::default(),
+            logits: vec![0.0; config.vocab_size],
+            density: vec![LayerDensity::default(); config.n_layers],
+            sample: 0,
+            config,
+            options,
+        })
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
+        let (position, context) = (self.cache.len(), self.cache.context());
+        if tokens.len() > context - position {
+            return Err(Error::Context { tokens: tokens.len(), position, context });
+        }
+        let vocab_size = self.config.vocab_size;
+        match tokens.iter().position(|&token| token as usize >= vocab_size) {
+            Some(i) => Err(Error::Token { token: tokens[i], position: position + i, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the last
+    /// block in the activations.
+    fn append(&mut self, tokens: &[u32]) {
+        let CpuEngine { config, options, team, weights, cache, activations, density, .. } = self;
+        let (n, position) = (tokens.len(), cache.len());
+        cache.reserve(n);
+        activations.resize(config, n);
+        embedding(team, &weights.embed_tokens, tokens, config.d_model, &mut activations.x);
+        let psi = PsiAt { psi: options.psi, seed: options.seed, first_token: position as u32, step: self.sample };
+        let pass = Pass { team, config, cos: &weights.cos, sin: &weights.sin, psi, position, n };
+        for (layer, weights) in weights.layers.iter().enumerate() {
+            pass.attention(layer, weights, cache, activations);
+            if n == 1 {
+                let active = pass.ffn_of_one(layer, weights, options.ffn, activations);
+                density[layer].active += active as u64;
+                density[layer].neurons += config.d_ff as u64;
+            } else {
+                pass.ffn(layer, weights, activations);
+            }
+        }
+        cache.advance(n);
+    }
+
+    /// The logits of the last token appended.
+    fn last_logits(&mut self) -> &[f32] {
+        let CpuEngine { config, team, weights, activations: a, logits, .. } = self;
+        let c = config.d_model;
+        let last = &a.x[a.x.len() - c..];
+        rms_norm(team, last, &weights.norm, config.norm_eps, &mut a.normed[..c], &mut a.inv_rms[..1]);
+        gemv(team, weights.lm_head(), &a.normed[..c], logits);
+        logits
+    }
+}
+
+impl Engine for CpuEngine {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    fn position(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn context(&self) -> usize {
+        self.cache.context()
+    }
+
+    fn reset(&mut self, sample: u32) {
+        self.cache.truncate(0);
+        self.density.fill(LayerDensity::default());
+        self.sample = sample;
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.cache.truncate(len);
+    }
+
+    fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], Error> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        self.check(tokens)?;
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            self.append(chunk);
+        }
+        Ok(self.last_logits())
+    }
+
+    fn decode(&mut self, token: u32) -> Result<&[f32], Error> {
+        self.prefill(&[token])
+    }
+
+    fn density(&self) -> &[LayerDensity] {
+        &self.density
+    }
+}
+
+/// What a pass of n tokens through the blocks leaves behind, kept from call to call.
+#[derive(Default)]
+struct Activations {
+    /// The residual stream, `[N, C]`.
+    x: Vec<f32>,
+    /// `[N, C]`.
+    normed: Vec<f32>,
+    /// `[N]`.
+    inv_rms: Vec<f32>,
+    /// Queries before and after RoPE, `[N, H D]`; the first also takes the result of attention.
+    q: [Vec<f32>; 2],
+    /// Keys before RoPE, `[N, K D]`; after it they go to the cache.
+    k: Vec<f32>,
+    /// Logarithms of the softmax's sums `[H, N]`, which only a backward would read.
+    lse: Vec<f32>,
+    /// `[N, F]` each, N > 1.
+    g: Vec<f32>,
+    u: Vec<f32>,
+    h: Vec<f32>,
+    /// A branch's result for one token, `[C]`.
+    y: Vec<f32>,
+    /// The FFN of one token.
+    ffn: FfnScratch,
+}
+
+impl Activations {
+    /// Sized for n tokens. Takes memory only when n is larger than ever before.
+    fn resize(&mut self, config: &Config, n: usize) {
+        let hidden = if n > 1 { n * config.d_ff } else { 0 };
+        let [q_before, q_after] = &mut self.q;
+        for (buffer, len) in [
+            (&mut self.x, n * config.d_model),
+            (&mut self.normed, n * config.d_model),
+            (&mut self.inv_rms, n),
+            (q_before, n * config.q_width()),
+            (q_after, n * config.q_width()),
+            (&mut self.k, n * config.kv_width()),
+            (&mut self.lse, n * config.n_heads),
+            (&mut self.g, hidden),
+            (&mut self.u, hidden),
+            (&mut self.h, hidden),
+            (&mut self.y, config.d_model),
+        ] {
+            buffer.resize(len, 0.0);
+        }
+    }
+}
+
+/// The tokens at positions `position .. position + n` on their way through the blocks.
+struct Pass<'a> {
+    team: &'a Team,
+    config: &'a Config,
+    /// `[context, D / 2]`.
+    cos: &'a [f32],
+    sin: &'a [f32],
+    psi: PsiAt,
+    position: usize,
+    n: usize,
+}
+
+impl Pass<'_> {
+    /// `x += W_o softmax(rope(W_q z) rope(K)^T / sqrt(D)) V` with `z = norm(x)`, after the new keys `rope(W_k z)` and values
+    /// `W_v z` have joined K and V in the cache.
+    fn attention(&self, layer: usize, w: &LayerWeights, cache: &mut KvCache, a: &mut Activations) {
+        let (config, n) = (self.config, self.n);
+        let [q, q_rotated] = &mut a.q;
+        rms_norm(self.team, &a.x, &w.input_layernorm, config.norm_eps, &mut a.normed, &mut a.inv_rms);
+        self.project(&a.normed, &w.q_proj, q);
+        self.project(&a.normed, &w.k_proj, &mut a.k);
+        let (k_new, v_new) = cache.new_rows(layer, n);
+        self.project(&a.normed, &w.v_proj, v_new);
+        self.rotate(q, config.n_heads, q_rotated);
+        self.rotate(&a.k, config.n_kv_heads, k_new);
+
+        let (k, v) = cache.rows(layer, n);
+        let shape = AttentionShape {
+            batch: 1,
+            q_len: n,
+            kv_len: self.position + n,
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+        };
+        let scale = attention_scale(config.head_dim);
+        attention(self.team, shape, scale, q_rotated, k, v, q, &mut a.lse);
+        self.project_add(q, &w.o_proj, &mut a.x, &mut a.y);
+    }
+
+    /// `x += W2 (psi(W1 z) * (W3 z))` with `z = norm(x)`, for several tokens.
+    fn ffn(&self, layer: usize, w: &LayerWeights, a: &mut Activations) {
+        let (n, c, f) = (self.n, self.config.d_model, self.config.d_ff);
+        rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
+        self.project(&a.normed, &w.gate_proj, &mut a.g);
+        self.project(&a.normed, &w.up_proj, &mut a.u);
+        gated_activation(self.team, self.psi.layer(layer), &a.g, &a.u, f, &mut a.h);
+        let (h, down_proj_t) = (Mat::new(&a.h, n, f), Mat::new(&w.down_proj_t, f, c));
+        gemm(self.team, h, down_proj_t, Beta::One, MatMut::new(&mut a.x, n, c));
+    }
+
+    /// The same for one token, in the kernels where sparse equals dense. Returns the number of active neurons.
+    fn ffn_of_one(&self, layer: usize, w: &LayerWeights, mode: FfnMode, a: &mut Activations) -> usize {
+        let psi = self.psi.layer(layer);
+        rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
+        let active = match mode {
+            FfnMode::Sparse => ffn_sparse(self.team, w.ffn(), &a.normed, &mut a.ffn, &mut a.y),
+            FfnMode::Dense => {
+                ffn_dense(self.team, w.ffn(), psi, &a.normed, &mut a.ffn, &mut a.y);
+                match self.psi.psi {
+                    // What the sparse form would select.
+                    Psi::Relu => a.ffn.g.iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
+                    Psi::Silu | Psi::Stochastic { .. } => a.ffn.h.iter().filter(|&&h| h != 0.0).count(),
+                }
+            }
+        };
+        axpy(self.team, 1.0, &a.y, &mut a.x);
+        active
+    }
+
+    /// `y = x W^T`. Shapes: x `[N, in]`, w `[out, in]`, y `[N, out]`.
+    fn project(&self, x: &[f32], w: &[f32], y: &mut [f32]) {
+        if self.n == 1 {
+            return gemv(self.team, w, x, y);
+        }
+        let (k, m) = (x.len() / self.n, y.len() / self.n);
+        gemm(self.team, Mat::new(x, self.n, k), Mat::new(w, m, k).t(), Beta::Zero, MatMut::new(y, self.n, m));
+    }
+
+    /// `residual += x W^T`. Shapes: x `[N, in]`, w `[C, in]`, residual `[N, C]`; y `[C]` is overwritten.
+    fn project_add(&self, x: &[f32], w: &[f32], residual: &mut [f32], y: &mut [f32]) {
+        if self.n == 1 {
+            gemv(self.team, w, x, y);
+            return axpy(self.team, 1.0, y, residual);
+        }
+        let (k, c) = (x.len() / self.n, self.config.d_model);
+        gemm(self.team, Mat::new(x, self.n, k), Mat::new(w, c, k).t(), Beta::One, MatMut::new(residual, self.n, c));
+    }
+
+    /// `y = rope(x)`. Shapes: both `[N, n_heads, D]`.
+    fn rotate(&self, x: &[f32], n_heads: usize, y: &mut [f32]) {
+        let head_dim = self.config.head_dim;
+        let shape = RopeShape { n_heads, head_dim, seq_len: self.n, first_position: self.position };
+        rope(self.team, x, self.cos, self.sin, shape, Rotation::Forward, y);
+    }
+}

@@ -1,0 +1,135 @@
+//! What a device offers to generation.
+
+use crate::Error;
+use model::{Config, Psi};
+
+/// A model on a device, with the key-value cache of one sequence.
+///
+/// Positions count from 0. A call that fails leaves the engine as it was. The same tokens after the same [`reset`](Engine::reset)
+/// give the same logits, bit for bit, for any number of threads; how the tokens are split between `prefill` and `decode` calls
+/// may change the last bits (another order of summation), but never a draw of the stochastic activation.
+pub trait Engine {
+    /// The model's sizes.
+    fn config(&self) -> &Config;
+
+    /// What the model runs with.
+    fn options(&self) -> &EngineOptions;
+
+    /// Positions in the cache: the next token's position.
+    fn position(&self) -> usize;
+
+    /// The most positions that the cache may hold.
+    fn context(&self) -> usize;
+
+    /// Forgets all positions and counts, and begins sample number `sample`: the last word of the counter of every draw.
+    /// Without effect on the logits unless the activation is stochastic.
+    fn reset(&mut self, sample: u32);
+
+    /// Forgets the positions from `len` on, if there are any: the next token goes to position `len`.
+    fn truncate(&mut self, len: usize);
+
+    /// Appends `tokens`; returns the logits `[V]` after the last one.
+    ///
+    /// Errors: [`Error::EmptyPrompt`], [`Error::Context`], [`Error::Token`].
+    fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], Error>;
+
+    /// Appends one token; returns the logits `[V]` after it. Allocates nothing while the cache has room.
+    ///
+    /// Errors: [`Error::Context`], [`Error::Token`].
+    fn decode(&mut self, token: u32) -> Result<&[f32], Error>;
+
+    /// For each layer, how many neurons were active in the [`decode`](Engine::decode) calls since the last reset.
+    fn density(&self) -> &[LayerDensity];
+}
+
+/// How a model is run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// The activation at inference. [`Psi::Stochastic`] draws by (seed, sample, layer, position, channel): a generation can
+    /// be replayed.
+    pub psi: Psi,
+    /// How the FFN of a decoded token is computed.
+    pub ffn: FfnMode,
+    /// The seed of the draws.
+    pub seed: u64,
+    /// Positions of the cache, `1 ..= max_seq_len`; `None` is `max_seq_len`.
+    pub context: Option<usize>,
+    /// When the cache takes its memory.
+    pub cache: CacheMemory,
+}
+
+impl EngineOptions {
+    /// A model that runs with `psi`: sparse if that is RELU, else dense; seed 0, the model's whole context, a growing cache.
+    pub fn new(psi: Psi) -> EngineOptions {
+        let ffn = if psi == Psi::Relu { FfnMode::Sparse } else { FfnMode::Dense };
+        EngineOptions { psi, ffn, seed: 0, context: None, cache: CacheMemory::Growing }
+    }
+
+    /// The context for a model of `config`, if the options fit it.
+    ///
+    /// Errors: [`Error::SparseNeedsRelu`]; [`Error::Option`] for `context` and for the probability `p`.
+    pub fn validate(&self, config: &Config) -> Result<usize, Error> {
+        let fail = |field, value: String, expected: String| Err(Error::Option { field, value, expected });
+        if let Psi::Stochastic { p } = self.psi
+            && !(0.0..=1.0).contains(&p)
+        {
+            return fail("p", p.to_string(), "a probability, 0 to 1".to_string());
+        }
+        if self.ffn == FfnMode::Sparse && self.psi != Psi::Relu {
+            return Err(Error::SparseNeedsRelu { psi: self.psi });
+        }
+        let context = self.context.unwrap_or(config.max_seq_len);
+        if context == 0 || context > config.max_seq_len {
+            return fail(
+                "context",
+                context.to_string(),
+                format!("1 to {}, the model's max_seq_len", config.max_seq_len),
+            );
+        }
+        Ok(context)
+    }
+}
+
+/// How the FFN of a decoded token is computed. A prompt always runs dense: its tokens together use nearly every neuron.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FfnMode {
+    /// Every neuron.
+    Dense,
+    /// gate_proj in full, then up_proj and down_proj for the neurons with `g > 0` alone. For RELU only, where it gives the
+    /// same bits as [`FfnMode::Dense`].
+    Sparse,
+}
+
+impl std::fmt::Display for FfnMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FfnMode::Dense => "dense",
+            FfnMode::Sparse => "sparse",
+        })
+    }
+}
+
+/// When the key-value cache takes its memory: `8 n_layers K D` bytes a position (f32, keys and values).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheMemory {
+    /// As positions come, doubling: a decode step at a power of two copies the cache.
+    Growing,
+    /// All at once: no decode step allocates.
+    Fixed,
+}
+
+/// Active neurons of a layer, summed over decoded tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerDensity {
+    /// Neurons whose psi(g) was not 0 (NaN counts).
+    pub active: u64,
+    /// All neurons: F for each token.
+    pub neurons: u64,
+}
+
+impl LayerDensity {
+    /// The active share, 0 to 1; `None` before the first decoded token.
+    pub fn share(&self) -> Option<f64> {
+        (self.neurons > 0).then(|| self.active as f64 / self.neurons as f64)
+    }
+}
