@@ -1,0 +1,74 @@
+//! The engine's forward against the f64 reference within its derived bound, and against the training forward.
+
+mod common;
+
+use autograd::Tape;
+use common::reference::{Expected, expected};
+use common::{configs, engine_on, options, tokens, weights};
+use infer::{Engine, FfnMode};
+use kernels::testing::assert_within;
+use kernels::{Level, Team};
+use model::{Psi, PsiAt, Transformer, Weights};
+use std::sync::Arc;
+use tensor::Tensor;
+
+const PSIS: [Psi; 3] = [Psi::Relu, Psi::Silu, Psi::Stochastic { p: 0.5 }];
+const SEED: u64 = 0xfeed_5eed;
+const SAMPLE: u32 = 3;
+
+fn psi_at(psi: Psi) -> PsiAt {
+    PsiAt { psi, seed: SEED, first_token: 0, step: SAMPLE }
+}
+
+#[track_caller]
+fn assert_bounded(what: &str, logits: &[f32], expected: &Expected) {
+    assert_within(what, logits, &expected.logits, |_| expected.bound);
+}
+
+/// The logits `[T][V]` of the training forward.
+fn training_logits(weights: &Weights, tokens: &[u32], psi: PsiAt) -> Vec<Vec<f32>> {
+    let model = Transformer::new(weights.clone());
+    let tape = Tape::without_gradients();
+    let leaves = model.leaves(&tape);
+    let hidden = model.hidden(&leaves, &Tensor::from_slice(tokens, [1, tokens.len()]), psi, None);
+    let logits = model.logits(&leaves, &hidden).value().to_vec::<f32>().unwrap();
+    logits.chunks(weights.config().vocab_size).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn both_forwards_are_within_the_bound_of_the_reference() {
+    for (number, config) in configs().iter().enumerate() {
+        let weights = weights(config, number as u64);
+        let tokens = tokens(config, number as u64, 21);
+        for psi in PSIS {
+            let expected = expected(&weights, &tokens, psi_at(psi));
+            // A bound of the logits' size would hold nothing.
+            let bound = expected.iter().map(|e| e.bound).fold(0.0, f64::max);
+            let size = expected.iter().flat_map(|e| &e.logits).fold(0.0, |m, x| x.abs().max(m));
+            assert!(bound < 1e-3 * size, "config {number} {psi}: bound {bound:e} for logits of {size:e}");
+
+            for level in Level::available() {
+                let what = |part: &str| format!("forward {part} config {number} {psi} {level}");
+                let team = Arc::new(Team::new(level, 2));
+                let training = team.install(|| training_logits(&weights, &tokens, psi_at(psi)));
+                for (t, (logits, expected)) in training.iter().zip(&expected).enumerate() {
+                    assert_bounded(&format!("{} token {t}", what("training")), logits, expected);
+                }
+
+                let mut options = options(psi, FfnMode::Dense);
+                options.seed = SEED;
+                let mut engine = engine_on(level, 2, &weights, options);
+                // All at once, from the middle on, and one by one.
+                for prompt in [tokens.len(), 8, 1] {
+                    engine.reset(SAMPLE);
+                    let logits = engine.prefill(&tokens[..prompt]).unwrap();
+                    assert_bounded(&format!("{} of {prompt}", what("prefill")), logits, &expected[prompt - 1]);
+                    for (t, &token) in tokens.iter().enumerate().skip(prompt) {
+                        let logits = engine.decode(token).unwrap();
+                        assert_bounded(&format!("{} token {t}", what("decode")), logits, &expected[t]);
+                    }
+                }
+            }
+        }
+    }
+}
