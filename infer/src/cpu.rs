@@ -259,8 +259,8 @@ impl Pass<'_> {
                 ffn_dense(self.team, w.ffn(), psi, &a.normed, &mut a.ffn, &mut a.y);
                 match self.psi.psi {
                     // What the sparse form would select.
-                    Psi::Relu => a.ffn.g.iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
-                    Psi::Silu | Psi::Stochastic { .. } => a.ffn.h.iter().filter(|&&h| h != 0.0).count(),
+                    Psi::Relu => a.ffn.g().iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
+                    Psi::Silu | Psi::Stochastic { .. } => a.ffn.h().iter().filter(|&&h| h != 0.0).count(),
                 }
             }
         };

@@ -43,6 +43,18 @@ pub struct FfnScratch {
     partial: Vec<f32>,
 }
 
+impl FfnScratch {
+    /// `g = gate x` of the last [`ffn_dense`], `[F]`: for counting zeros.
+    pub fn g(&self) -> &[f32] {
+        &self.g
+    }
+
+    /// `h = psi(g) * u` of the last [`ffn_dense`], `[F]`.
+    pub fn h(&self) -> &[f32] {
+        &self.h
+    }
+}
+
 /// The FFN of one token under RELU from the active neurons alone; returns how many they were.
 ///
 /// `y = sum_i max(g_i, 0) * (up_i . x) * down_t_i` with `g = gate x`, over the i with `g_i > 0`.
