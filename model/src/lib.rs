@@ -3,7 +3,7 @@
 //! - [`Config`] and [`preset`]: sizes. [`Psi`] and [`PsiAt`]: which activation, and which draws.
 //! - [`Weights`]: the parameters by their Hugging Face names, in one fixed order.
 //! - [`Transformer`]: the forward on a tape, with the parameters as [`Leaves`]; a [`Probe`] watches its sparsity.
-//! - [`hf`]: a Hugging Face folder in and out.
+//! - [`hf`]: a Hugging Face folder in and out. [`reference`](mod@reference): the forward as plain loops, for tests.
 //!
 //! Shape letters: B batch, T time, C d_model, H heads, K kv heads, D head_dim, F d_ff, V vocabulary.
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ pub mod hf;
 mod leaves;
 mod probe;
 mod psi;
+pub mod reference;
 mod rope_table;
 mod transformer;
 mod weights;
