@@ -8,6 +8,8 @@
 
 #![deny(unsafe_code)] // but for the mapping of files, in mapped_file.rs
 
+mod check;
+mod display;
 mod dtype;
 pub mod mapped_file;
 pub mod ops;

@@ -9,8 +9,8 @@
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One cache line: the granularity and the alignment of blocks.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -25,8 +25,11 @@ const MAPPED_FROM: usize = HUGE_PAGE;
 /// Size of a huge page on x86-64 and (usually) aarch64.
 const HUGE_PAGE: usize = 2 << 20;
 
-static FREE: Mutex<Option<HashMap<usize, Vec<Memory>>>> = Mutex::new(None);
-static POISON: AtomicBool = AtomicBool::new(false);
+/// The blocks that wait, by capacity.
+type Free = HashMap<usize, Vec<Memory>>;
+
+static FREE: Mutex<Option<Free>> = Mutex::new(None);
+static POISON: AtomicBool = AtomicBool::new(cfg!(test)); // the tests of this crate all run poisoned
 static FRESH: AtomicU64 = AtomicU64::new(0);
 static FRESH_BYTES: AtomicU64 = AtomicU64::new(0);
 static LIVE_BYTES: AtomicU64 = AtomicU64::new(0);
@@ -58,6 +61,11 @@ pub fn stats() -> Stats {
 /// Whether blocks are filled with NaN before they are handed out. Off by default: it costs a pass over the memory.
 pub fn set_poison(on: bool) {
     POISON.store(on, Ordering::Relaxed);
+}
+
+/// The list is whole between any two of its operations, so a panic elsewhere while it was held loses nothing.
+fn lock_free() -> MutexGuard<'static, Option<Free>> {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the bytes lie.
@@ -108,7 +116,7 @@ impl Block {
     /// A block of at least `bytes` bytes, stale but initialised. Panics when the system has no memory left.
     pub fn new(bytes: usize) -> Block {
         let capacity = size_class(bytes);
-        let reused = FREE.lock().unwrap().get_or_insert_default().get_mut(&capacity).and_then(Vec::pop);
+        let reused = lock_free().get_or_insert_default().get_mut(&capacity).and_then(Vec::pop);
         let memory = reused.unwrap_or_else(|| {
             FRESH.fetch_add(1, Ordering::Relaxed);
             FRESH_BYTES.fetch_add(capacity as u64, Ordering::Relaxed);
@@ -142,8 +150,8 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         LIVE_BYTES.fetch_sub(self.capacity as u64, Ordering::Relaxed);
-        if let (Some(memory), Ok(mut free)) = (self.memory.take(), FREE.lock()) {
-            free.get_or_insert_default().entry(self.capacity).or_default().push(memory);
+        if let Some(memory) = self.memory.take() {
+            lock_free().get_or_insert_default().entry(self.capacity).or_default().push(memory);
         }
     }
 }
@@ -172,21 +180,69 @@ mod tests {
         }
     }
 
+    fn waiting(bytes: usize) -> usize {
+        lock_free().get_or_insert_default().get(&size_class(bytes)).map_or(0, Vec::len)
+    }
+
     #[test]
-    fn blocks_are_aligned_and_come_back() {
-        for bytes in [4, 100, 5000, 3 << 20] {
-            let block = Block::new(bytes);
-            let at = block.elements::<f32>().as_ptr();
-            assert_eq!(at as usize % 64, 0);
+    fn blocks_are_aligned_hold_what_is_asked_and_come_back() {
+        // Sizes that no other test of this crate has, since the pool is one for all threads.
+        for bytes in [77 * 64, 77_777_777, (3 << 20) + 1] {
+            let mut block = Block::new(bytes);
+            assert_eq!(block.elements::<u8>().as_ptr() as usize % LINE, 0);
+            assert!(block.elements::<u8>().len() >= bytes);
+            block.elements_mut::<u8>().fill(1);
+            assert_eq!(waiting(bytes), 0);
             drop(block);
+            assert_eq!(waiting(bytes), 1);
+            let again = Block::new(bytes);
+            assert_eq!(waiting(bytes), 0, "the second block is the first one again");
+            drop(again);
         }
-        // A size of its own, so that tests running beside this one do not take the block.
-        let bytes = 77 * 64;
+    }
+
+    #[test]
+    fn a_recycled_block_is_poisoned() {
+        let bytes = 79 * 64;
+        for _ in 0..2 {
+            let mut block = Block::new(bytes);
+            assert!(block.elements::<f32>().iter().all(|x| x.is_nan()));
+            block.elements_mut::<f32>().fill(1.0);
+        }
+    }
+
+    #[test]
+    fn a_panic_while_the_list_is_held_loses_nothing() {
+        let bytes = 81 * 64;
         drop(Block::new(bytes));
-        let before = stats().fresh_bytes;
+        let panicked = std::thread::spawn(|| {
+            let _held = FREE.lock();
+            std::panic::resume_unwind(Box::new(())); // silent, unlike panic!
+        });
+        assert!(panicked.join().is_err());
+        assert_eq!(waiting(bytes), 1);
         drop(Block::new(bytes));
-        let _ = before; // other tests may allocate; the pool's list is what counts
-        let free = FREE.lock().unwrap();
-        assert_eq!(free.as_ref().unwrap()[&size_class(bytes)].len(), 1);
+        assert_eq!(waiting(bytes), 1);
+    }
+
+    #[test]
+    fn threads_never_hold_the_same_block() {
+        std::thread::scope(|scope| {
+            for thread in 0..8u32 {
+                scope.spawn(move || {
+                    for round in 0..300 {
+                        let mut held: Vec<Block> = (0..4).map(|i| Block::new(83 * 64 + i % 2 * 4096)).collect();
+                        for (i, block) in held.iter_mut().enumerate() {
+                            block.elements_mut::<u32>().fill(thread << 16 | round << 4 | i as u32);
+                        }
+                        std::thread::yield_now();
+                        for (i, block) in held.iter().enumerate() {
+                            let mark = thread << 16 | round << 4 | i as u32;
+                            assert!(block.elements::<u32>().iter().all(|&x| x == mark));
+                        }
+                    }
+                });
+            }
+        });
     }
 }

@@ -44,10 +44,20 @@ impl Shape {
         strides
     }
 
+    /// The same with one more axis behind. Panics beyond [`MAX_RANK`] axes.
+    #[track_caller]
+    pub fn and(mut self, extent: usize) -> Shape {
+        assert!(self.rank < MAX_RANK, "Shape::and: {self} and one of {extent} are more than {MAX_RANK} axes");
+        self.dims[self.rank] = extent;
+        self.rank += 1;
+        self
+    }
+
     /// The same with the extent of `axis` replaced. Panics if there is no such axis.
     #[track_caller]
     pub fn with(mut self, axis: usize, extent: usize) -> Shape {
-        self.dims[..self.rank][axis] = extent;
+        assert!(axis < self.rank, "Shape::with: axis {axis} of shape {self}");
+        self.dims[axis] = extent;
         self
     }
 }

@@ -1,9 +1,9 @@
 //! The tensor: a window of some shape on shared storage.
 
+use crate::check;
 use crate::pool::Block;
 use crate::{DType, Device, Shape, Storage};
 use bytemuck::Pod;
-use std::fmt;
 use std::sync::Arc;
 
 /// Elements of one [`DType`] in a [`Shape`], at strides in a [`Storage`]. Cloning and making views share the storage.
@@ -34,9 +34,15 @@ impl Element for u32 {
 
 impl Tensor {
     /// A tensor with stale contents, to be overwritten: how every operation makes its result.
+    /// Panics if the shape has too many elements for any memory.
+    #[track_caller]
     pub fn stale(shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
-        let block = Block::new(shape.elements() * dtype.size());
+        let bytes = shape.iter().try_fold(dtype.size(), |n, &extent| n.checked_mul(extent));
+        let Some(bytes) = bytes.filter(|&n| n <= isize::MAX as usize) else {
+            panic!("Tensor::stale: shape {shape} has too many elements")
+        };
+        let block = Block::new(bytes);
         Tensor { storage: Storage::Cpu(Arc::new(block)), dtype, shape, strides: shape.row_major_strides(), offset: 0 }
     }
 
@@ -44,13 +50,14 @@ impl Tensor {
     #[track_caller]
     pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
-        assert_eq!(data.len(), shape.elements(), "from_slice: {} elements for shape {shape}", data.len());
+        assert!(data.len() == shape.elements(), "from_slice: {} elements for shape {shape}", data.len());
         let mut tensor = Tensor::stale(shape, T::DTYPE);
         tensor.slice_mut::<T>().copy_from_slice(data);
         tensor
     }
 
     /// All elements `value`.
+    #[track_caller]
     pub fn full(value: f32, shape: impl Into<Shape>) -> Tensor {
         let mut tensor = Tensor::stale(shape.into(), DType::F32);
         tensor.slice_mut::<f32>().fill(value);
@@ -58,6 +65,7 @@ impl Tensor {
     }
 
     /// All elements 0.
+    #[track_caller]
     pub fn zeros(shape: impl Into<Shape>) -> Tensor {
         Tensor::full(0.0, shape)
     }
@@ -75,7 +83,7 @@ impl Tensor {
     /// The extent of an axis. Panics if there is no such axis.
     #[track_caller]
     pub fn dim(&self, axis: usize) -> usize {
-        assert!(axis < self.shape.rank(), "dim: axis {axis} of shape {}", self.shape);
+        check::expect_axis("dim", self.shape, axis);
         self.shape[axis]
     }
 
@@ -99,10 +107,11 @@ impl Tensor {
         &self.storage
     }
 
-    /// Whether the elements follow each other row by row without gaps.
+    /// Whether the elements follow each other row by row without gaps. No elements do.
     pub fn is_contiguous(&self) -> bool {
         let row_major = self.shape.row_major_strides();
-        self.shape.iter().zip(self.strides.iter().zip(row_major.iter())).all(|(&n, (s, r))| n == 1 || s == r)
+        self.elements() == 0
+            || self.shape.iter().zip(self.strides.iter().zip(row_major.iter())).all(|(&n, (s, r))| n == 1 || s == r)
     }
 
     /// Whether no other tensor shares the storage, so that it may be written in place.
@@ -117,6 +126,8 @@ impl Tensor {
     /// Panics if `T` is not the element type.
     #[track_caller]
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>, cuda::Error> {
+        let (dtype, shape) = (self.dtype, self.shape);
+        assert!(dtype == T::DTYPE, "to_vec: a tensor of {dtype}, shape {shape}, read as {}", T::DTYPE);
         match &self.storage {
             Storage::Cpu(_) => Ok(self.contiguous().slice::<T>().to_vec()),
             Storage::Cuda(_) => self.to_device(&Device::Cpu)?.to_vec(),
@@ -126,8 +137,11 @@ impl Tensor {
     /// The one element of a tensor with one element. Panics if it has more, is not f32, or a GPU fails.
     #[track_caller]
     pub fn item(&self) -> f32 {
-        assert_eq!(self.elements(), 1, "item: a tensor of shape {} is not one number", self.shape);
-        self.to_vec::<f32>().unwrap_or_else(|e| panic!("item: {e}"))[0]
+        assert!(self.elements() == 1, "item: a tensor of shape {} is not one number", self.shape);
+        match self.to_vec::<f32>() {
+            Ok(data) => data[0],
+            Err(e) => panic!("item: {e}"),
+        }
     }
 
     /// The same tensor on `device`; itself if it is there. Fails when the device lacks the memory.
@@ -153,7 +167,7 @@ impl Tensor {
     /// The elements of a contiguous CPU tensor.
     #[track_caller]
     pub(crate) fn slice<T: Element>(&self) -> &[T] {
-        assert_eq!(self.dtype, T::DTYPE, "a tensor of {} read as {}", self.dtype, T::DTYPE);
+        assert!(self.dtype == T::DTYPE, "a tensor of {} read as {}", self.dtype, T::DTYPE);
         assert!(self.is_contiguous(), "a tensor of shape {} and strides {} read as a slice", self.shape, self.strides);
         let Storage::Cpu(block) = &self.storage else { panic!("a tensor on {:?} read on the cpu", self.device()) };
         &block.elements()[self.offset..self.offset + self.elements()]
@@ -162,7 +176,7 @@ impl Tensor {
     /// The elements of a contiguous CPU tensor that nothing else shares.
     #[track_caller]
     pub(crate) fn slice_mut<T: Element>(&mut self) -> &mut [T] {
-        assert_eq!(self.dtype, T::DTYPE, "a tensor of {} written as {}", self.dtype, T::DTYPE);
+        assert!(self.dtype == T::DTYPE, "a tensor of {} written as {}", self.dtype, T::DTYPE);
         assert!(self.is_contiguous(), "a tensor of shape {} and strides {} written", self.shape, self.strides);
         let range = self.offset..self.offset + self.elements();
         let Storage::Cpu(block) = &mut self.storage else { panic!("a tensor on a GPU written on the cpu") };
@@ -177,11 +191,5 @@ impl Tensor {
             DType::F32 => bytemuck::cast_slice(self.slice::<f32>()),
             DType::U32 => bytemuck::cast_slice(self.slice::<u32>()),
         }
-    }
-}
-
-impl fmt::Debug for Tensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tensor({} {} on {:?})", self.dtype, self.shape, self.device())
     }
 }

@@ -1,5 +1,6 @@
 //! Views: other shapes on the same storage, and the copy that makes a view contiguous.
 
+use crate::check::{expect_axis, expect_broadcast, expect_matrix};
 use crate::{DType, Shape, Storage, Tensor};
 
 impl Tensor {
@@ -18,8 +19,8 @@ impl Tensor {
     /// Axes `a` and `b` exchanged. Panics if there is no such axis.
     #[track_caller]
     pub fn transpose(&self, a: usize, b: usize) -> Tensor {
-        let rank = self.shape.rank();
-        assert!(a < rank && b < rank, "transpose: axes {a} and {b} of shape {}", self.shape);
+        expect_axis("transpose", self.shape, a);
+        expect_axis("transpose", self.shape, b);
         let (shape, strides) = (self.shape, self.strides);
         let mut out = self.clone();
         out.shape = shape.with(a, shape[b]).with(b, shape[a]);
@@ -30,18 +31,22 @@ impl Tensor {
     /// The transposed matrix. Panics unless there are two axes.
     #[track_caller]
     pub fn t(&self) -> Tensor {
-        assert_eq!(self.shape.rank(), 2, "t: shape {} is not a matrix", self.shape);
+        expect_matrix("t", "the tensor", self);
         self.transpose(0, 1)
     }
 
     /// Elements `start .. start + len` along `axis`. Panics if they reach beyond it.
     #[track_caller]
     pub fn narrow(&self, axis: usize, start: usize, len: usize) -> Tensor {
-        let fits = axis < self.shape.rank() && start + len <= self.shape[axis];
-        assert!(fits, "narrow: {start}..{} along axis {axis} of shape {}", start + len, self.shape);
+        expect_axis("narrow", self.shape, axis);
+        let fits = start.checked_add(len).is_some_and(|end| end <= self.shape[axis]);
+        assert!(fits, "narrow: {len} from {start} on along axis {axis} of shape {}", self.shape);
         let mut out = self.clone();
-        out.offset += start * self.strides[axis];
         out.shape = self.shape.with(axis, len);
+        if out.elements() > 0 {
+            // An empty tensor keeps its offset: its elements, which it has not, might begin behind the storage.
+            out.offset += start * self.strides[axis];
+        }
         out
     }
 
@@ -50,19 +55,12 @@ impl Tensor {
     #[track_caller]
     pub fn broadcast_to(&self, shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
-        let lead = shape.rank().checked_sub(self.shape.rank());
-        let lead = lead.unwrap_or_else(|| panic!("broadcast_to: {} to fewer axes, {shape}", self.shape));
-        let mut strides = shape.row_major_strides();
+        expect_broadcast("broadcast_to", self.shape, shape);
+        let lead = shape.rank() - self.shape.rank();
+        let mut strides = shape;
         for axis in 0..shape.rank() {
-            let (extent, stride) =
-                if axis < lead { (1, 0) } else { (self.shape[axis - lead], self.strides[axis - lead]) };
-            let matches = extent == shape[axis] || extent == 1;
-            assert!(
-                matches,
-                "broadcast_to: {} to {shape}: axis {axis} is {extent}, not 1 or {}",
-                self.shape, shape[axis]
-            );
-            strides = strides.with(axis, if extent == 1 { 0 } else { stride });
+            let repeated = axis < lead || self.shape[axis - lead] == 1;
+            strides = strides.with(axis, if repeated { 0 } else { self.strides[axis - lead] });
         }
         Tensor { shape, strides, ..self.clone() }
     }
@@ -73,17 +71,13 @@ impl Tensor {
         if self.is_contiguous() {
             return self.clone();
         }
-        let mut out = Tensor::stale(self.shape, self.dtype);
         let Storage::Cpu(block) = &self.storage else {
             panic!("contiguous: views of {self:?} are copied on the cpu only so far")
         };
-        // Both element types are four bytes: moved as such.
-        debug_assert!(DType::F32.size() == DType::U32.size());
-        let src: &[u32] = block.elements();
-        let (shape, strides, offset) = (self.shape, self.strides, self.offset);
-        let as_bits = std::mem::replace(&mut out.dtype, DType::U32);
-        gather(src, offset, &shape, &strides, out.slice_mut::<u32>());
-        out.dtype = as_bits;
+        // Elements of either type are four bytes, and moved as such.
+        let mut out = Tensor::stale(self.shape, DType::U32);
+        gather(block.elements(), self.offset, &self.shape, &self.strides, out.slice_mut());
+        out.dtype = self.dtype;
         out
     }
 }
@@ -102,5 +96,138 @@ fn gather(src: &[u32], offset: usize, shape: &[usize], strides: &[usize], dst: &
             }
         }
         _ => dst.copy_from_slice(&src[offset..offset + 1]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MAX_RANK;
+    use proptest::prelude::*;
+
+    /// A tensor as the plainest thing that can be right: its elements in row-major order.
+    #[derive(Clone)]
+    struct Model {
+        shape: Vec<usize>,
+        data: Vec<u32>,
+    }
+
+    impl Model {
+        /// Element by element, from the index in the result to the index here.
+        fn map(&self, shape: Vec<usize>, index: impl Fn(&[usize]) -> Vec<usize>) -> Model {
+            let n = shape.iter().product();
+            let data = (0..n).map(|i| self.data[ravel(&index(&unravel(i, &shape)), &self.shape)]).collect();
+            Model { shape, data }
+        }
+    }
+
+    fn unravel(mut i: usize, shape: &[usize]) -> Vec<usize> {
+        let mut index = vec![0; shape.len()];
+        for axis in (0..shape.len()).rev() {
+            index[axis] = i % shape[axis];
+            i /= shape[axis];
+        }
+        index
+    }
+
+    fn ravel(index: &[usize], shape: &[usize]) -> usize {
+        index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i)
+    }
+
+    /// One view, chosen by four numbers, of both.
+    fn step(x: &Tensor, model: &Model, (kind, p, q, r): (u8, usize, usize, usize)) -> (Tensor, Model) {
+        let rank = model.shape.len();
+        match kind {
+            0 if rank > 0 => {
+                let (a, b) = (p % rank, q % rank);
+                let mut shape = model.shape.clone();
+                shape.swap(a, b);
+                let swapped = |index: &[usize]| {
+                    let mut index = index.to_vec();
+                    index.swap(a, b);
+                    index
+                };
+                (x.transpose(a, b), model.map(shape, swapped))
+            }
+            1 if rank > 0 => {
+                let axis = p % rank;
+                let start = q % (model.shape[axis] + 1);
+                let len = r % (model.shape[axis] - start + 1);
+                let mut shape = model.shape.clone();
+                shape[axis] = len;
+                let shifted = |index: &[usize]| {
+                    let mut index = index.to_vec();
+                    index[axis] += start;
+                    index
+                };
+                (x.narrow(axis, start, len), model.map(shape, shifted))
+            }
+            2 => {
+                // To more axes, and along those of extent 1 to more elements (or none).
+                let lead = p % (MAX_RANK - rank + 1);
+                let mut shape = vec![q % 3; lead];
+                shape.extend(model.shape.iter().map(|&n| if n == 1 { r % 4 } else { n }));
+                if shape.iter().product::<usize>() > 5000 {
+                    return (x.clone(), model.clone());
+                }
+                let repeated = |index: &[usize]| {
+                    index[lead..].iter().zip(&model.shape).map(|(&i, &n)| if n == 1 { 0 } else { i }).collect()
+                };
+                (x.broadcast_to(&shape[..]), model.map(shape.clone(), repeated))
+            }
+            3 => {
+                // All in one axis, or that split by a divisor.
+                let n = model.data.len();
+                let divisor = (1..=p % 6 + 1).rev().find(|&d| n.is_multiple_of(d)).unwrap_or(1);
+                let shape = if q % 2 == 0 { vec![n] } else { vec![divisor, n / divisor] };
+                (x.reshape(&shape[..]), Model { shape, data: model.data.clone() })
+            }
+            _ => (x.contiguous(), model.clone()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn views_agree_with_the_index_model(
+            dims in proptest::collection::vec(0usize..5, 0..=4),
+            steps in proptest::collection::vec((0u8..5, any::<usize>(), any::<usize>(), any::<usize>()), 0..8),
+        ) {
+            let n = dims.iter().product::<usize>();
+            let mut model = Model { shape: dims.clone(), data: (0..n as u32).collect() };
+            let mut x = Tensor::from_slice(&model.data, &dims[..]);
+            for at in steps {
+                (x, model) = step(&x, &model, at);
+                prop_assert_eq!(&*x.shape(), &model.shape[..], "after {:?}", at);
+                prop_assert_eq!(x.to_vec::<u32>().unwrap(), model.data.clone(), "after {:?}", at);
+                prop_assert!(x.contiguous().is_contiguous());
+                if x.is_contiguous() {
+                    prop_assert_eq!(x.slice::<u32>(), &model.data[..], "after {:?}", at);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn views_share_the_storage_and_copies_do_not() {
+        let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2]);
+        assert!(x.is_unique());
+        let rows = x.narrow(0, 1, 2);
+        assert!(rows.is_contiguous(), "whole rows lie together");
+        assert_eq!(rows.slice::<f32>(), [3.0, 4.0, 5.0, 6.0]);
+        assert!(!x.narrow(1, 0, 1).is_contiguous());
+        assert!(!x.is_unique() && !rows.is_unique());
+        assert!(x.t().contiguous().is_unique());
+        drop(rows);
+        assert!(x.is_unique());
+        assert!(!x.reshape([6]).is_unique());
+    }
+
+    #[test]
+    fn an_empty_tensor_has_no_place_to_leave() {
+        let x = Tensor::zeros([64, 16]);
+        let nothing = x.narrow(1, 16, 0).narrow(0, 64, 0);
+        assert_eq!(nothing.to_vec::<f32>().unwrap(), [0.0; 0]);
+        assert_eq!(nothing.broadcast_to([2, 0, 0]).contiguous().shape(), [2, 0, 0].into());
+        assert_eq!(x.narrow(0, 64, 0).t().reshape([0]).elements(), 0);
     }
 }

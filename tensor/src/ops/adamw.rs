@@ -1,5 +1,6 @@
-use super::{Place, expect_shape, place};
+use super::{Place, place};
 use crate::Tensor;
+use crate::check::{expect_shape, reads, writes};
 pub use kernels::adamw::AdamW;
 
 /// One step of AdamW on a parameter and its moments, in place (arXiv 1711.05101, algorithm 2).
@@ -9,7 +10,7 @@ pub fn adamw(args: &AdamW, param: &mut Tensor, grad: &Tensor, m: &mut Tensor, v:
     for (name, x) in [("grad", grad), ("m", &*m), ("v", &*v)] {
         expect_shape("adamw", name, x, &param.shape);
     }
-    match place("adamw", &[param, grad, m, v]) {
+    match place("adamw", &[writes("param", param), reads("grad", grad), writes("m", m), writes("v", v)]) {
         Place::Cpu(team) => {
             let grad = grad.contiguous();
             kernels::adamw::adamw(&team, args, param.slice_mut(), grad.slice(), m.slice_mut(), v.slice_mut());

@@ -1,4 +1,5 @@
-use super::{Place, expect_shape, place};
+use super::{Place, place};
+use crate::check::{expect_shape, reads};
 use crate::{Beta, DType, Tensor};
 use kernels::attention::{self as kernel, AttentionSaved, AttentionShape};
 
@@ -27,7 +28,7 @@ fn shape_of(op: &str, q: &Tensor, k: &Tensor, v: &Tensor) -> AttentionShape {
 #[track_caller]
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Attention {
     let shape = shape_of("attention", q, k, v);
-    match place("attention", &[q, k, v]) {
+    match place("attention", &[reads("q", q), reads("k", k), reads("v", v)]) {
         Place::Cpu(team) => {
             let mut out = Tensor::stale(q.shape, DType::F32);
             let mut lse = Tensor::stale([shape.batch, shape.n_heads, shape.q_len], DType::F32);
@@ -51,18 +52,17 @@ pub fn attention_backward(
 ) -> (Tensor, Tensor, Tensor) {
     let shape = shape_of("attention_backward", q, k, v);
     expect_shape("attention_backward", "d_out", d_out, &q.shape);
+    expect_shape("attention_backward", "out", &forward.out, &q.shape);
     expect_shape("attention_backward", "lse", &forward.lse, &[shape.batch, shape.n_heads, shape.q_len]);
-    match place("attention_backward", &[d_out, q, k, v, &forward.out, &forward.lse]) {
+    let Attention { out, lse } = forward;
+    let operands =
+        [reads("d_out", d_out), reads("q", q), reads("k", k), reads("v", v), reads("out", out), reads("lse", lse)];
+    match place("attention_backward", &operands) {
         Place::Cpu(team) => {
             let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| Tensor::stale(x.shape, DType::F32));
             let (q, k, v, d_out) = (q.contiguous(), k.contiguous(), v.contiguous(), d_out.contiguous());
-            let saved = AttentionSaved {
-                q: q.slice(),
-                k: k.slice(),
-                v: v.slice(),
-                out: forward.out.slice(),
-                lse: forward.lse.slice(),
-            };
+            let (out, lse) = (out.contiguous(), lse.contiguous());
+            let saved = AttentionSaved { q: q.slice(), k: k.slice(), v: v.slice(), out: out.slice(), lse: lse.slice() };
             let (dq_s, dk_s, dv_s) = (dq.slice_mut(), dk.slice_mut(), dv.slice_mut());
             kernel::attention_backward(&team, shape, scale, saved, d_out.slice(), Beta::Zero, dq_s, dk_s, dv_s);
             (dq, dk, dv)

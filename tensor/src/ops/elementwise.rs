@@ -1,28 +1,15 @@
-use super::{Place, expect_shape, place};
-use crate::{DType, Shape, Tensor};
+use super::{Place, place};
+use crate::check::{broadcast_shape, expect_shape, reads, writes};
+use crate::{DType, Tensor};
 use kernels::{Team, elementwise as kernel};
-
-/// The shape that both operands broadcast to (NumPy's rule). Panics if an axis is neither equal nor 1.
-#[track_caller]
-fn broadcast(op: &str, a: &Tensor, b: &Tensor) -> Shape {
-    let rank = a.shape.rank().max(b.shape.rank());
-    let extent = |x: &Tensor, axis: usize| (axis + x.shape.rank()).checked_sub(rank).map_or(1, |i| x.shape[i]);
-    let mut shape = if a.shape.rank() == rank { a.shape } else { b.shape };
-    for axis in 0..rank {
-        let (m, n) = (extent(a, axis), extent(b, axis));
-        assert!(m == n || m == 1 || n == 1, "{op}: {} and {}: axis {axis} is {m} and {n}", a.shape, b.shape);
-        shape = shape.with(axis, if m == 1 { n } else { m });
-    }
-    shape
-}
 
 type Binary = fn(&Team, &[f32], &[f32], &mut [f32]);
 type Unary = fn(&Team, &[f32], &mut [f32]);
 
 #[track_caller]
-fn binary(op: &str, kernel: Binary, a: &Tensor, b: &Tensor) -> Tensor {
-    let shape = broadcast(op, a, b);
-    match place(op, &[a, b]) {
+fn binary(op: &str, kernel: Binary, (a_name, a): (&str, &Tensor), (b_name, b): (&str, &Tensor)) -> Tensor {
+    let shape = broadcast_shape(op, a.shape, b.shape);
+    match place(op, &[reads(a_name, a), reads(b_name, b)]) {
         Place::Cpu(team) => {
             let (a, b) = (a.broadcast_to(shape).contiguous(), b.broadcast_to(shape).contiguous());
             let mut out = Tensor::stale(shape, DType::F32);
@@ -33,11 +20,11 @@ fn binary(op: &str, kernel: Binary, a: &Tensor, b: &Tensor) -> Tensor {
 }
 
 #[track_caller]
-fn unary(op: &str, kernel: Unary, a: &Tensor) -> Tensor {
-    match place(op, &[a]) {
+fn unary(op: &str, kernel: Unary, x: &Tensor) -> Tensor {
+    match place(op, &[reads("x", x)]) {
         Place::Cpu(team) => {
-            let mut out = Tensor::stale(a.shape, DType::F32);
-            kernel(&team, a.contiguous().slice(), out.slice_mut());
+            let mut out = Tensor::stale(x.shape, DType::F32);
+            kernel(&team, x.contiguous().slice(), out.slice_mut());
             out
         }
     }
@@ -46,25 +33,25 @@ fn unary(op: &str, kernel: Unary, a: &Tensor) -> Tensor {
 /// `a + b`, broadcast. Panics if an axis is neither equal nor 1.
 #[track_caller]
 pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
-    binary("add", kernel::add, a, b)
+    binary("add", kernel::add, ("a", a), ("b", b))
 }
 
 /// `a - b`, broadcast. Panics if an axis is neither equal nor 1.
 #[track_caller]
 pub fn sub(a: &Tensor, b: &Tensor) -> Tensor {
-    binary("sub", kernel::sub, a, b)
+    binary("sub", kernel::sub, ("a", a), ("b", b))
 }
 
 /// `a * b`, elementwise and broadcast. Panics if an axis is neither equal nor 1.
 #[track_caller]
 pub fn mul(a: &Tensor, b: &Tensor) -> Tensor {
-    binary("mul", kernel::mul, a, b)
+    binary("mul", kernel::mul, ("a", a), ("b", b))
 }
 
 /// `a / b`, elementwise and broadcast. Panics if an axis is neither equal nor 1.
 #[track_caller]
 pub fn div(a: &Tensor, b: &Tensor) -> Tensor {
-    binary("div", kernel::div, a, b)
+    binary("div", kernel::div, ("a", a), ("b", b))
 }
 
 /// `e^x`.
@@ -95,20 +82,20 @@ pub fn silu(x: &Tensor) -> Tensor {
 #[track_caller]
 pub fn relu_backward(dy: &Tensor, x: &Tensor) -> Tensor {
     expect_shape("relu_backward", "dy", dy, &x.shape);
-    binary("relu_backward", kernel::relu_backward, dy, x)
+    binary("relu_backward", kernel::relu_backward, ("dy", dy), ("x", x))
 }
 
 /// `dx = dy silu'(x)`. Panics unless the shapes are equal.
 #[track_caller]
 pub fn silu_backward(dy: &Tensor, x: &Tensor) -> Tensor {
     expect_shape("silu_backward", "dy", dy, &x.shape);
-    binary("silu_backward", kernel::silu_backward, dy, x)
+    binary("silu_backward", kernel::silu_backward, ("dy", dy), ("x", x))
 }
 
 /// `factor * x`.
 #[track_caller]
 pub fn scale(factor: f32, x: &Tensor) -> Tensor {
-    match place("scale", &[x]) {
+    match place("scale", &[reads("x", x)]) {
         Place::Cpu(team) => {
             let mut out = Tensor::stale(x.shape, DType::F32);
             kernel::scale(&team, factor, x.contiguous().slice(), out.slice_mut());
@@ -121,7 +108,7 @@ pub fn scale(factor: f32, x: &Tensor) -> Tensor {
 #[track_caller]
 pub fn axpy(factor: f32, x: &Tensor, dst: &mut Tensor) {
     expect_shape("axpy", "dst", dst, &x.shape);
-    match place("axpy", &[x, dst]) {
+    match place("axpy", &[reads("x", x), writes("dst", dst)]) {
         Place::Cpu(team) => kernel::axpy(&team, factor, x.contiguous().slice(), dst.slice_mut()),
     }
 }

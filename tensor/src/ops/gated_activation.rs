@@ -1,4 +1,5 @@
-use super::{Place, expect_shape, place, rows_and_cols};
+use super::{Place, place};
+use crate::check::{expect_shape, reads, rows_and_cols};
 use crate::{Activation, DType, Tensor};
 use kernels::activation as kernel;
 
@@ -7,7 +8,7 @@ use kernels::activation as kernel;
 pub fn gated_activation(act: Activation, g: &Tensor, u: &Tensor) -> Tensor {
     let (_, d_ff) = rows_and_cols("gated_activation", "g", g);
     expect_shape("gated_activation", "u", u, &g.shape);
-    match place("gated_activation", &[g, u]) {
+    match place("gated_activation", &[reads("g", g), reads("u", u)]) {
         Place::Cpu(team) => {
             let mut h = Tensor::stale(g.shape, DType::F32);
             let (g, u) = (g.contiguous(), u.contiguous());
@@ -31,10 +32,11 @@ pub struct GatedGradients {
 /// Shapes: all `[.., F]`.
 #[track_caller]
 pub fn gated_activation_backward(act: Activation, dh: &Tensor, g: &Tensor, u: &Tensor) -> GatedGradients {
-    let (_, d_ff) = rows_and_cols("gated_activation_backward", "g", g);
-    expect_shape("gated_activation_backward", "u", u, &g.shape);
-    expect_shape("gated_activation_backward", "dh", dh, &g.shape);
-    match place("gated_activation_backward", &[dh, g, u]) {
+    let op = "gated_activation_backward";
+    let (_, d_ff) = rows_and_cols(op, "g", g);
+    expect_shape(op, "u", u, &g.shape);
+    expect_shape(op, "dh", dh, &g.shape);
+    match place(op, &[reads("dh", dh), reads("g", g), reads("u", u)]) {
         Place::Cpu(team) => {
             let [mut dg, mut du, mut h] = [(); 3].map(|_| Tensor::stale(g.shape, DType::F32));
             let (dh, g, u) = (dh.contiguous(), g.contiguous(), u.contiguous());

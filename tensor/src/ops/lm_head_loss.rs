@@ -1,14 +1,15 @@
-use super::{Place, expect_shape, place, rows_and_cols};
+use super::{Place, place};
+use crate::check::{expect_matrix, expect_shape, reads, reads_u32, rows_and_cols, writes};
 use crate::{Beta, DType, Tensor};
 use kernels::cross_entropy as kernel;
 
 #[track_caller]
 fn check(op: &str, x: &Tensor, weight: &Tensor, targets: &Tensor) -> usize {
     let (n, c) = rows_and_cols(op, "x", x);
-    let fits = weight.shape.rank() == 2 && weight.shape[1] == c;
-    assert!(fits, "{op}: x {} and weight {}: axis 1 of the weight is not {c}", x.shape, weight.shape);
-    assert!(targets.elements() == n, "{op}: x {} has {n} rows, targets {} not", x.shape, targets.shape);
-    assert_eq!(targets.dtype, DType::U32, "{op}: targets of {}", targets.dtype);
+    let [_, c_w] = expect_matrix(op, "weight", weight);
+    assert!(c_w == c, "{op}: x {} and weight {}: axis 1 of the weight is {c_w}, not {c}", x.shape, weight.shape);
+    let n_t = targets.elements();
+    assert!(n_t == n, "{op}: x {} has {n} rows, targets {} has {n_t} elements", x.shape, targets.shape);
     c
 }
 
@@ -17,7 +18,7 @@ fn check(op: &str, x: &Tensor, weight: &Tensor, targets: &Tensor) -> usize {
 #[track_caller]
 pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> f64 {
     let c = check("lm_head_loss", x, weight, targets);
-    match place("lm_head_loss", &[x, weight, targets]) {
+    match place("lm_head_loss", &[reads("x", x), reads("weight", weight), reads_u32("targets", targets)]) {
         Place::Cpu(team) => {
             let (x, weight, targets) = (x.contiguous(), weight.contiguous(), targets.contiguous());
             kernel::lm_head_loss(&team, x.slice(), weight.slice(), targets.slice(), c)
@@ -44,9 +45,12 @@ pub fn lm_head_loss_backward(
     beta: Beta,
     d_weight: &mut Tensor,
 ) -> LossGradients {
-    let c = check("lm_head_loss_backward", x, weight, targets);
-    expect_shape("lm_head_loss_backward", "d_weight", d_weight, &weight.shape);
-    match place("lm_head_loss_backward", &[x, weight, targets, d_weight]) {
+    let op = "lm_head_loss_backward";
+    let c = check(op, x, weight, targets);
+    expect_shape(op, "d_weight", d_weight, &weight.shape);
+    let operands =
+        [reads("x", x), reads("weight", weight), reads_u32("targets", targets), writes("d_weight", d_weight)];
+    match place(op, &operands) {
         Place::Cpu(team) => {
             let mut dx = Tensor::stale(x.shape, DType::F32);
             let (x, w, t) = (x.contiguous(), weight.contiguous(), targets.contiguous());

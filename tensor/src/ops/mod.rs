@@ -26,7 +26,8 @@ pub use reduce::{count_positive, first_non_finite, sum, sum_squares, sum_to};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{Rotation, rope};
 
-use crate::{Storage, Tensor};
+use crate::Storage;
+use crate::check::Operand;
 use kernels::Team;
 use std::sync::Arc;
 
@@ -36,12 +37,15 @@ pub(crate) enum Place {
     Cpu(Arc<Team>),
 }
 
-/// The place of `operands`. Panics if they lie on different devices, or on one whose kernels are not written.
+/// The place of `operands`. Panics if they lie on different devices or on one whose kernels are not written, are not of
+/// the element type, or are to be written and may not.
 #[track_caller]
-pub(crate) fn place(op: &str, operands: &[&Tensor]) -> Place {
-    let first = operands[0];
-    for other in &operands[1..] {
-        assert!(first.device() == other.device(), "{op}: operands on {:?} and {:?}", first.device(), other.device());
+pub(crate) fn place(op: &str, operands: &[Operand]) -> Place {
+    let first = operands[0].tensor;
+    for operand in operands {
+        let (a, b) = (first.device(), operand.tensor.device());
+        assert!(a == b, "{op}: operands on {a:?} and {b:?}; move them to one with to_device");
+        operand.check(op);
     }
     match first.storage() {
         Storage::Cpu(_) => Place::Cpu(Team::current()),
@@ -51,18 +55,5 @@ pub(crate) fn place(op: &str, operands: &[&Tensor]) -> Place {
     }
 }
 
-/// Panics unless `x` has the shape `expected`, naming the op and the operand.
-#[track_caller]
-pub(crate) fn expect_shape(op: &str, name: &str, x: &Tensor, expected: &[usize]) {
-    assert!(*x.shape() == *expected, "{op}: {name} has shape {}, expected {expected:?}", x.shape());
-}
-
-/// The product of all axes but the last, and the last: a tensor as rows. Panics for a scalar.
-#[track_caller]
-pub(crate) fn rows_and_cols(op: &str, name: &str, x: &Tensor) -> (usize, usize) {
-    let shape = x.shape();
-    let Some((&cols, rows)) = shape.split_last() else {
-        panic!("{op}: {name} is a scalar, expected at least one axis")
-    };
-    (rows.iter().product(), cols)
-}
+#[cfg(test)]
+mod tests;

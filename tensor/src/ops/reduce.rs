@@ -1,11 +1,12 @@
-use super::{Place, expect_shape, place, rows_and_cols};
-use crate::{DType, Shape, Tensor};
+use super::{Place, place};
+use crate::check::{expect_broadcast, expect_shape, reads, rows_and_cols, writes_u32};
+use crate::{Shape, Tensor};
 use kernels::reduce as kernel;
 
 /// The sum of all elements, as a scalar tensor. Fixed order: the same bits for any number of threads.
 #[track_caller]
 pub fn sum(x: &Tensor) -> Tensor {
-    match place("sum", &[x]) {
+    match place("sum", &[reads("x", x)]) {
         Place::Cpu(team) => Tensor::scalar(kernel::sum(&team, x.contiguous().slice()) as f32),
     }
 }
@@ -13,7 +14,7 @@ pub fn sum(x: &Tensor) -> Tensor {
 /// The sum of the squares of all elements (for the norm of gradients). Fixed order.
 #[track_caller]
 pub fn sum_squares(x: &Tensor) -> f64 {
-    match place("sum_squares", &[x]) {
+    match place("sum_squares", &[reads("x", x)]) {
         Place::Cpu(team) => kernel::sum_squares(&team, x.contiguous().slice()),
     }
 }
@@ -23,16 +24,15 @@ pub fn sum_squares(x: &Tensor) -> f64 {
 #[track_caller]
 pub fn sum_to(x: &Tensor, shape: impl Into<Shape>) -> Tensor {
     let shape = shape.into();
-    let lead = x.shape.rank().checked_sub(shape.rank());
-    let lead = lead.unwrap_or_else(|| panic!("sum_to: {} to more axes, {shape}", x.shape));
-    match place("sum_to", &[x]) {
+    expect_broadcast("sum_to", shape, x.shape);
+    let lead = x.shape.rank() - shape.rank();
+    match place("sum_to", &[reads("x", x)]) {
+        Place::Cpu(_) if x.elements() == 0 => Tensor::zeros(shape), // sums of nothing, if there are any
         Place::Cpu(team) => {
             let mut x = x.clone();
             for axis in 0..x.shape.rank() {
-                let target = if axis < lead { 1 } else { shape[axis - lead] };
                 let extent = x.shape[axis];
-                assert!(target == extent || target == 1, "sum_to: {} to {shape}: axis {axis}", x.shape);
-                if target == extent {
+                if extent == 1 || axis >= lead && shape[axis - lead] == extent {
                     continue;
                 }
                 // The axis to the front; what is left is a matrix whose rows are summed.
@@ -52,8 +52,7 @@ pub fn sum_to(x: &Tensor, shape: impl Into<Shape>) -> Tensor {
 pub fn count_positive(g: &Tensor, counts: &mut Tensor) {
     let (_, cols) = rows_and_cols("count_positive", "g", g);
     expect_shape("count_positive", "counts", counts, &[cols]);
-    assert_eq!(counts.dtype, DType::U32, "count_positive: counts of {}", counts.dtype);
-    match place("count_positive", &[g, counts]) {
+    match place("count_positive", &[reads("g", g), writes_u32("counts", counts)]) {
         Place::Cpu(team) => kernel::count_positive(&team, g.contiguous().slice(), counts.slice_mut()),
     }
 }
@@ -61,7 +60,7 @@ pub fn count_positive(g: &Tensor, counts: &mut Tensor) {
 /// The position of the first element that is infinite or NaN, in row-major order.
 #[track_caller]
 pub fn first_non_finite(x: &Tensor) -> Option<usize> {
-    match place("first_non_finite", &[x]) {
+    match place("first_non_finite", &[reads("x", x)]) {
         Place::Cpu(_) => x.contiguous().slice::<f32>().iter().position(|x| !x.is_finite()),
     }
 }

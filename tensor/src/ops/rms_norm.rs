@@ -1,4 +1,5 @@
-use super::{Place, expect_shape, place, rows_and_cols};
+use super::{Place, place};
+use crate::check::{expect_shape, reads, rows_and_cols, writes};
 use crate::{Beta, DType, Tensor};
 
 /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis; returns `(y, inv_rms)`, the second for the backward.
@@ -7,19 +8,12 @@ use crate::{Beta, DType, Tensor};
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
     let (n, c) = rows_and_cols("rms_norm", "x", x);
     expect_shape("rms_norm", "weight", weight, &[c]);
-    match place("rms_norm", &[x, weight]) {
+    match place("rms_norm", &[reads("x", x), reads("weight", weight)]) {
         Place::Cpu(team) => {
             let mut y = Tensor::stale(x.shape, DType::F32);
             let mut inv_rms = Tensor::stale([n], DType::F32);
-            let x = x.contiguous();
-            kernels::rms_norm::rms_norm(
-                &team,
-                x.slice(),
-                weight.contiguous().slice(),
-                eps,
-                y.slice_mut(),
-                inv_rms.slice_mut(),
-            );
+            let (x, weight) = (x.contiguous(), weight.contiguous());
+            kernels::rms_norm::rms_norm(&team, x.slice(), weight.slice(), eps, y.slice_mut(), inv_rms.slice_mut());
             (y, inv_rms)
         }
     }
@@ -37,19 +31,28 @@ pub fn rms_norm_backward(
     dx: &mut Tensor,
     d_weight: &mut Tensor,
 ) {
-    let (n, c) = rows_and_cols("rms_norm_backward", "x", x);
-    expect_shape("rms_norm_backward", "dy", dy, &x.shape);
-    expect_shape("rms_norm_backward", "dx", dx, &x.shape);
-    expect_shape("rms_norm_backward", "weight", weight, &[c]);
-    expect_shape("rms_norm_backward", "d_weight", d_weight, &[c]);
-    expect_shape("rms_norm_backward", "inv_rms", inv_rms, &[n]);
-    match place("rms_norm_backward", &[dy, x, weight, inv_rms, dx, d_weight]) {
+    let op = "rms_norm_backward";
+    let (n, c) = rows_and_cols(op, "x", x);
+    expect_shape(op, "dy", dy, &x.shape);
+    expect_shape(op, "dx", dx, &x.shape);
+    expect_shape(op, "weight", weight, &[c]);
+    expect_shape(op, "d_weight", d_weight, &[c]);
+    expect_shape(op, "inv_rms", inv_rms, &[n]);
+    let operands = [
+        reads("dy", dy),
+        reads("x", x),
+        reads("weight", weight),
+        reads("inv_rms", inv_rms),
+        writes("dx", dx),
+        writes("d_weight", d_weight),
+    ];
+    match place(op, &operands) {
         Place::Cpu(team) => kernels::rms_norm::rms_norm_backward(
             &team,
             dy.contiguous().slice(),
             x.contiguous().slice(),
             weight.contiguous().slice(),
-            inv_rms.slice(),
+            inv_rms.contiguous().slice(),
             dx_beta,
             dx.slice_mut(),
             d_weight.slice_mut(),

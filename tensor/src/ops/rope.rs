@@ -1,4 +1,5 @@
 use super::{Place, place};
+use crate::check::reads;
 use crate::{DType, Tensor};
 use kernels::rope::RopeShape;
 pub use kernels::rope::Rotation;
@@ -14,11 +15,11 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, first_position: usize, rotat
     assert!(fits, "rope: tables {} and {} for heads of {head_dim}", cos.shape, sin.shape);
     let end = first_position + seq_len;
     assert!(end <= cos.shape[0], "rope: position {} of x {} in a table of {}", end - 1, x.shape, cos.shape[0]);
-    match place("rope", &[x, cos, sin]) {
+    match place("rope", &[reads("x", x), reads("cos", cos), reads("sin", sin)]) {
         Place::Cpu(team) => {
             let mut y = Tensor::stale(x.shape, DType::F32);
             let shape = RopeShape { n_heads, head_dim, seq_len, first_position };
-            let x = x.contiguous();
+            let (x, cos, sin) = (x.contiguous(), cos.contiguous(), sin.contiguous());
             kernels::rope::rope(&team, x.slice(), cos.slice(), sin.slice(), shape, rotation, y.slice_mut());
             y
         }
