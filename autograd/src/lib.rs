@@ -15,6 +15,8 @@
 //! assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [2.0]);
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod gradcheck;
 mod gradients;
 pub mod ops;

@@ -119,9 +119,11 @@ pub fn axpy(factor: f32, x: &Tensor, dst: &mut Tensor) {
 #[track_caller]
 pub fn add_to_range(x: &Tensor, axis: usize, start: usize, dst: &mut Tensor) {
     let fits = axis < x.shape.rank() && x.shape.rank() == dst.shape.rank();
-    let fits = fits && dst.shape.with(axis, x.shape[axis]) == x.shape && start + x.shape[axis] <= dst.shape[axis];
+    let fits = fits
+        && dst.shape.with(axis, x.shape[axis]) == x.shape
+        && start.checked_add(x.shape[axis]).is_some_and(|end| end <= dst.shape[axis]);
     assert!(fits, "add_to_range: {} from {start} along axis {axis} of {}", x.shape, dst.shape);
-    match place("add_to_range", &[x, dst]) {
+    match place("add_to_range", &[reads("x", x), writes("dst", dst)]) {
         Place::Cpu(team) => {
             let inner: usize = x.shape[axis + 1..].iter().product();
             let (len, stride) = (x.shape[axis] * inner, dst.shape[axis] * inner);

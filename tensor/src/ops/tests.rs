@@ -95,6 +95,27 @@ fn elementwise_ops_are_their_kernels() {
 }
 
 #[test]
+fn add_to_range_adds_where_narrow_reads() {
+    let (x, old) = (uniform(1, 3 * 2 * 5), uniform(2, 3 * 4 * 5));
+    for (axis, start, shape, range) in
+        [(1, 1, [3, 2, 5], [3, 4, 5]), (0, 0, [3, 2, 5], [6, 2, 5]), (2, 1, [3, 5, 2], [3, 5, 4])]
+    {
+        for x in &forms(&x, shape) {
+            let mut dst = Tensor::from_slice(&old, range);
+            add_to_range(x, axis, start, &mut dst);
+            let before = Tensor::from_slice(&old, range);
+            let expected = add(&before.narrow(axis, start, x.dim(axis)), x);
+            assert_bits("add_to_range", &dst.narrow(axis, start, x.dim(axis)), &expected.to_vec().unwrap(), shape);
+            // Outside the range nothing changes.
+            for (outside, len) in [(0, start), (start + x.dim(axis), range[axis] - start - x.dim(axis))] {
+                let (now, then) = (dst.narrow(axis, outside, len), before.narrow(axis, outside, len));
+                assert_bits("add_to_range", &now, &then.to_vec().unwrap(), then.shape());
+            }
+        }
+    }
+}
+
+#[test]
 fn binary_ops_broadcast_both_operands() {
     let (a, b) = (uniform(1, 3 * 5), uniform(2, 4 * 5));
     let quotient = |i: usize| a[i / 20 * 5 + i % 5] / b[i % 20];
