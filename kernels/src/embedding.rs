@@ -6,9 +6,9 @@ use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
 
-/// Columns whose gradients one task of the backward sums: four cache lines, so that no two tasks write to one line of an
-/// aligned table and the hardware sees short runs, and still 32 tasks at C = 2048.
-const COLUMNS_PER_TASK: usize = 64;
+/// Columns whose gradients one task of the backward sums. Longer runs of memory against more tasks (16 at C = 2048): with
+/// 64, 128 and 256 columns, 2048 tokens of C = 2048 took 0.58, 0.38 and 0.44 ns an element (Zen 5, avx512, 1 thread).
+const COLUMNS_PER_TASK: usize = 128;
 
 /// `out[n, :] = table[tokens[n], :]`. Exact.
 ///

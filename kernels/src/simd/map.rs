@@ -12,26 +12,48 @@
 
 use super::Simd;
 
-/// A place in a slice: a whole vector, or the shorter rest at its end.
+/// A place in slices of one length: a whole vector, or the shorter rest at their end.
+///
+/// `start < total`: only [`spans`] makes one. A load or store compares the slice with `total`, which does not change from
+/// turn to turn, and is in bounds by that: the loops carry no bounds check that depends on the place.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     start: usize,
-    len: usize,
+    total: usize,
 }
 
 impl Span {
-    /// The elements of `src` at this place; lanes beyond the end of a short span are 0. Panics if `src` ends before it.
+    /// The elements of `src` at this place; lanes beyond the end of a short span are 0.
+    /// Panics if `src` is shorter than the length given to [`spans`].
     #[inline(always)]
     pub fn load<S: Simd>(self, s: S, src: &[f32]) -> S::F32 {
-        let src = &src[self.start..self.start + self.len];
-        if self.len == S::LANES { s.load(src) } else { s.load_partial(src) }
+        assert!(src.len() >= self.total, "span: a slice of {} in a loop over {}", src.len(), self.total);
+        if self.is_whole::<S>() {
+            // SAFETY: start + LANES <= total <= src.len().
+            unsafe { s.load_ptr(src.as_ptr().add(self.start)) }
+        } else {
+            // SAFETY: start <= total <= src.len().
+            s.load_partial(unsafe { src.get_unchecked(self.start..self.total) })
+        }
     }
 
-    /// Writes the lanes of `v` to this place of `dst`; lanes beyond the end are dropped. Panics if `dst` ends before it.
+    /// Writes the lanes of `v` to this place of `dst`; lanes beyond the end are dropped.
+    /// Panics if `dst` is shorter than the length given to [`spans`].
     #[inline(always)]
     pub fn store<S: Simd>(self, s: S, v: S::F32, dst: &mut [f32]) {
-        let dst = &mut dst[self.start..self.start + self.len];
-        if self.len == S::LANES { s.store(v, dst) } else { s.store_partial(v, dst) }
+        assert!(dst.len() >= self.total, "span: a slice of {} in a loop over {}", dst.len(), self.total);
+        if self.is_whole::<S>() {
+            // SAFETY: start + LANES <= total <= dst.len().
+            unsafe { s.store_ptr(v, dst.as_mut_ptr().add(self.start)) }
+        } else {
+            // SAFETY: start <= total <= dst.len().
+            s.store_partial(v, unsafe { dst.get_unchecked_mut(self.start..self.total) })
+        }
+    }
+
+    #[inline(always)]
+    fn is_whole<S: Simd>(self) -> bool {
+        self.total - self.start >= S::LANES
     }
 
     /// Index of the first element.
@@ -39,19 +61,12 @@ impl Span {
     pub fn start(self) -> usize {
         self.start
     }
-
-    /// Number of elements, `1..=LANES`.
-    #[inline(always)]
-    #[allow(clippy::len_without_is_empty)] // a span is never empty
-    pub fn len(self) -> usize {
-        self.len
-    }
 }
 
-/// The spans of a slice of `len` elements, in order: all whole vectors, but perhaps the last.
+/// The spans of slices of `len` elements, in order: all whole vectors, but perhaps the last.
 #[inline(always)]
 pub fn spans<S: Simd>(_: S, len: usize) -> impl Iterator<Item = Span> {
-    (0..len).step_by(S::LANES).map(move |start| Span { start, len: S::LANES.min(len - start) })
+    (0..len).step_by(S::LANES).map(move |start| Span { start, total: len })
 }
 
 /// Number of independent accumulators of the reductions: enough to cover the latency of an FMA (4 cycles on two pipes
