@@ -1,2 +1,31 @@
-//! x
+//! Data, schedules, optimiser, checkpoints, and the loop that joins them.
+//!
+//! [`Trainer`] takes a [`TrainConfig`] and a run folder; what happens is told to an [`Observer`]. Nothing here prints.
+//!
+//! - [`config`]: what a run is. [`data`]: text, tokens, batches. [`schedule`]: learning rate and activation by step.
+//! - [`step`] and [`optimizer`]: one step. [`evaluate`](mod@evaluate): loss, zeros, dead neurons. [`sample`](mod@sample).
+//! - [`trainer`]: the loop. [`run_dir`] and [`checkpoint`]: its folder, and how a kill at any instant loses no more than the
+//!   steps since the last checkpoint.
+//! - [`almanac`]: the generated corpus.
+#![forbid(unsafe_code)]
+
 pub mod almanac;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+mod error;
+pub mod evaluate;
+pub mod events;
+pub mod files;
+pub mod metrics;
+pub mod optimizer;
+pub mod run_dir;
+pub mod sample;
+pub mod schedule;
+pub mod step;
+pub mod trainer;
+
+pub use config::TrainConfig;
+pub use error::Error;
+pub use events::{Event, Observer};
+pub use trainer::{Outcome, Trainer};

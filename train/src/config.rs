@@ -1,0 +1,503 @@
+//! The configuration of a run: read from TOML, checked, completed, and written back.
+//!
+//! Every key has a default except `data.paths`. Reading refuses unknown keys; [`TrainConfig::resolve`] checks every range
+//! and fills in what depends on other keys, so that the `config.toml` of a run folder says everything.
+
+use model::{Config, HiddenAct, PRESETS, Psi, Switch, preset};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A run's configuration, as in its TOML file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// `[model]`: the sizes.
+    pub model: ModelSection,
+    /// `[activation]`: psi until the switch.
+    pub activation: ActivationSection,
+    /// `[data]`: what to learn.
+    pub data: DataSection,
+    /// `[train]`: how.
+    pub train: TrainSection,
+}
+
+/// `[model]`: a preset, of which any size may be replaced; or a checkpoint, whose sizes are taken.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSection {
+    /// One of [`PRESETS`]; `tiny` if neither this nor `from` is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// A Hugging Face folder whose weights to start from, for continued pre-training. Excludes the other keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// C, replacing the preset's. Changes `head_dim` to `d_model / n_heads` unless that is given too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub d_model: Option<usize>,
+    /// Number of blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_layers: Option<usize>,
+    /// H. Changes `head_dim` as `d_model` does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_heads: Option<usize>,
+    /// K, dividing H.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_kv_heads: Option<usize>,
+    /// D, even.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// F.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub d_ff: Option<usize>,
+    /// The longest context, in tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_seq_len: Option<usize>,
+    /// Base of the rotary frequencies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Added to the mean square in RMSNorm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_eps: Option<f32>,
+    /// Whether the LM head is the embedding table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tie_embeddings: Option<bool>,
+}
+
+/// The kinds of psi.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationKind {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// StochA(p).
+    Stochastic,
+}
+
+/// `[activation]`: psi, until the switch if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationSection {
+    /// Which.
+    pub kind: ActivationKind,
+    /// The probability of SILU for x < 0, `0..=1`; for `stochastic` alone, where it must be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p: Option<f64>,
+}
+
+impl Default for ActivationSection {
+    /// StochA(0.5), the paper's choice for pre-training.
+    fn default() -> Self {
+        ActivationSection { kind: ActivationKind::Stochastic, p: Some(0.5) }
+    }
+}
+
+impl ActivationSection {
+    /// psi. A missing p is 0.5 here; [`TrainConfig::resolve`] refuses it first.
+    pub fn psi(&self) -> Psi {
+        match self.kind {
+            ActivationKind::Relu => Psi::Relu,
+            ActivationKind::Silu => Psi::Silu,
+            ActivationKind::Stochastic => Psi::Stochastic { p: self.p.unwrap_or(0.5) },
+        }
+    }
+}
+
+/// `[data]`: text files, folders, `.jsonl` files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSection {
+    /// Files and folders, in this order. See [`crate::data::documents`].
+    pub paths: Vec<PathBuf>,
+    /// The field of a `.jsonl` record that holds the text.
+    pub field: String,
+    /// The share of the tokens, taken from the end of the last document on, that is kept for validation; above 0, below 1.
+    pub val_fraction: f64,
+    /// Where tokenised data is kept; `silurian` under the user's cache folder if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        DataSection { paths: Vec::new(), field: "text".to_string(), val_fraction: 0.1, cache: None }
+    }
+}
+
+/// `[train]`: schedule, batch, optimiser, and what is reported and kept.
+///
+/// The defaults suit models of about 1M to 15M parameters; larger ones want a smaller `lr`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSection {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// T: tokens of a sequence. The smaller of 256 and `max_seq_len` if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq_len: Option<usize>,
+    /// Tokens of an optimiser step; a multiple of `micro_batch * seq_len`. That product if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
+    /// Sequences that go through the model at once. Decides the memory, not the result.
+    pub micro_batch: usize,
+    /// Of the initial weights, the order of the data and the draws of the activation.
+    pub seed: u64,
+    /// The highest learning rate.
+    pub lr: f64,
+    /// The last learning rate, as a share of the highest.
+    pub min_lr_ratio: f64,
+    /// Steps over which the learning rate rises from 0.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay; of projections only.
+    pub weight_decay: f64,
+    /// Decay of the first moment, below 1.
+    pub beta1: f64,
+    /// Decay of the second moment, below 1.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// The largest norm of the whole gradient; 0 for no clipping.
+    pub grad_clip: f64,
+    /// Swi+FT(alpha): RELU for the last share `alpha` of the steps, `0..=1`; 0 is no switch, and so is none given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub switch: Option<Switch>,
+    /// Steps between evaluations. The last step and those around the switch are evaluated always.
+    pub eval_every: usize,
+    /// Tokens of an evaluation, from the start of the validation data; rounded down to sequences, all if there are fewer.
+    pub eval_tokens: usize,
+    /// Steps between samples; 0 for none.
+    pub sample_every: usize,
+    /// What a sample continues.
+    pub sample_prompt: String,
+    /// The most new tokens of a sample.
+    pub sample_tokens: usize,
+    /// Steps between checkpoints. There is always one at the end.
+    pub checkpoint_every: usize,
+    /// Checkpoints that are kept, at least 1: older ones are removed.
+    pub keep_last: usize,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        TrainSection {
+            steps: 1000,
+            seq_len: None,
+            batch_tokens: None,
+            micro_batch: 8,
+            seed: 0,
+            lr: 2e-3,
+            min_lr_ratio: 0.1,
+            warmup_steps: 100,
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            grad_clip: 1.0,
+            switch: None,
+            eval_every: 100,
+            eval_tokens: 1 << 15,
+            sample_every: 500,
+            sample_prompt: "\n".to_string(),
+            sample_tokens: 200,
+            checkpoint_every: 500,
+            keep_last: 2,
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read: {reason}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        reason: std::io::Error,
+    },
+    /// Not TOML, an unknown key, a value of the wrong type. The reason gives line and column.
+    #[error("{}: {reason}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A value out of its range.
+    #[error("{}{} = {value}: {expected}", place.as_deref().unwrap_or_default(), key)]
+    Value {
+        /// File and line, where known: `run.toml line 12: `.
+        place: Option<String>,
+        /// The key, with its section: `train.lr`.
+        key: String,
+        /// What it is.
+        value: String,
+        /// What it must be.
+        expected: String,
+    },
+}
+
+fn value_error(key: &str, value: impl std::fmt::Display, expected: impl Into<String>) -> ConfigError {
+    ConfigError::Value { place: None, key: key.to_string(), value: value.to_string(), expected: expected.into() }
+}
+
+impl TrainConfig {
+    /// Reads a file. Values are checked by [`resolve`](TrainConfig::resolve), after command-line flags had their say.
+    pub fn read(path: impl AsRef<Path>) -> Result<TrainConfig, ConfigError> {
+        let path = path.as_ref();
+        let text =
+            std::fs::read_to_string(path).map_err(|reason| ConfigError::Read { path: path.to_path_buf(), reason })?;
+        TrainConfig::from_toml(&text, path)
+    }
+
+    /// Reads text; `path` is for messages. Ranges are checked here too, so that the message has the line.
+    pub fn from_toml(text: &str, path: &Path) -> Result<TrainConfig, ConfigError> {
+        let config: TrainConfig = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.to_path_buf(),
+            reason: e.to_string().trim_end().to_string(),
+        })?;
+        config.check_ranges().map_err(|e| match e {
+            ConfigError::Value { place: None, key, value, expected } => {
+                let line = line_of(text, &key).map_or(String::new(), |n| format!(" line {n}"));
+                ConfigError::Value { place: Some(format!("{}{line}: ", path.display())), key, value, expected }
+            }
+            e => e,
+        })?;
+        Ok(config)
+    }
+
+    /// The text of a file that [`read`](TrainConfig::read) reads back to the same configuration.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is made of tables, numbers and strings")
+    }
+
+    /// Fills in what was left out and depends on other keys, and checks everything. With `model.from`, `sizes` are those of
+    /// that checkpoint; else they must be `None` and come from preset and overrides. `vocab_size` is the tokenizer's.
+    pub fn resolve(mut self, vocab_size: usize, sizes: Option<Config>) -> Result<(TrainConfig, Config), ConfigError> {
+        self.check_ranges()?;
+        if self.data.paths.is_empty() {
+            return Err(value_error("data.paths", "[]", "must name at least one file or folder"));
+        }
+        let sizes = match sizes {
+            Some(sizes) => sizes,
+            None => self.model.complete(vocab_size)?,
+        };
+        if sizes.vocab_size != vocab_size {
+            let expected = format!("must be {vocab_size}, the tokenizer's");
+            return Err(value_error("model.vocab_size", sizes.vocab_size, expected));
+        }
+        let t = &mut self.train;
+        let seq_len = *t.seq_len.get_or_insert(sizes.max_seq_len.min(256));
+        if seq_len > sizes.max_seq_len {
+            let expected = format!("must be at most model.max_seq_len = {}", sizes.max_seq_len);
+            return Err(value_error("train.seq_len", seq_len, expected));
+        }
+        let Some(micro) = t.micro_batch.checked_mul(seq_len).filter(|&n| u32::try_from(n).is_ok()) else {
+            return Err(value_error("train.micro_batch", t.micro_batch, "micro_batch * seq_len must be below 2^32"));
+        };
+        let batch_tokens = *t.batch_tokens.get_or_insert(micro);
+        if !batch_tokens.is_multiple_of(micro) {
+            let expected =
+                format!("must be a multiple of micro_batch * seq_len = {} * {seq_len} = {micro}", t.micro_batch);
+            return Err(value_error("train.batch_tokens", batch_tokens, expected));
+        }
+        Ok((self, sizes))
+    }
+
+    /// The ranges of the values that stand on their own.
+    fn check_ranges(&self) -> Result<(), ConfigError> {
+        let (a, d, t) = (&self.activation, &self.data, &self.train);
+        match (a.kind, a.p) {
+            (ActivationKind::Stochastic, None) => {
+                return Err(value_error(
+                    "activation.p",
+                    "(none)",
+                    "kind = \"stochastic\" needs the probability of SILU, 0 to 1",
+                ));
+            }
+            (ActivationKind::Stochastic, Some(p)) => within("activation.p", p, 0.0, 1.0)?,
+            (_, Some(p)) => return Err(value_error("activation.p", p, "goes with kind = \"stochastic\" only")),
+            (_, None) => {}
+        }
+        if !(d.val_fraction > 0.0 && d.val_fraction < 1.0) {
+            return Err(value_error("data.val_fraction", d.val_fraction, "must be above 0 and below 1"));
+        }
+        for (key, value) in [
+            ("train.steps", Some(t.steps)),
+            ("train.seq_len", t.seq_len),
+            ("train.batch_tokens", t.batch_tokens),
+            ("train.micro_batch", Some(t.micro_batch)),
+            ("train.eval_every", Some(t.eval_every)),
+            ("train.eval_tokens", Some(t.eval_tokens)),
+            ("train.checkpoint_every", Some(t.checkpoint_every)),
+            ("train.keep_last", Some(t.keep_last)),
+        ] {
+            if value == Some(0) {
+                return Err(value_error(key, 0, "must be at least 1"));
+            }
+        }
+        // The last value is the step of evaluation draws. Both are words of a draw's counter.
+        if t.steps >= u32::MAX as usize {
+            return Err(value_error("train.steps", t.steps, format!("must be below {}", u32::MAX)));
+        }
+        if t.batch_tokens.is_some_and(|n| u32::try_from(n).is_err()) {
+            return Err(value_error("train.batch_tokens", t.batch_tokens.unwrap_or(0), "must be below 2^32"));
+        }
+        if t.seed > i64::MAX as u64 {
+            return Err(value_error("train.seed", t.seed, "must be below 2^63: TOML's numbers end there"));
+        }
+        for (key, value) in [("train.lr", t.lr), ("train.eps", t.eps)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(value_error(key, value, "must be above 0"));
+            }
+        }
+        for (key, value) in [("train.weight_decay", t.weight_decay), ("train.grad_clip", t.grad_clip)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(value_error(key, value, "must be 0 or more"));
+            }
+        }
+        for (key, value) in [("train.beta1", t.beta1), ("train.beta2", t.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(value_error(key, value, "must be from 0 to below 1"));
+            }
+        }
+        within("train.min_lr_ratio", t.min_lr_ratio, 0.0, 1.0)?;
+        if let Some(switch) = t.switch {
+            within("train.switch.alpha", switch.alpha, 0.0, 1.0)?;
+            if switch.to != HiddenAct::Relu {
+                return Err(value_error("train.switch.to", "\"silu\"", "must be \"relu\", the activation that makes zeros"));
+            }
+        }
+        if t.sample_every > 0 && t.sample_prompt.is_empty() {
+            return Err(value_error("train.sample_prompt", "\"\"", "must not be empty: a sample continues something"));
+        }
+        if t.sample_every > 0 && t.sample_tokens == 0 {
+            return Err(value_error(
+                "train.sample_tokens",
+                0,
+                "must be at least 1; sample_every = 0 turns samples off",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The keys whose values differ, with both values, in the order of the file.
+    pub fn differences(&self, other: &TrainConfig) -> Vec<Difference> {
+        let (old, new) = (flat(self), flat(other));
+        let keys = old.iter().chain(&new).map(|(key, _)| key);
+        let mut all: Vec<Difference> = Vec::new();
+        for key in keys {
+            let find = |entries: &[(String, String)]| {
+                entries.iter().find(|(k, _)| k == key).map_or("(none)".to_string(), |(_, v)| v.clone())
+            };
+            let (was, now) = (find(&old), find(&new));
+            if was != now && all.iter().all(|d| d.key != *key) {
+                all.push(Difference { key: key.clone(), was, now });
+            }
+        }
+        all
+    }
+}
+
+/// A key whose value differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// With its section: `train.lr`.
+    pub key: String,
+    /// The value of the first.
+    pub was: String,
+    /// The value of the second.
+    pub now: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} was {}, is {}", self.key, self.was, self.now)
+    }
+}
+
+/// Every key with its section, and its value as text.
+fn flat(config: &TrainConfig) -> Vec<(String, String)> {
+    fn walk(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+        match value {
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                    walk(&key, value, out);
+                }
+            }
+            value => out.push((prefix.to_string(), value.to_string())),
+        }
+    }
+    let mut out = Vec::new();
+    walk("", &toml::Value::try_from(config).expect("a configuration is TOML"), &mut out);
+    out
+}
+
+fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), ConfigError> {
+    if (low..=high).contains(&value) {
+        Ok(())
+    } else {
+        Err(value_error(key, value, format!("must be from {low} to {high}")))
+    }
+}
+
+/// The line, from 1, on which `section.key` is set, if it is written in the usual way.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let mut parts = key.split('.');
+    let (section, name) = (parts.next()?, parts.next()?);
+    let mut current = "";
+    text.lines().enumerate().find_map(|(i, line)| {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
+            current = header.trim();
+        }
+        let sets = line.split_once('=').is_some_and(|(left, _)| left.trim() == name);
+        (sets && current == section).then_some(i + 1)
+    })
+}
+
+impl ModelSection {
+    /// The sizes, which are written back into this section.
+    fn complete(&mut self, vocab_size: usize) -> Result<Config, ConfigError> {
+        let name = self.preset.get_or_insert_with(|| "tiny".to_string());
+        let Some(mut sizes) = preset(name, vocab_size) else {
+            let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+            return Err(value_error(
+                "model.preset",
+                format!("{name:?}"),
+                format!("must be one of {}", names.join(", ")),
+            ));
+        };
+        if self.head_dim.is_none() && (self.d_model.is_some() || self.n_heads.is_some()) {
+            let (d_model, n_heads) = (self.d_model.unwrap_or(sizes.d_model), self.n_heads.unwrap_or(sizes.n_heads));
+            if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
+                let expected = format!("must divide d_model = {d_model}, or head_dim must be given");
+                return Err(value_error("model.n_heads", n_heads, expected));
+            }
+            sizes.head_dim = d_model / n_heads;
+        }
+        fn fill<T: Copy>(ours: &mut Option<T>, size: &mut T) {
+            *size = *ours.get_or_insert(*size);
+        }
+        fill(&mut self.d_model, &mut sizes.d_model);
+        fill(&mut self.n_layers, &mut sizes.n_layers);
+        fill(&mut self.n_heads, &mut sizes.n_heads);
+        fill(&mut self.n_kv_heads, &mut sizes.n_kv_heads);
+        fill(&mut self.head_dim, &mut sizes.head_dim);
+        fill(&mut self.d_ff, &mut sizes.d_ff);
+        fill(&mut self.max_seq_len, &mut sizes.max_seq_len);
+        fill(&mut self.rope_theta, &mut sizes.rope_theta);
+        fill(&mut self.norm_eps, &mut sizes.norm_eps);
+        fill(&mut self.tie_embeddings, &mut sizes.tie_embeddings);
+        sizes.validate().map_err(|e| value_error(&format!("model.{}", e.field), e.value, e.expected))?;
+        Ok(sizes)
+    }
+
+    /// Whether any size is given: what `from` excludes.
+    pub(crate) fn names_sizes(&self) -> bool {
+        ModelSection { from: None, ..self.clone() } != ModelSection::default()
+    }
+}

@@ -1,0 +1,96 @@
+//! The model on the validation data: loss under the training activation and under RELU, zeros, dead neurons.
+
+use crate::data::{Batch, Batches, DataError};
+use crate::metrics::{Evaluation, SMALL_ROW};
+use autograd::Tape;
+use model::{LayerNames, Probe, Psi, PsiAt, Transformer, Weights};
+use tensor::ops;
+
+/// Which validation sequences, and how many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvalShape {
+    /// Sequences, from the start of the validation data.
+    pub sequences: usize,
+    /// Sequences that go through the model at once. The draws and, but for the order of sums, the losses do not depend on it.
+    pub micro_batch: usize,
+    /// T.
+    pub seq_len: usize,
+}
+
+impl EvalShape {
+    /// As many whole sequences as `tokens` hold, at least one, at most all there are.
+    pub fn new(batches: &Batches, tokens: usize, micro_batch: usize, seq_len: usize) -> EvalShape {
+        let sequences = (tokens / seq_len).clamp(1, batches.val_sequences());
+        EvalShape { sequences, micro_batch: micro_batch.min(sequences), seq_len }
+    }
+}
+
+/// The step that stands in the counter of evaluation draws: no training step has it, and every evaluation draws the same, so
+/// that two evaluations differ by their weights alone.
+pub const EVALUATION_STEP: u32 = u32::MAX;
+
+/// Evaluates under `psi` and under RELU, with the weights as they are.
+pub fn evaluate(
+    model: &Transformer,
+    batches: &mut Batches,
+    shape: EvalShape,
+    psi: Psi,
+    seed: u64,
+    steps_done: usize,
+) -> Result<Evaluation, DataError> {
+    let mut probe = Probe::new(model.weights().config());
+    let relu_loss = mean_loss(model, batches, shape, PsiAt::deterministic(Psi::Relu), Some(&mut probe))?;
+    let loss = if psi == Psi::Relu {
+        relu_loss
+    } else {
+        let draws = PsiAt { psi, seed, first_token: 0, step: EVALUATION_STEP };
+        mean_loss(model, batches, shape, draws, None)?
+    };
+    Ok(Evaluation {
+        steps_done,
+        tokens: (shape.sequences * shape.seq_len) as u64,
+        activation: psi.to_string(),
+        loss,
+        relu_loss,
+        zeros: probe.zeros(),
+        dead: probe.never_active(),
+        small_rows: small_rows(model.weights()),
+    })
+}
+
+/// Mean cross-entropy over the sequences, in nats.
+fn mean_loss(
+    model: &Transformer,
+    batches: &mut Batches,
+    shape: EvalShape,
+    psi: PsiAt,
+    mut probe: Option<&mut Probe>,
+) -> Result<f64, DataError> {
+    let mut sum = 0.0;
+    for first in (0..shape.sequences).step_by(shape.micro_batch) {
+        let Batch { inputs, targets } = batches.val(first, shape.micro_batch.min(shape.sequences - first))?;
+        let psi = PsiAt { first_token: (first * shape.seq_len) as u32, ..psi };
+        let tape = Tape::without_gradients();
+        let leaves = model.leaves(&tape);
+        sum += model.loss(&leaves, (&inputs, &targets), 1.0, psi, probe.as_deref_mut()).1;
+    }
+    Ok(sum / (shape.sequences * shape.seq_len) as f64)
+}
+
+/// For each layer, the number of rows of gate_proj `[F, C]` with a norm below [`SMALL_ROW`] times the mean norm of its rows.
+pub fn small_rows(weights: &Weights) -> Vec<usize> {
+    (0..weights.config().n_layers)
+        .map(|layer| {
+            let gate = &weights.tensors()[LayerNames::new(layer).gate_proj];
+            let squares = ops::sum_to(&ops::mul(gate, gate), [gate.dim(0), 1]);
+            let norms: Vec<f64> = squares
+                .to_vec::<f32>()
+                .unwrap_or_else(|e| panic!("small_rows: {e}"))
+                .iter()
+                .map(|&s| (s as f64).sqrt())
+                .collect();
+            let mean = norms.iter().sum::<f64>() / norms.len() as f64;
+            norms.iter().filter(|&&norm| norm < SMALL_ROW * mean).count()
+        })
+        .collect()
+}

@@ -1,0 +1,113 @@
+//! What a run tells while it runs. The words and the progress bar are the listener's.
+
+use crate::metrics::{Evaluation, StepMetrics};
+use std::path::Path;
+
+/// Something that happened in a run.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Before the first step.
+    Started(&'a Started),
+    /// Something that the user should know: a cache written, an incomplete checkpoint skipped.
+    Note(&'a str),
+    /// A step is done.
+    Step(&'a StepMetrics),
+    /// The model was evaluated.
+    Evaluation(&'a Evaluation),
+    /// The loss at the switch, or some steps after it.
+    Switch(&'a SwitchReport),
+    /// The model continued the prompt.
+    Sample(&'a Sample),
+    /// A checkpoint is on the disk.
+    Checkpoint {
+        /// Steps done.
+        steps_done: usize,
+        /// Its folder.
+        path: &'a Path,
+    },
+    /// The stop flag was seen; the checkpoint is saved.
+    Interrupted {
+        /// Steps done.
+        steps_done: usize,
+    },
+    /// All steps are done and the last checkpoint is saved.
+    Finished {
+        /// Steps done.
+        steps_done: usize,
+        /// Of this process, with evaluations and checkpoints.
+        seconds: f64,
+    },
+}
+
+/// What a run is about to do.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Which activation from which step, in words.
+    pub schedule: String,
+    /// Steps done already: 0, or that of the checkpoint.
+    pub steps_done: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Of the model.
+    pub parameters: usize,
+    /// T.
+    pub seq_len: usize,
+    /// Tokens of a step.
+    pub batch_tokens: usize,
+    /// Tokens of the training data.
+    pub train_tokens: usize,
+    /// Tokens of the validation data.
+    pub val_tokens: usize,
+    /// How often the training data are seen.
+    pub epochs: f64,
+    /// Instruction set of the kernels.
+    pub level: String,
+    /// Threads of the kernels.
+    pub threads: usize,
+}
+
+/// How the change of psi went.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SwitchReport {
+    /// Before the first step under RELU: the same weights under both.
+    At {
+        /// The first step under RELU.
+        step: usize,
+        /// Validation loss under the activation until here.
+        before: f64,
+        /// Validation loss under RELU.
+        at: f64,
+    },
+    /// Some steps later.
+    After {
+        /// Steps under RELU.
+        steps: usize,
+        /// Validation loss.
+        loss: f64,
+    },
+}
+
+/// A text that the model wrote.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Steps done.
+    pub steps_done: usize,
+    /// The prompt.
+    pub prompt: String,
+    /// What it wrote after it.
+    pub text: String,
+    /// In words: the activation, and whether the FFN was sparse.
+    pub how: String,
+}
+
+/// Listens to a run.
+pub trait Observer {
+    /// Something happened. The run goes on when this returns.
+    fn event(&mut self, event: Event<'_>);
+}
+
+impl<F: FnMut(Event<'_>)> Observer for F {
+    fn event(&mut self, event: Event<'_>) {
+        self(event)
+    }
+}

@@ -1,0 +1,360 @@
+//! The loop: steps, evaluations, samples, checkpoints, and how it begins, stops and goes on.
+
+use crate::checkpoint::{self, State};
+use crate::config::{ConfigError, TrainConfig};
+use crate::data::{Batches, Documents, Tokenizer, Tokens, cache};
+use crate::error::Error;
+use crate::evaluate::{EvalShape, evaluate};
+use crate::events::{Event, Observer, Sample, Started, SwitchReport};
+use crate::metrics::{Evaluation, StepMetrics, train_flops_per_token};
+use crate::optimizer::Optimizer;
+use crate::run_dir::RunDir;
+use crate::sample::sample;
+use crate::schedule::{LearningRate, Phases};
+use crate::step::{StepShape, train_step, training_draws};
+use kernels::Team;
+use model::{Config, Psi, Transformer, Weights, hf};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tensor::pool;
+
+/// Steps after the switch at which the loss is looked at again: the spike is over by then in small models.
+pub const STEPS_AFTER_SWITCH: usize = 20;
+
+/// Keys that a resumed run may change: they decide what is reported and kept, not what is learnt. `data.paths` may change
+/// because moved data are the same data; that they are is checked by their hash.
+pub const MAY_CHANGE: [&str; 9] = [
+    "data.paths",
+    "data.cache",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.sample_every",
+    "train.sample_prompt",
+    "train.sample_tokens",
+    "train.checkpoint_every",
+    "train.keep_last",
+];
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// The stop flag was set. A checkpoint of the last step done is saved.
+    Interrupted,
+}
+
+/// A run, ready to go.
+pub struct Trainer {
+    config: TrainConfig,
+    run: RunDir,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    model: Transformer,
+    optimizer: Optimizer,
+    learning_rate: LearningRate,
+    phases: Phases,
+    shape: StepShape,
+    /// Steps done: the number of the next step.
+    steps_done: usize,
+    /// Steps done of the newest checkpoint.
+    saved: Option<usize>,
+}
+
+impl Trainer {
+    /// A new run in a new folder.
+    ///
+    /// Errors: anything wrong with configuration, data or checkpoint to start from, before the folder is made;
+    /// [`Error::Exists`].
+    pub fn create(path: &Path, config: TrainConfig, observer: &mut dyn Observer) -> Result<Trainer, Error> {
+        let start = match &config.model.from {
+            Some(from) => Some(starting_weights(&config, from)?),
+            None => None,
+        };
+        let tokenizer = Tokenizer::Bytes;
+        let sizes = start.as_ref().map(|w| w.config().clone());
+        let (config, sizes) = config.resolve(tokenizer.vocab_size(), sizes)?;
+        let batches = open_data(&config, tokenizer, observer)?;
+        let run = RunDir::create(path, &config)?;
+        let weights = start.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
+        let optimizer = Optimizer::new(&sizes, &config);
+        Trainer::new(config, run, tokenizer, batches, weights, optimizer, None)
+    }
+
+    /// Goes on with the run in `path`, from its newest whole checkpoint, or from the start if it has none yet. `config` is that
+    /// of the run if `None`. The result of all steps is that of an uninterrupted run, bit for bit, if the instruction set
+    /// is the same; another one is noted.
+    ///
+    /// Errors: [`Error::NotARun`], [`Error::InUse`]; [`Error::Changed`] if a key outside of [`MAY_CHANGE`] differs;
+    /// [`Error::DataChanged`]; a checkpoint that cannot be read.
+    pub fn resume(path: &Path, config: Option<TrainConfig>, observer: &mut dyn Observer) -> Result<Trainer, Error> {
+        let mut run = RunDir::open(path)?;
+        let tokenizer = Tokenizer::Bytes;
+        let stored = run.config()?;
+        let newest = checkpoint::latest(&run.checkpoints(), &mut |text| observer.event(Event::Note(&text)))?;
+
+        let is_given = config.is_some();
+        let config = config.unwrap_or_else(|| stored.clone());
+        let (loaded, was) = match &newest {
+            Some((path, state)) => (Some(checkpoint::load(path, state, &config)?), &state.config),
+            None => (None, &stored),
+        };
+        let (weights, optimizer) = match loaded {
+            Some((weights, optimizer)) => (Some(weights), Some(optimizer)),
+            None => (config.model.from.as_ref().map(|from| starting_weights(&config, from)).transpose()?, None),
+        };
+        let from_sizes = weights.as_ref().filter(|_| config.model.from.is_some()).map(|w| w.config().clone());
+        let (config, sizes) = config.resolve(tokenizer.vocab_size(), from_sizes)?;
+        let mut changes = was.differences(&config);
+        changes.retain(|change| !MAY_CHANGE.contains(&change.key.as_str()));
+        if !changes.is_empty() {
+            return Err(Error::Changed { path: path.to_path_buf(), changes });
+        }
+
+        let batches = open_data(&config, tokenizer, observer)?;
+        if let Some((_, state)) = &newest {
+            if state.data_hash != batches.tokens().hash() {
+                let (was, now) = (state.data_hash.clone(), batches.tokens().hash());
+                return Err(Error::DataChanged { path: path.to_path_buf(), was, now });
+            }
+            let level = Team::current().level().to_string();
+            if state.level != level {
+                let (was, path) = (&state.level, path.display());
+                let note =
+                    format!("{path}: the run was at level {was} and goes on at {level}: its last bits will differ");
+                observer.event(Event::Note(&note));
+            }
+        } else {
+            observer.event(Event::Note(&format!("{}: no checkpoint yet: starts at step 0", path.display())));
+        }
+        if is_given {
+            run.write_config(&config)?;
+        }
+        let steps_done = newest.map(|(_, state)| state.steps_done);
+        let records = run.cut_metrics(steps_done.unwrap_or(0))?;
+        if records < steps_done.unwrap_or(0) {
+            let (steps, path) = (steps_done.unwrap_or(0), path.display());
+            observer.event(Event::Note(&format!("{path}: metrics.jsonl has {records} records of {steps} steps")));
+        }
+        let weights = weights.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
+        let optimizer = optimizer.unwrap_or_else(|| Optimizer::new(&sizes, &config));
+        Trainer::new(config, run, tokenizer, batches, weights, optimizer, steps_done)
+    }
+
+    fn new(
+        config: TrainConfig,
+        run: RunDir,
+        tokenizer: Tokenizer,
+        batches: Batches,
+        weights: Weights,
+        optimizer: Optimizer,
+        saved: Option<usize>,
+    ) -> Result<Trainer, Error> {
+        let t = &config.train;
+        let (seq_len, batch_tokens) = (t.seq_len.expect("resolved"), t.batch_tokens.expect("resolved"));
+        let micro_batches = batch_tokens / (t.micro_batch * seq_len);
+        let shape = StepShape { micro_batch: t.micro_batch, seq_len, micro_batches };
+        check_prompt(&config, tokenizer, weights.config())?;
+        Ok(Trainer {
+            learning_rate: LearningRate::new(&config),
+            phases: Phases::new(&config),
+            config,
+            run,
+            tokenizer,
+            batches,
+            model: Transformer::new(weights),
+            optimizer,
+            shape,
+            steps_done: saved.unwrap_or(0),
+            saved,
+        })
+    }
+
+    /// The resolved configuration.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The model as it is.
+    pub fn model(&self) -> &Transformer {
+        &self.model
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.steps_done
+    }
+
+    /// The newest checkpoint of this run's folder.
+    pub fn last_checkpoint(&self) -> Option<PathBuf> {
+        self.saved.map(|n| self.run.checkpoints().join(format!("step-{n}")))
+    }
+
+    /// Trains until all steps are done or `stop` is set, which is looked at after each step. Either way a checkpoint is saved.
+    ///
+    /// Errors: [`Error::NonFinite`]; files that cannot be written. Checkpoints saved before stay.
+    pub fn run(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+        let start = Instant::now();
+        observer.event(Event::Started(&self.started()));
+        let steps = self.config.train.steps;
+        while self.steps_done < steps && !stop.load(Ordering::Relaxed) {
+            self.step(observer)?;
+            let n = self.steps_done;
+            if n.is_multiple_of(self.config.train.checkpoint_every) {
+                self.save(observer)?;
+            }
+        }
+        self.save(observer)?;
+        let steps_done = self.steps_done;
+        if steps_done < steps {
+            observer.event(Event::Interrupted { steps_done });
+            return Ok(Outcome::Interrupted);
+        }
+        observer.event(Event::Finished { steps_done, seconds: start.elapsed().as_secs_f64() });
+        Ok(Outcome::Finished)
+    }
+
+    fn started(&self) -> Started {
+        let t = &self.config.train;
+        let team = Team::current();
+        let sequences = t.steps * self.shape.micro_batch * self.shape.micro_batches;
+        Started {
+            schedule: self.phases.to_string(),
+            steps_done: self.steps_done,
+            steps: t.steps,
+            parameters: self.model.weights().config().parameters(),
+            seq_len: self.shape.seq_len,
+            batch_tokens: self.shape.tokens(),
+            train_tokens: self.batches.train_tokens(),
+            val_tokens: self.batches.val_tokens(),
+            epochs: sequences as f64 / self.batches.sequences_per_epoch() as f64,
+            level: team.level().to_string(),
+            threads: team.threads(),
+        }
+    }
+
+    /// One step, and the evaluation and sample that are due after it.
+    fn step(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let step = self.steps_done;
+        let (psi, lr) = (self.phases.psi(step), self.learning_rate.at(step));
+        let draws = training_draws(psi, self.config.train.seed, step);
+        let (begin, before) = (Instant::now(), pool::stats());
+        let (model, optimizer) = (&mut self.model, &mut self.optimizer);
+        let result = train_step(model, optimizer, &mut self.batches, self.shape, draws, lr)?;
+        let (seconds, after) = (begin.elapsed().as_secs_f64(), pool::stats());
+        self.steps_done += 1;
+
+        let eval = if self.evaluation_is_due() { Some(self.evaluate(psi)?) } else { None };
+        let tokens_per_second = self.shape.tokens() as f64 / seconds;
+        let flops = train_flops_per_token(self.model.weights().config(), self.shape.seq_len);
+        let metrics = StepMetrics {
+            step,
+            tokens: (self.steps_done * self.shape.tokens()) as u64,
+            activation: psi.to_string(),
+            lr,
+            loss: result.loss,
+            grad_norm: result.grad_norm,
+            seconds,
+            tokens_per_second,
+            gflops: tokens_per_second * flops / 1e9,
+            fresh_blocks: after.fresh - before.fresh,
+            peak_bytes: after.peak_bytes,
+            eval,
+        };
+        self.run.append(&metrics)?;
+        observer.event(Event::Step(&metrics));
+        if let Some(eval) = &metrics.eval {
+            observer.event(Event::Evaluation(eval));
+            if let Some(report) = self.switch_report(eval) {
+                observer.event(Event::Switch(&report));
+            }
+        }
+        let every = self.config.train.sample_every;
+        if every > 0 && self.steps_done.is_multiple_of(every) {
+            let t = &self.config.train;
+            let text = sample(self.model.weights(), self.tokenizer, psi, &t.sample_prompt, t.sample_tokens, t.seed)?;
+            let (steps_done, prompt) = (self.steps_done, t.sample_prompt.clone());
+            observer.event(Event::Sample(&Sample { steps_done, prompt, text: text.text, how: text.how }));
+        }
+        Ok(())
+    }
+
+    /// Every `eval_every` steps, after the last step, and around the switch.
+    fn evaluation_is_due(&self) -> bool {
+        let (n, t) = (self.steps_done, &self.config.train);
+        let around = |at| n == at || n == at + STEPS_AFTER_SWITCH;
+        n.is_multiple_of(t.eval_every) || n == t.steps || self.phases.switch_step().is_some_and(around)
+    }
+
+    fn evaluate(&mut self, psi: Psi) -> Result<Evaluation, Error> {
+        let t = &self.config.train;
+        let shape = EvalShape::new(&self.batches, t.eval_tokens, t.micro_batch, self.shape.seq_len);
+        Ok(evaluate(&self.model, &mut self.batches, shape, psi, t.seed, self.steps_done)?)
+    }
+
+    /// What an evaluation says about the switch, if it lies at it.
+    fn switch_report(&self, eval: &Evaluation) -> Option<SwitchReport> {
+        let (step, n) = (self.phases.switch_step()?, eval.steps_done);
+        if n == step {
+            return Some(SwitchReport::At { step, before: eval.loss, at: eval.relu_loss });
+        }
+        let last = (step + STEPS_AFTER_SWITCH).min(self.config.train.steps);
+        (n == last).then_some(SwitchReport::After { steps: n - step, loss: eval.relu_loss })
+    }
+
+    /// Saves a checkpoint, unless the newest one is of this step.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let n = self.steps_done;
+        if self.saved == Some(n) {
+            return Ok(());
+        }
+        // Records first: a checkpoint never knows more steps than they do.
+        self.run.sync_metrics()?;
+        let psi = self.phases.psi(n.saturating_sub(1));
+        let level = Team::current().level().to_string();
+        let state = State::new(n, psi, level, self.batches.tokens().hash(), &self.config);
+        let (folder, keep) = (self.run.checkpoints(), self.config.train.keep_last);
+        let path = checkpoint::save(&folder, state, self.model.weights(), psi, &self.optimizer, keep)?;
+        self.saved = Some(n);
+        observer.event(Event::Checkpoint { steps_done: n, path: &path });
+        Ok(())
+    }
+}
+
+/// The weights of `model.from`.
+fn starting_weights(config: &TrainConfig, from: &Path) -> Result<Weights, Error> {
+    if config.model.names_sizes() {
+        return Err(ConfigError::Value {
+            place: None,
+            key: "model.from".to_string(),
+            value: format!("{:?}", from.display().to_string()),
+            expected: "takes the sizes of that checkpoint: the other keys of [model] must not be given".to_string(),
+        }
+        .into());
+    }
+    Ok(hf::load(from).map_err(checkpoint::CheckpointError::from)?.weights)
+}
+
+fn open_data(config: &TrainConfig, tokenizer: Tokenizer, observer: &mut dyn Observer) -> Result<Batches, Error> {
+    let (d, t) = (&config.data, &config.train);
+    let documents = Documents::open(&d.paths, &d.field)?;
+    let dir = d.cache.clone().unwrap_or_else(cache::default_dir);
+    let tokens = Tokens::open(&documents, tokenizer, &dir, &mut |text| observer.event(Event::Note(&text)))?;
+    Ok(Batches::new(tokens, d.val_fraction, t.seq_len.expect("resolved"), t.seed)?)
+}
+
+/// A prompt beyond the context is found before the run, not at its first sample.
+fn check_prompt(config: &TrainConfig, tokenizer: Tokenizer, sizes: &Config) -> Result<(), ConfigError> {
+    let (t, context) = (&config.train, sizes.max_seq_len);
+    let tokens = tokenizer.encode(&t.sample_prompt).len();
+    if t.sample_every > 0 && tokens > context {
+        return Err(ConfigError::Value {
+            place: None,
+            key: "train.sample_prompt".to_string(),
+            value: format!("({tokens} tokens)"),
+            expected: format!("must fit in model.max_seq_len = {context} tokens"),
+        });
+    }
+    Ok(())
+}
