@@ -367,7 +367,11 @@ impl TrainConfig {
         if let Some(switch) = t.switch {
             within("train.switch.alpha", switch.alpha, 0.0, 1.0)?;
             if switch.to != HiddenAct::Relu {
-                return Err(value_error("train.switch.to", "\"silu\"", "must be \"relu\", the activation that makes zeros"));
+                return Err(value_error(
+                    "train.switch.to",
+                    "\"silu\"",
+                    "must be \"relu\", the activation that makes zeros",
+                ));
             }
         }
         if t.sample_every > 0 && t.sample_prompt.is_empty() {
