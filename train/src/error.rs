@@ -20,7 +20,7 @@ pub enum Error {
     File(#[from] files::Error),
     /// A checkpoint.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Checkpoint(Box<CheckpointError>),
     /// A sample.
     #[error("sample: {0}")]
     Sample(#[from] infer::Error),
@@ -78,4 +78,10 @@ pub enum Error {
         /// The tensor.
         first: String,
     },
+}
+
+impl From<CheckpointError> for Error {
+    fn from(e: CheckpointError) -> Error {
+        Error::Checkpoint(Box::new(e)) // the largest by far
+    }
 }

@@ -38,7 +38,9 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 /// Replaces a file at once: readers, and a kill at any instant, leave the old or the new contents.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = path.with_added_extension("tmp");
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
     let done = write_synced(&temporary, bytes).and_then(|()| rename(&temporary, path));
     if done.is_err() {
         // What is reported is the error that led here.
