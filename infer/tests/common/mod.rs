@@ -6,7 +6,7 @@ pub mod reference;
 use infer::{CpuEngine, EngineOptions, FfnMode};
 use kernels::testing::uniform;
 use kernels::{Level, Team};
-use model::{Config, EMBED_TOKENS, Init, Psi, Weights, parameter_specs};
+use model::{Config, EMBED_TOKENS, Init, LayerNames, Psi, Weights, parameter_specs};
 use std::sync::Arc;
 use tensor::Tensor;
 
@@ -69,6 +69,24 @@ pub fn weights(config: &Config, seed: u64) -> Weights {
         Tensor::from_slice(&values, spec.shape)
     });
     Weights::from_tensors(config, tensors.collect())
+}
+
+/// [`weights`] in which neuron i of layer l is active on every token if `active(l, i)`, else on none: the first element of the
+/// residual stream is large and positive, and the gate's weight for it decides.
+pub fn weights_with_active(config: &Config, seed: u64, active: impl Fn(usize, usize) -> bool) -> Weights {
+    let c = config.d_model;
+    let mut tensors = weights(config, seed).tensors().to_vec();
+    let mut change = |index: usize, f: &dyn Fn(usize, &mut [f32])| {
+        let mut values = tensors[index].to_vec::<f32>().unwrap();
+        values.chunks_mut(c).enumerate().for_each(|(row, values)| f(row, values));
+        tensors[index] = Tensor::from_slice(&values, tensors[index].shape());
+    };
+    change(0, &|_, embedding| embedding[0] = 10.0);
+    for layer in 0..config.n_layers {
+        let gate_proj = LayerNames::new(layer).gate_proj;
+        change(gate_proj, &|neuron, gate| gate[0] = if active(layer, neuron) { 5.0 } else { -5.0 });
+    }
+    Weights::from_tensors(config, tensors)
 }
 
 /// Reproducible tokens.

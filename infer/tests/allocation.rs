@@ -1,0 +1,84 @@
+//! A decode step allocates nothing. A test binary of its own, because it replaces the allocator.
+
+mod common;
+
+use common::{configs, engine_on, options, weights};
+use infer::{CacheMemory, Engine, FfnMode, Sampler, Sampling};
+use kernels::Level;
+use model::Psi;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator as it came; counting touches no memory of it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's contract, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract, passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's contract, passed on.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Rounds that a team of two may take until its helper has met every kernel and brought its scratch memory up: which thread
+/// takes a task is left to chance, and on a busy machine the helper may sleep through many.
+const ROUNDS: usize = 100;
+
+/// One test for all, so that no other test of this binary allocates beside it.
+#[test]
+fn decode_and_sample_allocate_nothing() {
+    for config in &configs()[..2] {
+        let weights = weights(config, 1);
+        for level in Level::available() {
+            let stochastic = Psi::Stochastic { p: 0.5 };
+            for (psi, ffn) in [
+                (Psi::Relu, FfnMode::Sparse),
+                (Psi::Relu, FfnMode::Dense),
+                (Psi::Silu, FfnMode::Dense),
+                (stochastic, FfnMode::Dense),
+            ] {
+                for threads in [1, 2] {
+                    let mut options = options(psi, ffn);
+                    options.cache = CacheMemory::Fixed;
+                    let mut engine = engine_on(level, threads, &weights, options);
+                    let sampling = Sampling { temperature: 0.8, top_k: 20, top_p: 0.9, min_p: 0.01, seed: 3 };
+                    let mut sampler = Sampler::new(sampling).unwrap();
+                    engine.prefill(&[1, 2, 3]).unwrap();
+                    // One round of decode steps on fresh positions; returns what it allocated.
+                    let mut round = || {
+                        let before = ALLOCATIONS.load(Ordering::SeqCst);
+                        engine.truncate(3);
+                        for token in 0..60 {
+                            let position = engine.position();
+                            sampler.sample(engine.decode(token).unwrap(), position, 0).unwrap();
+                        }
+                        ALLOCATIONS.load(Ordering::SeqCst) - before
+                    };
+                    round();
+                    let what = format!("decode {psi} {ffn} {level}, {threads} threads");
+                    if threads == 1 {
+                        assert_eq!(round(), 0, "{what}: allocations in 60 steps");
+                    } else {
+                        assert!((0..ROUNDS).any(|_| round() == 0), "{what}: allocates in every round of 60 steps");
+                    }
+                }
+            }
+        }
+    }
+}

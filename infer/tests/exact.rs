@@ -1,0 +1,188 @@
+//! What is equal to the last bit: sparse and dense decoding, any number of threads, and the draws of a position.
+
+mod common;
+
+use common::{bits, configs, engine_on, options, tokens, weights, weights_with_active};
+use infer::{CpuEngine, Engine, FfnMode, LayerDensity};
+use kernels::Activation;
+use kernels::Level;
+use kernels::reference::draw16;
+use kernels::testing::uniform;
+use model::{Config, EMBED_TOKENS, LM_HEAD, Psi, PsiAt, Weights, parameter_specs};
+use tensor::Tensor;
+
+/// The bits of all logits of a greedy generation of `steps` tokens, and the densities.
+fn greedy(engine: &mut CpuEngine, prompt: &[u32], steps: usize) -> (Vec<Vec<u32>>, Vec<LayerDensity>) {
+    engine.reset(0);
+    let mut all = vec![bits(engine.prefill(prompt).unwrap())];
+    for _ in 0..steps {
+        // Of positive floats, larger bits are larger numbers; negative ones come after. Any fixed choice serves.
+        let last = all.last().unwrap();
+        let token = (0..last.len() as u32).max_by_key(|&t| last[t as usize] as i32).unwrap();
+        all.push(bits(engine.decode(token).unwrap()));
+    }
+    (all, engine.density().to_vec())
+}
+
+/// Dense on one thread is the measure of dense and sparse on 1 and 2 threads, at every level.
+#[track_caller]
+fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usize) -> Vec<LayerDensity> {
+    let mut densities = Vec::new();
+    for level in Level::available() {
+        let run =
+            |threads, mode| greedy(&mut engine_on(level, threads, weights, options(Psi::Relu, mode)), prompt, steps);
+        let (dense, density) = run(1, FfnMode::Dense);
+        for (threads, mode) in [(1, FfnMode::Sparse), (2, FfnMode::Sparse), (2, FfnMode::Dense)] {
+            let (logits, other) = run(threads, mode);
+            for (step, (a, b)) in logits.iter().zip(&dense).enumerate() {
+                assert!(a == b, "decode {what} {level}: {mode} on {threads} threads differs from dense at step {step}");
+            }
+            assert_eq!(other, density, "decode {what} {level}: densities of {mode} on {threads} threads and of dense");
+        }
+        densities = density;
+    }
+    densities
+}
+
+#[test]
+fn sparse_decoding_equals_dense_decoding() {
+    for (number, config) in configs().iter().enumerate() {
+        for seed in 0..3 {
+            let weights = weights(config, 10 * number as u64 + seed);
+            let what = format!("config {number} seed {seed}");
+            let density = sparse_equals_dense(&what, &weights, &tokens(config, seed, 9), 40);
+            for layer in density {
+                let share = layer.share().unwrap();
+                assert!((0.05..0.95).contains(&share), "{what}: a share of {share} is too easy");
+            }
+        }
+    }
+}
+
+#[test]
+fn sparse_decoding_equals_dense_decoding_in_layers_of_one_kind() {
+    type Active = fn(usize, usize) -> bool;
+    let kinds: [(&str, Active, [f64; 2]); 4] = [
+        ("none", |_, _| false, [0.0, 0.0]),
+        ("all", |_, _| true, [1.0, 1.0]),
+        ("none, then all", |layer, _| layer == 1, [0.0, 1.0]),
+        ("the last neuron", |_, neuron| neuron == 79, [1.0 / 80.0; 2]),
+    ];
+    let config = &configs()[0];
+    for (what, active, shares) in kinds {
+        let weights = weights_with_active(config, 5, active);
+        let density = sparse_equals_dense(what, &weights, &tokens(config, 5, 9), 40);
+        let measured: Vec<f64> = density.iter().map(|layer| layer.share().unwrap()).collect();
+        assert_eq!(measured, shares, "{what}");
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    for (number, config) in configs().iter().enumerate() {
+        let weights = weights(config, number as u64);
+        for psi in [Psi::Silu, Psi::Stochastic { p: 0.5 }] {
+            for level in Level::available() {
+                let run = |threads| {
+                    let mut engine = engine_on(level, threads, &weights, options(psi, FfnMode::Dense));
+                    greedy(&mut engine, &tokens(config, 1, 270), 10)
+                };
+                assert!(run(1) == run(2), "engine config {number} {psi} {level}: 1 and 2 threads differ");
+            }
+        }
+    }
+}
+
+/// A model whose logits show the mask: every token is a vector of ones, attention writes nothing, every gate is -1 and every
+/// up_proj 1, and down_proj and the LM head are identities. Neuron i adds SILU(-1) = -0.27 to element i, or nothing.
+fn mask_model() -> Weights {
+    let n = 40;
+    let config =
+        Config { vocab_size: n, d_model: n, d_ff: n, n_layers: 1, tie_embeddings: false, ..configs()[0].clone() };
+    let tensors = parameter_specs(&config).map(|spec| {
+        let shape = spec.shape;
+        let identity = |i: usize| (i % n == i / n) as u32 as f32;
+        let value = |i: usize| match spec.name.rsplit('.').nth(1).unwrap() {
+            "gate_proj" => -1.0 / n as f32,
+            "up_proj" => 1.0 / n as f32,
+            "down_proj" => identity(i),
+            "q_proj" | "k_proj" | "v_proj" | "o_proj" => 0.0,
+            _ if spec.name == LM_HEAD => identity(i),
+            _ => {
+                assert!(spec.name == EMBED_TOKENS || shape.rank() == 1, "{}", spec.name);
+                1.0
+            }
+        };
+        Tensor::from_slice(&(0..shape.elements()).map(value).collect::<Vec<f32>>(), shape)
+    });
+    Weights::from_tensors(&config, tensors.collect())
+}
+
+#[test]
+fn the_mask_of_a_position_is_the_same_in_prefill_and_decode() {
+    let (seed, sample, p) = (0x0123_4567_89ab_cdef, 9, 0.3);
+    let psi = Psi::Stochastic { p };
+    let weights = mask_model();
+    for level in Level::available() {
+        let mut options = options(psi, FfnMode::Dense);
+        options.seed = seed;
+        let mut engine = engine_on(level, 2, &weights, options);
+        let shown = |logits: &[f32]| -> Vec<bool> {
+            let largest = logits.iter().copied().fold(0.0, f32::max);
+            logits.iter().map(|&x| x < 0.9 * largest).collect()
+        };
+        // 257 crosses from one chunk of a prompt to the next.
+        for n in [1, 2, 3, 17, 256, 257, 280] {
+            let drawn: Vec<bool> = (0..40)
+                .map(|neuron| {
+                    let at = PsiAt { psi, seed, first_token: n - 1, step: sample };
+                    let Activation::Stochastic { threshold, site } = at.layer(0) else { panic!("{psi} draws") };
+                    draw16(site, 0, neuron) < threshold
+                })
+                .collect();
+            let prompt = vec![7; n as usize];
+            engine.reset(sample);
+            assert_eq!(shown(engine.prefill(&prompt).unwrap()), drawn, "prefill {level}: mask of token {n}");
+            engine.truncate(n as usize - 1);
+            assert_eq!(shown(engine.decode(7).unwrap()), drawn, "decode {level}: mask of token {n}");
+            engine.reset(sample + 1);
+            assert_ne!(shown(engine.prefill(&prompt).unwrap()), drawn, "prefill {level}: another sample's mask of {n}");
+        }
+    }
+}
+
+#[test]
+fn truncate_and_reset_forget_without_a_trace() {
+    let config = &configs()[1];
+    let weights = weights(config, 8);
+    for level in Level::available() {
+        let mut engine = engine_on(level, 1, &weights, options(Psi::Relu, FfnMode::Sparse));
+        let (prompt, others) = (tokens(config, 1, 12), tokens(config, 2, 30));
+        let (fresh, density) = greedy(&mut engine, &prompt, 5);
+
+        // The same prompt, with a detour after its ninth token.
+        engine.reset(0);
+        engine.prefill(&prompt[..9]).unwrap();
+        let plain = bits(engine.prefill(&prompt[9..]).unwrap());
+        engine.truncate(9);
+        engine.prefill(&others).unwrap();
+        engine.truncate(100);
+        assert_eq!(engine.position(), 39, "truncate: beyond the end it forgets nothing");
+        engine.truncate(9);
+        assert_eq!(engine.position(), 9);
+        assert_eq!(bits(engine.prefill(&prompt[9..]).unwrap()), plain, "truncate {level}: a detour left a trace");
+
+        assert_eq!(greedy(&mut engine, &prompt, 5), (fresh, density), "reset {level}: what came before left a trace");
+    }
+}
+
+/// Weights that no test chose by hand: any shape of FFN.
+#[test]
+fn sparse_decoding_equals_dense_decoding_at_any_width() {
+    for seed in 0..12 {
+        let pick = |at: usize, n: usize| ((uniform(seed, at + 1)[at] as f64 + 1.0) / 2.0 * n as f64) as usize;
+        let config = Config { d_model: 1 + pick(0, 90), d_ff: 1 + pick(1, 700), ..configs()[2].clone() };
+        let weights = weights(&config, seed);
+        sparse_equals_dense(&format!("seed {seed}"), &weights, &tokens(&config, seed, 3), 12);
+    }
+}
