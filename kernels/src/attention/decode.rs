@@ -2,19 +2,19 @@
 //! instead, and reads each key and value once for all the query heads that share them.
 
 use super::Inputs;
-use super::block::padded;
+use super::block::{self, padded};
+use super::tile::Product;
 use crate::simd::map::spans;
 use crate::simd::math::exp;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
-use crate::{Team, scratch};
+use crate::{Beta, Mat, MatMut, Team, scratch};
 
 /// Keys whose scores exist at a time: 64 rows of V at D = 128 are 32 KiB, which stay in L1 while the heads of a group read
 /// them in turn.
 const CHUNK: usize = 64;
 
-/// Keys taken together, so that a query (scores) and an output row (values) is loaded once for four of them and their
-/// chains of additions overlap.
+/// Keys whose scores are summed together: they share the loads of q, and their chains of additions overlap.
 const KEYS: usize = 4;
 
 /// One task for each key-value head of each sequence.
@@ -45,7 +45,7 @@ struct Decode<'a> {
 
 impl Decode<'_> {
     fn scratch_len(group: usize, head_dim: usize) -> usize {
-        group * (2 * padded(head_dim) + CHUNK + 2)
+        group * (2 * padded(head_dim) + CHUNK + 2) + CHUNK * padded(head_dim)
     }
 }
 
@@ -63,6 +63,7 @@ impl Kernel for Decode<'_> {
         let (q, scratch) = self.scratch.split_at_mut(group * n); // [G, N], scaled
         let (o, scratch) = scratch.split_at_mut(group * n); // [G, N]
         let (p, scratch) = scratch.split_at_mut(group * CHUNK); // [G, CHUNK]
+        let (v, scratch) = scratch.split_at_mut(CHUNK * n); // [keys, N], where D is not in whole vectors
         let (max, sum) = scratch.split_at_mut(group);
         let q_group = &inputs.q[shape.q_at(b, 0, h)..][..group * d];
         for (src, dst) in q_group.chunks_exact(d).zip(q.chunks_exact_mut(n)) {
@@ -82,25 +83,13 @@ impl Kernel for Decode<'_> {
                 for (i, k_row) in k_rows.iter_mut().enumerate() {
                     *k_row = &inputs.k[shape.kv_at(b, first_key + (key + i).min(keys - 1), h)..][..d];
                 }
-                for g in 0..group {
-                    let q = &q[g * n..g * n + d];
-                    let mut acc = [s.splat(0.0); KEYS];
-                    for at in spans(s, d) {
-                        let q = at.load(s, q);
-                        for i in 0..KEYS {
-                            acc[i] = s.mul_add(q, at.load(s, k_rows[i]), acc[i]);
-                        }
-                    }
-                    for i in 0..KEYS {
-                        p[g * CHUNK + key + i] = s.reduce_sum(acc[i]);
-                    }
+                for (q, p) in q.chunks_exact(n).zip(p.chunks_exact_mut(CHUNK)) {
+                    p[key..key + KEYS].copy_from_slice(&dots(s, &q[..d], k_rows));
                 }
             }
 
             for g in 0..group {
-                // Whole groups of keys: what lies beyond the last key has probability 0.
-                let p = &mut p[g * CHUNK..][..keys.next_multiple_of(KEYS)];
-                p[keys..].fill(f32::NEG_INFINITY);
+                let p = &mut p[g * CHUNK..][..keys];
                 let new_max = p.iter().fold(max[g], |m, &x| if x > m { x } else { m });
                 let mut block_sum = s.splat(0.0);
                 for at in spans(s, p.len()) {
@@ -113,25 +102,20 @@ impl Kernel for Decode<'_> {
                 max[g] = new_max;
                 sum[g] = sum[g] * rescale + s.reduce_sum(block_sum);
 
-                let o = &mut o[g * n..g * n + d];
-                for at in spans(s, d) {
+                let o = &mut o[g * n..(g + 1) * n];
+                for at in spans(s, n) {
                     at.store(s, s.mul(at.load(s, o), s.splat(rescale)), o);
                 }
-                for (group_of_keys, p) in p.chunks_exact(KEYS).enumerate() {
-                    let mut v_rows: [&[f32]; KEYS] = [&[]; KEYS];
-                    for (i, v_row) in v_rows.iter_mut().enumerate() {
-                        let key = (group_of_keys * KEYS + i).min(keys - 1);
-                        *v_row = &inputs.v[shape.kv_at(b, first_key + key, h)..][..d];
-                    }
-                    for at in spans(s, d) {
-                        let mut acc = at.load(s, o);
-                        for i in 0..KEYS {
-                            acc = s.mul_add(s.splat(p[i]), at.load(s, v_rows[i]), acc);
-                        }
-                        at.store(s, acc, o);
-                    }
-                }
             }
+            let v_rows = shape.kv_rows(inputs.v, b, first_key, h, keys);
+            let v_rows = if d == n {
+                v_rows
+            } else {
+                block::copy_rows(s, v_rows, 1.0, v);
+                Mat::new(&v[..keys * n], keys, n)
+            };
+            let p = Mat::strided(p, group, keys, CHUNK, 1);
+            s.call(Product { a: p, b: v_rows, beta: Beta::One, c: MatMut::new(o, group, n) });
         }
 
         for (g, (out, lse)) in self.out.chunks_exact_mut(d).zip(self.lse).enumerate() {
@@ -142,4 +126,31 @@ impl Kernel for Decode<'_> {
             }
         }
     }
+}
+
+/// The dot of q with each key.
+#[inline(always)]
+fn dots<S: Simd>(s: S, q: &[f32], keys: [&[f32]; KEYS]) -> [f32; KEYS] {
+    let whole = q.len() / S::LANES * S::LANES;
+    let [k0, k1, k2, k3] = keys;
+    let vectors = |x| <[f32]>::chunks_exact(x, S::LANES);
+    let mut acc = [s.splat(0.0); KEYS];
+    for (q, ((k0, k1), (k2, k3))) in vectors(q).zip(vectors(k0).zip(vectors(k1)).zip(vectors(k2).zip(vectors(k3)))) {
+        let q = s.load(q);
+        for (acc, k) in acc.iter_mut().zip([k0, k1, k2, k3]) {
+            *acc = s.mul_add(q, s.load(k), *acc);
+        }
+    }
+    if whole < q.len() {
+        let q = s.load_partial(&q[whole..]);
+        for (acc, k) in acc.iter_mut().zip(keys) {
+            *acc = s.mul_add(q, s.load_partial(&k[whole..]), *acc);
+        }
+    }
+    // A loop, not `map`: its closure would be compiled for the baseline.
+    let mut sums = [0.0; KEYS];
+    for (sum, acc) in sums.iter_mut().zip(acc) {
+        *sum = s.reduce_sum(acc);
+    }
+    sums
 }
