@@ -141,9 +141,10 @@ pub const PRESETS: [(&str, &str); 8] = [
 /// 128256 for the paper's two sizes, whose shapes the paper does not give: these are the usual ones of that size.
 pub fn preset(name: &str, vocab_size: usize) -> Option<Config> {
     // d_model, n_layers, n_heads, n_kv_heads, d_ff, max_seq_len, rope_theta, tied. d_ff is near 8/3 d_model, the usual
-    // width of a gated FFN, rounded to a multiple of 128 (8 cache lines of f32).
+    // width of a gated FFN, rounded to a multiple of 128 (8 cache lines of f32); in `tiny` it is 4 d_model, so that there is
+    // an FFN to be sparse.
     let (d_model, n_layers, n_heads, n_kv_heads, d_ff, max_seq_len, rope_theta, tie_embeddings) = match name {
-        "tiny" => (128, 4, 4, 2, 384, 256, 10_000.0, true),
+        "tiny" => (128, 4, 4, 2, 512, 256, 10_000.0, true),
         "5m" => (256, 6, 8, 4, 768, 512, 10_000.0, false),
         "15m" => (384, 8, 6, 3, 1152, 1024, 10_000.0, false),
         "60m" => (640, 12, 10, 5, 1792, 1024, 10_000.0, false),
@@ -167,4 +168,63 @@ pub fn preset(name: &str, vocab_size: usize) -> Option<Config> {
         norm_eps: 1e-5,
         tie_embeddings,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_near_the_sizes_in_their_names() {
+        let sizes = [1e6, 5e6, 15e6, 60e6, 125e6, 350e6, 1.5e9, 3e9];
+        for ((name, _), size) in PRESETS.into_iter().zip(sizes) {
+            // The vocabularies that `preset` states.
+            let vocab_size = if size < 1e8 {
+                256
+            } else if size < 1e9 {
+                32_000
+            } else {
+                128_256
+            };
+            let config = preset(name, vocab_size).unwrap();
+            config.validate().unwrap();
+            let ratio = config.parameters() as f64 / size;
+            assert!((0.85..1.15).contains(&ratio), "preset {name}: {} parameters", config.parameters());
+            // A token's heads together are as wide as the residual stream, as is usual.
+            assert_eq!(config.q_width(), config.d_model, "preset {name}: heads");
+        }
+        assert_eq!(preset("7b", 256), None);
+    }
+
+    #[test]
+    fn validate_names_the_field() {
+        let good = preset("tiny", 256).unwrap();
+        type Edit = fn(&mut Config);
+        let cases: [(Edit, &str); 8] = [
+            (|c| c.vocab_size = 0, "vocab_size = 0"),
+            (|c| c.n_kv_heads = 3, "n_kv_heads = 3: must divide n_heads = 4"),
+            (|c| c.head_dim = 7, "head_dim = 7: must be even"),
+            (|c| c.n_layers = 1 << 16, "n_layers = 65536"),
+            (|c| c.rope_theta = f64::NAN, "rope_theta = NaN"),
+            (|c| c.norm_eps = 0.0, "norm_eps = 0"),
+            (|c| c.max_seq_len = 0, "max_seq_len = 0"),
+            (
+                |c| {
+                    c.rope_scaling = Some(RopeScaling {
+                        factor: 8.0,
+                        low_freq_factor: 4.0,
+                        high_freq_factor: 4.0,
+                        original_max_seq_len: 64,
+                    })
+                },
+                "rope_scaling = ",
+            ),
+        ];
+        for (edit, words) in cases {
+            let mut config = good.clone();
+            edit(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.starts_with(words), "validate: {message:?} does not begin with {words:?}");
+        }
+    }
 }

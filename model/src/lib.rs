@@ -10,6 +10,7 @@
 
 mod attention;
 mod config;
+mod cost;
 mod ffn;
 pub mod hf;
 mod leaves;
@@ -22,6 +23,7 @@ mod weights;
 
 pub use attention::attention_scale;
 pub use config::{Config, ConfigError, PRESETS, RopeScaling, preset};
+pub use cost::{Flops, InferenceMemory, ParameterCounts, TrainingMemory};
 pub use leaves::Leaves;
 pub use probe::Probe;
 pub use psi::{HiddenAct, Psi, PsiAt, Switch};
