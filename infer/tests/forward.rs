@@ -72,3 +72,28 @@ fn both_forwards_are_within_the_bound_of_the_reference() {
         }
     }
 }
+
+/// A prompt of more than one chunk, continued by a second prompt and by single tokens.
+#[test]
+fn a_long_prompt_is_within_the_bound_of_the_reference() {
+    let config = &configs()[0];
+    let (weights, psi) = (weights(config, 7), Psi::Stochastic { p: 0.5 });
+    let tokens = tokens(config, 7, 290);
+    let expected = expected(&weights, &tokens, psi_at(psi));
+    for level in Level::available() {
+        let mut options = options(psi, FfnMode::Dense);
+        options.seed = SEED;
+        let mut engine = engine_on(level, 2, &weights, options);
+        for first in [255, 256, 257, 270] {
+            engine.reset(SAMPLE);
+            let logits = engine.prefill(&tokens[..first]).unwrap();
+            assert_bounded(&format!("forward prefill {level} of {first}"), logits, &expected[first - 1]);
+            let logits = engine.prefill(&tokens[first..285]).unwrap();
+            assert_bounded(&format!("forward prefill {level} of {first}, then to 285"), logits, &expected[284]);
+            for t in 285..290 {
+                let logits = engine.decode(tokens[t]).unwrap();
+                assert_bounded(&format!("forward decode {level} token {t}"), logits, &expected[t]);
+            }
+        }
+    }
+}
