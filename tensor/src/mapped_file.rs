@@ -6,9 +6,10 @@
 //!
 //! - **Replaced** by a rename, as everything that Silurian writes is: no effect. The old contents stay until the last
 //!   reader is gone.
-//! - **Truncated** under us: every [`as_slice`](MappedFile::as_slice) asks for the length first and returns
-//!   [`Error::Shrunk`]. A truncation after that, while the slice is read, ends the process by SIGBUS, as it does for any
-//!   program that maps files. Files below [`IN_MEMORY_BELOW`] are read into memory when opened and do not run this risk.
+//! - **Truncated** under us: every [`as_slice`](MappedFile::as_slice) asks for the length first, if the path still leads to
+//!   the file, and returns [`Error::Shrunk`]. A truncation after that, while the slice is read, ends the process by SIGBUS,
+//!   as it does for any program that maps files. (Windows refuses to truncate a mapped file.) Files below
+//!   [`IN_MEMORY_BELOW`] are read into memory when opened and do not run this risk.
 //! - **Written in place** by another program: the elements change as they are read. All bit patterns are valid elements
 //!   ([`Pod`]), so this gives wrong numbers, no wild access. Nothing notices: do not do it.
 //! - **Unaligned** elements (a safetensors header may have any length) are copied; aligned ones are borrowed.
@@ -20,16 +21,16 @@
 use bytemuck::Pod;
 use memmap2::Mmap;
 use std::borrow::Cow;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const _: () = assert!(cfg!(target_endian = "little"), "elements are taken from files as they lie there");
 
-/// Files smaller than this, in bytes, are read into memory. Mapping a file costs two system calls and a page fault for
-/// every 4 KiB, more than copying so little, and a copy cannot be truncated.
-pub const IN_MEMORY_BELOW: u64 = 1 << 20;
+/// Files smaller than this, in bytes, are read into memory: a copy cannot be truncated, and of so little it costs no more
+/// than mapping and the first page fault (which brings 64 KiB on Linux).
+pub const IN_MEMORY_BELOW: u64 = 64 << 10;
 
 /// Why a file, or a part of it, cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +75,7 @@ pub enum Error {
     },
 }
 
-/// The contents of a file, as slices of any element type. See the [module](self) for what may happen to the file meanwhile.
+/// The contents of a file, which need not stay open, as slices of any element type. See the [module](self) for what may happen to the file meanwhile.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
@@ -84,8 +85,25 @@ pub struct MappedFile {
 #[derive(Debug)]
 enum Contents {
     InMemory(Vec<u8>),
-    /// The file stays open, to be asked for its length.
-    Mapped(Mmap, File),
+    Mapped(Mmap, Identity),
+}
+
+/// Tells a file from another one that has taken its path: device and inode.
+#[derive(Debug, PartialEq)]
+struct Identity(u64, u64);
+
+impl Identity {
+    #[cfg(unix)]
+    fn of(file: &Metadata) -> Identity {
+        use std::os::unix::fs::MetadataExt;
+        Identity(file.dev(), file.ino())
+    }
+
+    /// Where mapped files cannot be truncated, nothing need tell them apart.
+    #[cfg(not(unix))]
+    fn of(_file: &Metadata) -> Identity {
+        Identity(0, 0)
+    }
 }
 
 impl MappedFile {
@@ -113,12 +131,12 @@ impl MappedFile {
 
     /// The elements in the bytes `range`: borrowed where they are aligned for `T`, else copied.
     pub fn as_slice<T: Pod>(&self, range: Range<usize>) -> Result<Cow<'_, [T]>, Error> {
-        if let Contents::Mapped(map, file) = &self.contents {
-            let io = |reason| Error::Io { path: self.path.clone(), reason };
-            let now = file.metadata().map_err(io)?.len();
-            if now < map.len() as u64 {
-                return Err(Error::Shrunk { path: self.path.clone(), now, opened: map.len() });
-            }
+        if let Contents::Mapped(map, identity) = &self.contents
+            && let Ok(metadata) = self.path.metadata()
+            && Identity::of(&metadata) == *identity
+            && metadata.len() < map.len() as u64
+        {
+            return Err(Error::Shrunk { path: self.path.clone(), now: metadata.len(), opened: map.len() });
         }
         let Some(bytes) = self.contents.bytes().get(range.clone()) else {
             return Err(Error::OutOfRange { path: self.path.clone(), range, len: self.len() });
@@ -147,7 +165,7 @@ impl Contents {
         // SAFETY: the map is private to this module and read-only. What other programs may do to the file meanwhile, and
         // what then happens, is the contract of the module; its users are told, and elements are `Pod`.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Contents::Mapped(map, file))
+        Ok(Contents::Mapped(map, Identity::of(&metadata)))
     }
 
     fn bytes(&self) -> &[u8] {
@@ -215,6 +233,8 @@ mod tests {
         fs::write(&other, vec![7; 10]).unwrap();
         fs::rename(&other, &path).unwrap();
         assert_eq!(file.as_slice::<u8>(len - 1..len).unwrap()[0], ((len - 1) % 251) as u8);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(file.as_slice::<u8>(len - 2..len).unwrap()[0], ((len - 2) % 251) as u8);
 
         let (_dir, path) = file_of(len);
         let file = MappedFile::open(&path).unwrap();

@@ -1,6 +1,6 @@
 //! Tensors in files, in the safetensors format: eight bytes with the length of a JSON header, the header, the elements.
 //!
-//! [`write`] streams a file; [`File`] opens one, checks its header in full, and loads tensors one at a time. A file is
+//! [`write()`] streams a file; [`File`] opens one, checks its header in full, and loads tensors one at a time. A file is
 //! input from outside: whatever is wrong with it is an [`Error`] that names the file, the tensor and what was expected.
 //! Format: <https://github.com/huggingface/safetensors>, whose crate gives the types of the header's entries.
 

@@ -14,7 +14,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Tensor {
 }
 
 /// `C = A B`, or `C += A B` with [`Beta::One`]. C may have any axes that make M rows of N, such as `[B, T, N]`.
-/// Panics as [`matmul`], and unless C is contiguous and unshared.
+/// Panics as [`matmul()`], and unless C is contiguous and unshared.
 #[track_caller]
 pub fn matmul_into(a: &Tensor, b: &Tensor, beta: Beta, c: &mut Tensor) {
     let ([m, k], [k_b, n]) = (expect_matrix("matmul", "a", a), expect_matrix("matmul", "b", b));

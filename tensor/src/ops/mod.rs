@@ -2,7 +2,7 @@
 //!
 //! An op has the name of its kernel. Results are new tensors; where a gradient or product may be added to what is there, the
 //! destination and a [`Beta`](crate::Beta) are arguments. Operands that are views are made contiguous first, except the
-//! factors of [`matmul`], which keep their strides.
+//! factors of [`matmul()`], which keep their strides.
 
 mod adamw;
 mod attention;
