@@ -1,2 +1,79 @@
-//! x
-fn main() {}
+//! The command line: one file per subcommand.
+#![forbid(unsafe_code)]
+
+mod eval;
+mod generate;
+mod inspect;
+mod narrator;
+mod quickstart;
+mod source;
+mod terminal;
+mod train;
+
+use clap::{Parser, Subcommand};
+use kernels::{Level, Team};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Train, sparsify and run transformers with stochastic activations.
+///
+/// Without a subcommand: the quick start, which trains a small model on a built-in text and decodes from it.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// Threads of the kernels [default: all cores]. Results do not depend on it.
+    #[arg(short, long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+const EXAMPLES: &str = "\
+First steps:
+  silurian                                             the quick start, about a minute
+  silurian train book.txt --steps 2000 --name book     StochA(0.5) until 90 % of the steps, then RELU
+  silurian generate -m runs/book -p 'It was '          continue a prompt, with the sparse FFN
+  silurian eval -m runs/book other.txt                 loss and zeros on another text
+
+KERNELS_SIMD=scalar|portable|avx512 forces an instruction set.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a small model on a generated text, switch it to RELU, decode from it dense and sparse
+    Quickstart(quickstart::Args),
+    /// Train a model on your text
+    Train(Box<train::Args>),
+    /// Continue a prompt
+    Generate(generate::Args),
+    /// Loss, perplexity and zeros on a text
+    Eval(eval::Args),
+    /// Parameters, memory and operations of a model or preset
+    Inspect(inspect::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if terminal::is_closed_pipe(&error) => terminal::CLOSED_PIPE.into(),
+        Err(error) => {
+            terminal::complain(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let level = Level::from_env()?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let team = Arc::new(Team::new(level, cli.threads.map_or(cores, usize::from)));
+    team.install(|| match cli.command {
+        None => quickstart::run(quickstart::Args::default()),
+        Some(Command::Quickstart(args)) => quickstart::run(args),
+        Some(Command::Train(args)) => train::run(*args),
+        Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Inspect(args)) => inspect::run(args),
+    })
+}

@@ -51,6 +51,15 @@ impl Batches {
         Ok(Batches { tokens, train_len, seq_len, seed, order: None, buffer: Default::default() })
     }
 
+    /// All tokens as the validation part: to evaluate a model on a text. Fails if that is shorter than one sequence and the
+    /// token after it.
+    pub fn for_evaluation(tokens: Tokens, seq_len: usize) -> Result<Batches, DataError> {
+        if tokens.len() < seq_len + 1 {
+            return Err(DataError::TooShort { part: "evaluation", have: tokens.len(), need: seq_len + 1, seq_len });
+        }
+        Ok(Batches { tokens, train_len: 0, seq_len, seed: 0, order: None, buffer: Default::default() })
+    }
+
     /// All tokens, of both parts.
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
