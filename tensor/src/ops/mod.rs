@@ -3,6 +3,10 @@
 //! An op has the name of its kernel. Results are new tensors; where a gradient or product may be added to what is there, the
 //! destination and a [`Beta`](crate::Beta) are arguments. Operands that are views are made contiguous first, except the
 //! factors of [`matmul()`], which keep their strides.
+//!
+//! All of them panic, at the line of their caller, if an operand has another shape or element type than the op's
+//! documentation says, if the operands lie on different devices, or if a destination is not contiguous or shares its
+//! storage. The message names the op, the operand, both shapes and the axis.
 
 mod adamw;
 mod attention;

@@ -95,6 +95,27 @@ fn elementwise_ops_are_their_kernels() {
 }
 
 #[test]
+fn extents_of_zero_are_shapes_like_others() {
+    for (m, k, n) in [(0, 3, 2), (2, 0, 3), (2, 3, 0), (0, 0, 0)] {
+        let c = matmul(&Tensor::zeros([m, k]), &Tensor::zeros([n, k]).t());
+        assert_bits("matmul", &c, &vec![0.0; m * n], [m, n]); // a sum of no products is 0
+    }
+    let nothing = Tensor::zeros([0, 4]);
+    let (y, inv_rms) = super::rms_norm(&nothing, &Tensor::full(1.0, [4]), 1e-5);
+    assert_eq!((y.shape(), inv_rms.shape()), ([0, 4].into(), [0].into()));
+    let no_tokens = Tensor::from_slice::<u32>(&[], [0]);
+    assert_eq!(super::embedding(&Tensor::zeros([3, 4]), &no_tokens).shape(), [0, 4].into());
+    assert_eq!(super::lm_head_loss(&nothing, &Tensor::zeros([3, 4]), &no_tokens), 0.0);
+    assert_eq!(super::gated_activation(Activation::Relu, &nothing, &nothing).shape(), [0, 4].into());
+    assert_eq!((sum(&nothing).item(), sum_squares(&nothing)), (0.0, 0.0));
+    let (exp_of_nothing, mut dst) = (exp(&nothing), Tensor::zeros([0, 4]));
+    axpy(1.0, &exp_of_nothing, &mut dst);
+    let mut counts = Tensor::from_slice(&[2u32; 4], [4]);
+    count_positive(&nothing, &mut counts);
+    assert_eq!(counts.to_vec::<u32>().unwrap(), [2; 4]);
+}
+
+#[test]
 fn add_to_range_adds_where_narrow_reads() {
     let (x, old) = (uniform(1, 3 * 2 * 5), uniform(2, 3 * 4 * 5));
     for (axis, start, shape, range) in
