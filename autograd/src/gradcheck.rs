@@ -115,7 +115,7 @@ impl<'a> GradCheck<'a> {
                 let limit = rounding(1, size);
                 assert!(
                     truncation <= limit,
-                    "{place}: a kink within the step: {truncation:e} of truncation, {limit:e}"
+                    "{place}: a kink within the step: {truncation:.3e} of truncation, {limit:.3e}"
                 );
                 for (passes, g) in [(1, &all[i]), (2, &twice[i])] {
                     let (tape, value) = (along(g), passes as f64 * value);
@@ -123,7 +123,7 @@ impl<'a> GradCheck<'a> {
                     let off = (tape - value).abs();
                     assert!(
                         off <= bound,
-                        "{place}, after {passes} backward: {tape:e}, by differences {value:e}: off by {off:e}, bound {bound:e}"
+                        "{place}, after {passes} backward: {tape:.8e}, by differences {value:.8e}: off by {off:.3e}, bound {bound:.3e}"
                     );
                 }
             };

@@ -201,6 +201,11 @@ impl<'t> Var<'t> {
         self.value
     }
 
+    /// Where its gradient goes, for an op of your own; `None` if it is not wanted.
+    pub fn slot(&self) -> Option<Slot> {
+        self.slot
+    }
+
     /// The tape that it is on.
     pub fn tape(&self) -> &'t Tape {
         self.tape
@@ -237,5 +242,167 @@ impl<'t> Var<'t> {
 impl fmt::Debug for Var<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Var({:?}, gradient {})", self.value, if self.slot.is_some() { "wanted" } else { "not wanted" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gradcheck::input;
+
+    fn vector(x: &[f32]) -> Tensor {
+        Tensor::from_slice(x, [x.len()])
+    }
+
+    fn gradient(grads: &Gradients, x: &Var) -> Vec<f32> {
+        grads.get(x).expect("the leaf has a gradient").to_vec().unwrap()
+    }
+
+    /// `sum(x w^2) + sum(x)`, in small integers, so that sums are exact in any order.
+    fn loss<'t>(x: &Var<'t>, w: &Var<'t>) -> Var<'t> {
+        (x * w * w).sum() + x.sum()
+    }
+
+    #[test]
+    fn backward_passes_add_up_to_the_gradient_of_the_sum() {
+        let (w, batches) = (vector(&[1.0, -2.0, 3.0]), [vector(&[4.0, 5.0, 6.0]), vector(&[-7.0, 8.0, 9.0])]);
+        let mut one_by_one = Gradients::default();
+        for x in &batches {
+            let tape = Tape::new();
+            let w = tape.leaf(w.clone());
+            loss(&tape.constant(x.clone()), &w).backward(&mut one_by_one);
+        }
+        let tape = Tape::new();
+        let w = tape.leaf(w);
+        let [a, b] = batches.map(|x| loss(&tape.constant(x), &w));
+        let mut at_once = Gradients::default();
+        (a + b).backward(&mut at_once);
+        assert_eq!(gradient(&one_by_one, &w), [2.0 * -3.0, 2.0 * -2.0 * 13.0, 2.0 * 3.0 * 15.0]);
+        assert_eq!(gradient(&one_by_one, &w), gradient(&at_once, &w));
+        one_by_one.clear();
+        assert!(one_by_one.get(&w).is_none());
+    }
+
+    #[test]
+    fn leaves_keep_their_slots_and_constants_have_none() {
+        let tape = Tape::new();
+        let (a, b) = (tape.leaf(vector(&[2.0])), tape.leaf(vector(&[3.0])));
+        let c = tape.constant(vector(&[5.0]));
+        let mut grads = Gradients::default();
+        (&a * &b * &c).sum().backward(&mut grads);
+        assert_eq!([0, 1].map(|i| grads.at(i).unwrap().item()), [15.0, 10.0]);
+        assert!(grads.get(&c).is_none() && grads.at(2).is_none());
+    }
+
+    struct Unwanted;
+
+    impl Op for Unwanted {
+        fn name(&self) -> &'static str {
+            "unwanted"
+        }
+        fn backward(self: Box<Self>, _: Tensor, _: &mut Gradients) {
+            panic!("unwanted: the loss does not depend on it");
+        }
+    }
+
+    #[test]
+    fn ops_that_the_loss_does_not_depend_on_are_skipped() {
+        let tape = Tape::new();
+        let x = tape.leaf(vector(&[1.0, 2.0]));
+        let y = x.scale(3.0);
+        let aside = tape.record("unwanted", y.value().clone(), &[&y], || Unwanted);
+        let _further = aside.sum();
+        let constants = tape.constant(vector(&[1.0])).exp();
+        assert_eq!((tape.len(), constants.slot), (3, None), "an op on constants is not recorded");
+        let mut grads = Gradients::default();
+        y.sum().backward(&mut grads);
+        assert!(tape.is_empty());
+        assert_eq!(gradient(&grads, &x), [3.0, 3.0]);
+    }
+
+    /// An addition hands one gradient to both inputs; what is then added to the one must not show in the other. In place,
+    /// by a sum, by a product with beta = 1, and by a kernel that only adds.
+    #[test]
+    fn a_shared_gradient_is_copied_before_it_is_written() {
+        type Use = for<'t> fn(&Var<'t>) -> Var<'t>;
+        let uses: [(Use, f32); 4] = [
+            (|a| a.scale(3.0), 3.0),
+            (|a| a.linear(&a.tape().constant(Tensor::from_slice(&[2.0f32, 0.0, 0.0, 2.0], [2, 2]))), 2.0),
+            (|a| a.narrow(0, 0, 1), 1.0),
+            (|a| a.embedding(&Tensor::from_slice(&[0u32], [1])), 1.0),
+        ];
+        for (other_use, factor) in uses {
+            let tape = Tape::new();
+            let (a, b) = (tape.leaf(input(1, [1, 2])), tape.leaf(input(2, [1, 2])));
+            let first = other_use(&a).sum(); // recorded first, so its backward comes last
+            let loss = (&a + &b).sum() + first;
+            let mut grads = Gradients::default();
+            loss.backward(&mut grads);
+            assert_eq!(gradient(&grads, &a), [1.0 + factor; 2]);
+            assert_eq!(gradient(&grads, &b), [1.0; 2]);
+        }
+    }
+
+    #[test]
+    fn a_checking_tape_names_the_first_infinity_and_its_scope() {
+        let tape = Tape::checking();
+        let x = tape.leaf(vector(&[1.0, 2.0, 200.0, 300.0]));
+        {
+            let _layer = tape.scope(format_args!("layers.{}", 3));
+            {
+                let _attention = tape.scope("self_attn");
+                let _ = x.scale(2.0);
+            }
+            let _mlp = tape.scope("mlp");
+            let y = x.exp();
+            let _ = &y - &y; // a NaN, but not the first
+        }
+        let found = tape.first_non_finite().expect("checking: nothing was found");
+        assert_eq!(found, NonFinite { place: "layers.3.mlp.exp".into(), shape: [4].into(), element: 2 });
+        assert_eq!(found.to_string(), "the result of layers.3.mlp.exp (shape [4], element 2)");
+        assert!(tape.is_empty() && !tape.records());
+        let good = Tape::checking();
+        let _ = good.leaf(vector(&[1.0])).exp();
+        assert_eq!(good.first_non_finite(), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "scale: of a result (shape [1]) whose record a backward pass used up")]
+    fn a_result_of_before_a_backward_pass_is_refused() {
+        let tape = Tape::new();
+        let y = tape.leaf(vector(&[1.0])).exp();
+        y.sum().backward(&mut Gradients::default());
+        let _ = y.scale(2.0);
+    }
+
+    #[test]
+    fn a_leaf_outlives_a_backward_pass() {
+        let tape = Tape::new();
+        let x = tape.leaf(vector(&[2.0]));
+        let mut grads = Gradients::default();
+        (0..3).for_each(|_| (&x * &x).sum().backward(&mut grads));
+        assert_eq!(gradient(&grads, &x), [12.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "mul: of variables on two tapes")]
+    fn variables_of_two_tapes_are_refused() {
+        let (one, two) = (Tape::new(), Tape::new());
+        let _ = one.leaf(vector(&[1.0])) * two.leaf(vector(&[1.0]));
+    }
+
+    #[test]
+    #[should_panic(expected = "backward: slot 1 holds the gradient of another tape's leaf")]
+    fn gradients_of_a_tape_with_more_leaves_are_refused() {
+        let mut grads = Gradients::default();
+        let tape = Tape::new();
+        (tape.leaf(vector(&[1.0])) * tape.leaf(vector(&[1.0]))).sum().backward(&mut grads);
+        Tape::new().leaf(vector(&[1.0])).sum().backward(&mut grads);
+    }
+
+    #[test]
+    #[should_panic(expected = "backward: from shape [2], not from one number")]
+    fn backward_starts_from_one_number() {
+        Tape::new().leaf(vector(&[1.0, 2.0])).exp().backward(&mut Gradients::default());
     }
 }

@@ -24,7 +24,7 @@ impl<'t> Var<'t> {
     #[track_caller]
     pub fn gated_down_proj(&self, u: &Var<'t>, weight: &Var<'t>, act: Activation) -> Var<'t> {
         let h = ops::gated_activation(act, &self.value, &u.value);
-        let y = project(&h, &weight.value);
+        let y = project("gated_down_proj", "h", &h, &weight.value);
         self.tape.record("gated_down_proj", y, &[self, u, weight], || GatedDownProj {
             act,
             g: self.value.clone(),
@@ -45,8 +45,10 @@ impl Op for GatedDownProj {
     /// `dh = dy W2`; then, with the draws of the forward pass, `dg = dh u psi'(g)` and `du = dh psi(g)`; `dW2 += dy^T h`.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let dy = as_matrix(&dy);
-        let dh = ops::matmul(&dy, &self.weight).reshape(self.g.shape());
-        let ops::GatedGradients { dg, du, h } = ops::gated_activation_backward(self.act, &dh, &self.g, &self.u);
+        let ops::GatedGradients { dg, du, h } = {
+            let dh = ops::matmul(&dy, &self.weight).reshape(self.g.shape());
+            ops::gated_activation_backward(self.act, &dh, &self.g, &self.u)
+        };
         grads.accumulate(self.weight_slot, self.weight.shape(), |beta, dw| {
             ops::matmul_into(&dy.t(), &as_matrix(&h), beta, dw)
         });

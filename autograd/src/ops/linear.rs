@@ -15,7 +15,7 @@ impl<'t> Var<'t> {
     /// `y = x W^T`. Shapes: x `[.., K]`; weight `[N, K]`; y `[.., N]`. Panics if K differs.
     #[track_caller]
     pub fn linear(&self, weight: &Var<'t>) -> Var<'t> {
-        let y = project(&self.value, &weight.value);
+        let y = project("linear", "x", &self.value, &weight.value);
         self.tape.record("linear", y, &[self, weight], || Linear {
             x: self.value.clone(),
             weight: weight.value.clone(),
@@ -40,12 +40,14 @@ impl Op for Linear {
     }
 }
 
-/// `x W^T`. Shapes: x `[.., K]`; weight `[N, K]`; result `[.., N]`.
+/// `x W^T`, for `op`, which calls its x `name`. Shapes: x `[.., K]`; weight `[N, K]`; result `[.., N]`.
 #[track_caller]
-pub(crate) fn project(x: &Tensor, weight: &Tensor) -> Tensor {
-    let shape = x.shape();
-    assert!(shape.rank() > 0, "linear: x is a scalar");
-    ops::matmul(&as_matrix(x), &weight.t()).reshape(shape.with(shape.rank() - 1, weight.dim(0)))
+pub(crate) fn project(op: &str, name: &str, x: &Tensor, weight: &Tensor) -> Tensor {
+    let (shape, w) = (x.shape(), weight.shape());
+    let Some(&k) = shape.last() else { panic!("{op}: {name} is a scalar, expected at least one axis") };
+    assert!(w.rank() == 2, "{op}: {name} {shape} and weight {w}: the weight is not a matrix [N, K]");
+    assert!(w[1] == k, "{op}: {name} {shape} and weight {w}: axis 1 of the weight is {}, not {k}", w[1]);
+    ops::matmul(&as_matrix(x), &weight.t()).reshape(shape.with(shape.rank() - 1, w[0]))
 }
 
 /// All axes but the last as one: `[.., K]` as `[N, K]`.
