@@ -4,7 +4,7 @@ use crate::data::{Batch, Batches};
 use crate::error::Error;
 use crate::optimizer::{Optimizer, gradient_norm};
 use autograd::{Gradients, Tape};
-use model::{Psi, PsiAt, Transformer, parameter_specs};
+use model::{Psi, PsiAt, Transformer, Weights, parameter_specs};
 use tensor::ops;
 
 /// How a step's tokens are cut.
@@ -34,7 +34,7 @@ pub struct StepResult {
     pub grad_norm: f64,
 }
 
-/// Runs step `step`: the gradient of the mean loss over all tokens of the step, summed over its micro-batches, and one
+/// Runs step `psi.step`: the gradient of the mean loss over all tokens of the step, summed over its micro-batches, and one
 /// [update](Optimizer::update). A token's draws depend on its place in the step, not on how the step is cut.
 ///
 /// Errors: data that cannot be read; [`Error::NonFinite`], before anything is updated.
@@ -46,48 +46,72 @@ pub fn train_step(
     psi: PsiAt,
     lr: f64,
 ) -> Result<StepResult, Error> {
-    let (step, tokens) = (psi.step as usize, shape.tokens());
-    let scale = (1.0 / tokens as f64) as f32;
-    let parameters = model.weights().tensors().len();
+    let scale = (1.0 / shape.tokens() as f64) as f32;
     let mut grads = Gradients::default();
     let mut loss = 0.0;
     for micro in 0..shape.micro_batches {
-        let first = (step * shape.micro_batches + micro) * shape.micro_batch;
-        let Batch { inputs, targets } = batches.train(first as u64, shape.micro_batch)?;
-        let psi = PsiAt { first_token: (micro * shape.micro_batch * shape.seq_len) as u32, ..psi };
+        let (batch, psi) = micro_batch(batches, shape, psi, micro)?;
         let tape = Tape::new();
         let leaves = model.leaves(&tape);
-        let (scaled, sum) = model.loss(&leaves, (&inputs, &targets), scale, psi, None);
-        if !sum.is_finite() {
-            let first = first_non_finite(model, &Batch { inputs, targets }, scale, psi);
-            return Err(Error::NonFinite { step, what: format!("the loss is {sum}"), first });
+        let (scaled, sum) = model.loss(&leaves, (&batch.inputs, &batch.targets), scale, psi, None);
+        loss += sum;
+        // Nothing can be learnt from it any more.
+        if !loss.is_finite() {
+            break;
         }
         scaled.backward(&mut grads);
-        loss += sum;
     }
-    let grad_norm = gradient_norm(&grads, parameters);
-    if !grad_norm.is_finite() {
-        let first = first_non_finite_gradient(model, &grads);
-        return Err(Error::NonFinite { step, what: format!("the norm of the gradient is {grad_norm}"), first });
+    let grad_norm = gradient_norm(&grads, model.weights().tensors().len());
+    if !(loss.is_finite() && grad_norm.is_finite()) {
+        let what = if loss.is_finite() {
+            format!("the norm of the gradient is {grad_norm}")
+        } else {
+            format!("the loss is {loss}")
+        };
+        let first = first_non_finite(model, &grads, batches, shape, psi)?;
+        return Err(Error::NonFinite { step: psi.step as usize, what, first });
     }
     optimizer.update(model.weights_mut(), &mut grads, grad_norm, lr);
-    Ok(StepResult { loss: loss / tokens as f64, grad_norm })
+    Ok(StepResult { loss: loss / shape.tokens() as f64, grad_norm })
 }
 
-/// Where an infinity or NaN arises in the forward pass: in a weight, or else in the result of an op, which running the batch
-/// again on a checking tape finds.
-fn first_non_finite(model: &Transformer, batch: &Batch, scale: f32, psi: PsiAt) -> String {
-    let weights = model.weights();
-    for (spec, weight) in parameter_specs(weights.config()).zip(weights.tensors()) {
-        if let Some(element) = ops::first_non_finite(weight) {
-            return format!("the weight {} (shape {}, element {element})", spec.name, spec.shape);
+/// Micro-batch number `micro` of step `psi.step`, and where its tokens stand among those of the step.
+fn micro_batch(batches: &mut Batches, shape: StepShape, psi: PsiAt, micro: usize) -> Result<(Batch, PsiAt), Error> {
+    let first = (psi.step as usize * shape.micro_batches + micro) * shape.micro_batch;
+    let batch = batches.train(first as u64, shape.micro_batch)?;
+    Ok((batch, PsiAt { first_token: (micro * shape.micro_batch * shape.seq_len) as u32, ..psi }))
+}
+
+/// Where an infinity or NaN arose, in words: in a weight; or else in the result of an op, which running the step's
+/// micro-batches again on a checking tape finds; or else in a gradient.
+fn first_non_finite(
+    model: &Transformer,
+    grads: &Gradients,
+    batches: &mut Batches,
+    shape: StepShape,
+    psi: PsiAt,
+) -> Result<String, Error> {
+    if let Some(weight) = first_non_finite_weight(model.weights()) {
+        return Ok(weight);
+    }
+    for micro in 0..shape.micro_batches {
+        let (batch, psi) = micro_batch(batches, shape, psi, micro)?;
+        let tape = Tape::checking();
+        let leaves = model.leaves(&tape);
+        model.loss(&leaves, (&batch.inputs, &batch.targets), 1.0, psi, None);
+        if let Some(found) = tape.first_non_finite() {
+            return Ok(found.to_string());
         }
     }
-    let tape = Tape::checking();
-    let leaves = model.leaves(&tape);
-    model.loss(&leaves, (&batch.inputs, &batch.targets), scale, psi, None);
-    // Each loss of a row can be finite and their sum not.
-    tape.first_non_finite().map_or("the sum of the losses".to_string(), |found| found.to_string())
+    Ok(first_non_finite_gradient(model, grads))
+}
+
+/// The first weight with an infinity or NaN, in words.
+pub(crate) fn first_non_finite_weight(weights: &Weights) -> Option<String> {
+    parameter_specs(weights.config()).zip(weights.tensors()).find_map(|(spec, weight)| {
+        let element = ops::first_non_finite(weight)?;
+        Some(format!("the weight {} (shape {}, element {element})", spec.name, spec.shape))
+    })
 }
 
 /// The first gradient with an infinity or NaN on the way back: from the last parameter to the first.

@@ -11,7 +11,7 @@ use crate::optimizer::Optimizer;
 use crate::run_dir::RunDir;
 use crate::sample::sample;
 use crate::schedule::{LearningRate, Phases};
-use crate::step::{StepShape, train_step, training_draws};
+use crate::step::{StepShape, first_non_finite_weight, train_step, training_draws};
 use kernels::Team;
 use model::{Config, Psi, Transformer, Weights, hf};
 use std::path::{Path, PathBuf};
@@ -75,11 +75,12 @@ impl Trainer {
         let tokenizer = Tokenizer::Bytes;
         let sizes = start.as_ref().map(|w| w.config().clone());
         let (config, sizes) = config.resolve(tokenizer.vocab_size(), sizes)?;
+        check_prompt(&config, tokenizer, &sizes)?;
         let batches = open_data(&config, tokenizer, observer)?;
         let run = RunDir::create(path, &config)?;
         let weights = start.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
         let optimizer = Optimizer::new(&sizes, &config);
-        Trainer::new(config, run, tokenizer, batches, weights, optimizer, None)
+        Ok(Trainer::new(config, run, tokenizer, batches, weights, optimizer, None))
     }
 
     /// Goes on with the run in `path`, from its newest whole checkpoint, or from the start if it has none yet. `config` is that
@@ -112,6 +113,7 @@ impl Trainer {
             return Err(Error::Changed { path: path.to_path_buf(), changes });
         }
 
+        check_prompt(&config, tokenizer, &sizes)?;
         let batches = open_data(&config, tokenizer, observer)?;
         if let Some((_, state)) = &newest {
             if state.data_hash != batches.tokens().hash() {
@@ -139,7 +141,7 @@ impl Trainer {
         }
         let weights = weights.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
         let optimizer = optimizer.unwrap_or_else(|| Optimizer::new(&sizes, &config));
-        Trainer::new(config, run, tokenizer, batches, weights, optimizer, steps_done)
+        Ok(Trainer::new(config, run, tokenizer, batches, weights, optimizer, steps_done))
     }
 
     fn new(
@@ -150,13 +152,12 @@ impl Trainer {
         weights: Weights,
         optimizer: Optimizer,
         saved: Option<usize>,
-    ) -> Result<Trainer, Error> {
+    ) -> Trainer {
         let t = &config.train;
         let (seq_len, batch_tokens) = (t.seq_len.expect("resolved"), t.batch_tokens.expect("resolved"));
         let micro_batches = batch_tokens / (t.micro_batch * seq_len);
         let shape = StepShape { micro_batch: t.micro_batch, seq_len, micro_batches };
-        check_prompt(&config, tokenizer, weights.config())?;
-        Ok(Trainer {
+        Trainer {
             learning_rate: LearningRate::new(&config),
             phases: Phases::new(&config),
             config,
@@ -168,7 +169,7 @@ impl Trainer {
             shape,
             steps_done: saved.unwrap_or(0),
             saved,
-        })
+        }
     }
 
     /// The resolved configuration.
@@ -308,6 +309,14 @@ impl Trainer {
         let n = self.steps_done;
         if self.saved == Some(n) {
             return Ok(());
+        }
+        // The next step would find it, but by then an older, good checkpoint may be gone.
+        if let Some(first) = first_non_finite_weight(self.model.weights()) {
+            return Err(Error::NonFinite {
+                step: n.saturating_sub(1),
+                what: "a weight after its update".to_string(),
+                first,
+            });
         }
         // Records first: a checkpoint never knows more steps than they do.
         self.run.sync_metrics()?;

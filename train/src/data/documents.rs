@@ -8,7 +8,6 @@
 
 use super::DataError;
 use rayon::prelude::*;
-use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use tensor::mapped_file::MappedFile;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
@@ -86,8 +85,7 @@ impl Documents {
 
     fn text_of(&self, line: &str, path: &Path, number: usize) -> Result<String, DataError> {
         let fail = |reason: String| DataError::Record { path: path.to_path_buf(), line: number, reason };
-        let record = serde_json::Value::deserialize(&mut serde_json::Deserializer::from_str(line))
-            .map_err(|e| fail(format!("not JSON: {e}")))?;
+        let record = serde_json::from_str(line).map_err(|e| fail(format!("not JSON: {e}")))?;
         let serde_json::Value::Object(mut record) = record else {
             return Err(fail("not a JSON object".to_string()));
         };
