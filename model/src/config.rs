@@ -66,18 +66,22 @@ impl Config {
         let fail = |field, value: &dyn ToString, expected: &str| {
             Err(ConfigError { field, value: value.to_string(), expected: expected.to_string() })
         };
-        for (field, value) in [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("n_kv_heads", self.n_kv_heads),
-            ("head_dim", self.head_dim),
-            ("d_ff", self.d_ff),
-            ("max_seq_len", self.max_seq_len),
+        // Beyond any model, and small enough that no count of parameters or bytes leaves 64 bits.
+        const WIDEST: usize = 1 << 20;
+        const LONGEST: usize = 1 << 24;
+        for (field, value, most) in [
+            ("vocab_size", self.vocab_size, LONGEST),
+            ("d_model", self.d_model, WIDEST),
+            // The layer is 16 bits of a draw's counter.
+            ("n_layers", self.n_layers, u16::MAX as usize),
+            ("n_heads", self.n_heads, WIDEST),
+            ("n_kv_heads", self.n_kv_heads, WIDEST),
+            ("head_dim", self.head_dim, WIDEST / self.n_heads.clamp(1, WIDEST)),
+            ("d_ff", self.d_ff, WIDEST),
+            ("max_seq_len", self.max_seq_len, LONGEST),
         ] {
-            if value == 0 {
-                return fail(field, &value, "must be at least 1");
+            if value == 0 || value > most {
+                return fail(field, &value, &format!("must be 1 to {most}"));
             }
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
@@ -85,9 +89,6 @@ impl Config {
         }
         if !self.head_dim.is_multiple_of(2) {
             return fail("head_dim", &self.head_dim, "must be even: RoPE turns pairs");
-        }
-        if self.n_layers > u16::MAX as usize {
-            return fail("n_layers", &self.n_layers, "must be below 65536: the layer is 16 bits of a draw's counter");
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return fail("rope_theta", &self.rope_theta, "must be positive");
@@ -200,11 +201,12 @@ mod tests {
     fn validate_names_the_field() {
         let good = preset("tiny", 256).unwrap();
         type Edit = fn(&mut Config);
-        let cases: [(Edit, &str); 8] = [
+        let cases: [(Edit, &str); 9] = [
             (|c| c.vocab_size = 0, "vocab_size = 0"),
             (|c| c.n_kv_heads = 3, "n_kv_heads = 3: must divide n_heads = 4"),
             (|c| c.head_dim = 7, "head_dim = 7: must be even"),
-            (|c| c.n_layers = 1 << 16, "n_layers = 65536"),
+            (|c| c.n_layers = 1 << 16, "n_layers = 65536: must be 1 to 65535"),
+            (|c| c.head_dim = 1 << 19, "head_dim = 524288: must be 1 to 262144"),
             (|c| c.rope_theta = f64::NAN, "rope_theta = NaN"),
             (|c| c.norm_eps = 0.0, "norm_eps = 0"),
             (|c| c.max_seq_len = 0, "max_seq_len = 0"),

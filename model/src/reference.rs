@@ -82,7 +82,7 @@ impl Reference {
     }
 
     /// What the LM head reads, `[T][C]`, for one sequence from position 0. Its first token is `psi.first_token` of the step.
-    pub fn hidden(&self, tokens: &[u32], psi: PsiAt) -> Vec<Row> {
+    pub fn hidden(&self, tokens: &[u32], psi: PsiAt) -> Vec<Vec<Value>> {
         let c = &self.config;
         let embedding = |&token: &u32| {
             let row = &self.parameters[0][token as usize * c.d_model..][..c.d_model];
@@ -96,6 +96,7 @@ impl Reference {
             let n = self.rms_norm(&x, at.post_attention_layernorm);
             x = add_rows(&x, &self.ffn(&n, at, layer, psi));
         }
+        // The last norm follows the layers in the fixed order, where one more layer would begin.
         self.rms_norm(&x, LayerNames::new(c.n_layers).input_layernorm)
     }
 

@@ -1,6 +1,8 @@
 use super::*;
 use crate::{RopeScaling, preset};
+use proptest::prelude::*;
 use serde_json::{Value, json};
+use std::sync::OnceLock;
 use tempfile::TempDir;
 use tensor::Tensor;
 
@@ -138,7 +140,7 @@ fn hf_reads_both_spellings_of_rope() {
 #[test]
 fn hf_refuses_a_config_by_field() {
     type Edit = fn(&mut Value);
-    let cases: [(Edit, &[&str]); 15] = [
+    let cases: [(Edit, &[&str]); 16] = [
         (|c| c["hidden_act"] = json!("gelu_new"), &["hidden_act", "gelu_new", "relu", "silu"]),
         (|c| c["hidden_act"] = json!(null), &["hidden_act", "missing"]),
         (|c| c["model_type"] = json!("mistral"), &["model_type", "mistral", "llama"]),
@@ -148,9 +150,10 @@ fn hf_refuses_a_config_by_field() {
         (|c| c["quantization_config"] = json!({ "bits": 4 }), &["quantization_config"]),
         (|c| c["hidden_size"] = json!("16"), &["hidden_size", "\"16\"", "a whole number"]),
         (|c| c["num_hidden_layers"] = json!(-1), &["num_hidden_layers", "-1"]),
-        (|c| c["vocab_size"] = json!(0), &["vocab_size", "0", "at least 1"]),
+        (|c| c["vocab_size"] = json!(0), &["vocab_size", "0", "1 to"]),
         (|c| c["num_key_value_heads"] = json!(3), &["num_key_value_heads", "3", "divide"]),
         (|c| c["head_dim"] = json!(5), &["head_dim", "5", "even"]),
+        (|c| c["hidden_size"] = json!(1u64 << 60), &["hidden_size", "1 to 1048576"]),
         (|c| c["rms_norm_eps"] = json!(0.0), &["rms_norm_eps", "positive"]),
         (|c| c["tie_word_embeddings"] = json!(1), &["tie_word_embeddings", "true or false"]),
         (|c| c["eos_token_id"] = json!([1, -2]), &["eos_token_id", "-2"]),
@@ -273,4 +276,32 @@ fn hf_refuses_files_that_are_missing_or_damaged() {
     assert_refused(&dir, &[CONFIG, "not a JSON object"]);
     let nowhere = save(dir.path().join("nowhere"), &Weights::init(&small(), 7), &Meta::new(Psi::Silu));
     assert!(nowhere.unwrap_err().to_string().contains("nowhere/config.json: cannot be written"));
+}
+
+proptest! {
+    /// A damaged file is refused, or read as something valid; nothing panics.
+    #[test]
+    fn hf_survives_any_damage(file in 0..2usize, at in any::<prop::sample::Index>(), byte: u8, cut: bool) {
+        static WHOLE: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+        let whole = WHOLE.get_or_init(|| {
+            let dir = folder(|_| ());
+            [CONFIG, WEIGHTS].map(|file| fs::read(dir.path().join(file)).unwrap())
+        });
+        let dir = TempDir::new().unwrap();
+        let paths = [CONFIG, WEIGHTS].map(|file| dir.path().join(file));
+        fs::write(&paths[1 - file], &whole[1 - file]).unwrap();
+        let (path, mut bytes) = (&paths[file], whole[file].clone());
+        // The header, where the structure is: of the elements any value is valid.
+        let at = at.index(bytes.len().min(2000));
+        if cut {
+            bytes.truncate(at);
+        } else {
+            bytes[at] = byte;
+        }
+        fs::write(path, bytes).unwrap();
+        match load(&dir) {
+            Ok(_) => prop_assert!(!cut, "hf: loaded a {} of {at} bytes", path.display()),
+            Err(e) => prop_assert!(e.to_string().contains(dir.path().to_str().unwrap()), "hf: {e}"),
+        }
+    }
 }
