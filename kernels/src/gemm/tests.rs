@@ -1,6 +1,8 @@
 use super::*;
 use crate::reference;
+use crate::simd::Level;
 use crate::testing::{assert_within, dot_bound, teams, uniform};
+use proptest::prelude::*;
 
 /// How an operand lies in memory.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +94,78 @@ fn gemm_matches_reference_in_every_layout() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// More than one outer block of K and of N.
+#[test]
+fn gemm_matches_reference_beyond_one_packing_of_b() {
+    for team in teams() {
+        check(&team, (5, 1500, 3100), (Layout::RowMajor, Layout::ColumnMajor), Beta::Zero);
+        check(&team, (5, 1500, 3100), (Layout::ColumnMajor, Layout::RowMajor), Beta::One);
+    }
+}
+
+fn bits(team: &Team, a: Mat, b: Mat) -> Vec<u32> {
+    let mut c = uniform(3, a.rows() * b.cols());
+    gemm(team, a, b, Beta::One, MatMut::new(&mut c, a.rows(), b.cols()));
+    c.iter().map(|c| c.to_bits()).collect()
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_place_or_strides() {
+    let (m, n, k) = (311, 203, 700);
+    for level in Level::available() {
+        for (la, lb) in [(Layout::RowMajor, Layout::ColumnMajor), (Layout::ColumnMajor, Layout::Gaps)] {
+            let (a, b) = (la.data(1, m, k), lb.data(2, k, n));
+            let (a, b) = (la.mat(&a, m, k), lb.mat(&b, k, n));
+            let one = bits(&Team::serial(level), a, b);
+            for threads in [2, 3] {
+                assert_eq!(bits(&Team::new(level, threads), a, b), one, "gemm {level} {threads} threads {la:?} {lb:?}");
+            }
+            let mut serial = uniform(3, m * n);
+            level.dispatch(Serial { a, b, beta: Beta::One, c: MatMut::new(&mut serial, m, n) });
+            assert!(serial.iter().zip(&one).all(|(c, o)| c.to_bits() == *o), "gemm_serial {level} {la:?} {lb:?}");
+
+            let mut whole = vec![f32::NAN; m * n];
+            gemm(&Team::new(level, 2), a, b, Beta::Zero, MatMut::new(&mut whole, m, n));
+            for (rows, cols) in [(0..1, 0..n), (5..140, 3..50), (300..m, 202..n), (17..18, 64..65)] {
+                let (a, b) = (a.part(rows.clone(), 0..k), b.part(0..k, cols.clone()));
+                let mut part = vec![f32::NAN; rows.len() * cols.len()];
+                gemm(&Team::serial(level), a, b, Beta::Zero, MatMut::new(&mut part, rows.len(), cols.len()));
+                for (i, part) in part.chunks(cols.len()).enumerate() {
+                    let row = &whole[(rows.start + i) * n..][cols.clone()];
+                    let same = row.iter().zip(part).all(|(w, p)| w.to_bits() == p.to_bits());
+                    assert!(same, "gemm {level} {la:?} {lb:?}: rows {rows:?} x columns {cols:?}, row {i} alone differ");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "gemm: A [2, 3] x B [4, 5] into C [2, 5]")]
+fn gemm_names_the_shapes_that_do_not_fit() {
+    let data = [0.0; 20];
+    gemm(
+        &Team::serial(Level::SCALAR),
+        Mat::new(&data[..6], 2, 3),
+        Mat::new(&data, 4, 5),
+        Beta::Zero,
+        MatMut::new(&mut [0.0; 10], 2, 5),
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn gemm_matches_reference_in_any_shape(
+        m in 0usize..90, n in 0usize..90, k in 0usize..300, la in 0usize..4, lb in 0usize..4, one: bool, threads in 1usize..4,
+    ) {
+        for level in Level::available() {
+            let beta = if one { Beta::One } else { Beta::Zero };
+            check(&Team::new(level, threads), (m, n, k), (LAYOUTS[la], LAYOUTS[lb]), beta);
         }
     }
 }
