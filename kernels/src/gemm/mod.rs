@@ -10,7 +10,7 @@ use crate::team::SharedMut;
 use crate::{Beta, Team};
 use micro::{Block, Multiply, TileShape};
 use pack::Pack;
-use plan::{Outer, Plan};
+use plan::{Outer, Packing, Plan};
 use std::ops::Range;
 
 /// A matrix in a slice, with a stride for rows and one for columns (in elements): transposing swaps them.
@@ -109,8 +109,8 @@ const SERIAL_FLOP: usize = 1 << 20;
 ///
 /// Panics if the shapes do not fit. Accuracy: `(K + 4) 2^-24 (|A| |B|)` for each element, in which `|C|` joins with
 /// [`Beta::One`]. An element is summed in order of k, in blocks of K: its bits depend on its row of A, its column of B and the
-/// level, not on M, N, its place or the number of threads. Cost: 2 M N K flop; B is copied once and A once, or once for each
-/// block of columns where M is small. Source: Van Zee and van de Geijn, BLIS, ACM TOMS 41(3), 2015.
+/// level, not on M, N, its place or the number of threads. Cost: 2 M N K flop; A and B are
+/// copied once. Source: Van Zee and van de Geijn, BLIS, ACM TOMS 41(3), 2015.
 #[track_caller]
 pub fn gemm(team: &Team, a: Mat, b: Mat, beta: Beta, c: MatMut) {
     check_shapes(a, b, &c);
@@ -118,19 +118,22 @@ pub fn gemm(team: &Team, a: Mat, b: Mat, beta: Beta, c: MatMut) {
     if 2 * a.rows * a.cols * b.cols < SERIAL_FLOP {
         return level.dispatch(Serial { a, b, beta, c });
     }
-    let Some(product) = Product::new(level.dispatch(TileOf), a, b, beta, c) else { return };
-    scratch::with(product.plan.b_len(), |packed| {
+    let Some(product) = Product::new(a, b, beta, c, |m, n, k| Plan::parallel(level.dispatch(TileOf), m, n, k)) else {
+        return;
+    };
+    scratch::with(product.plan.shared_len(), |shared| {
         for outer in product.plan.outer() {
-            let panels = SharedMut::new(packed);
+            let panels = SharedMut::new(shared);
             team.run(outer.pack_tasks(), |task| {
-                let place = outer.pack_task(task).2;
-                // SAFETY: the places of different tasks do not meet, and `packed` is not used otherwise until all are done.
+                let packing = outer.pack_task(task);
+                let place = packing.place();
+                // SAFETY: the places of different tasks do not meet, and `shared` is not used otherwise until all are done.
                 let panels = unsafe { panels.slice(place.start, place.len()) };
-                level.dispatch(PackB { product: &product, outer: &outer, task, panels });
+                level.dispatch(PackTask { product: &product, packing, panels });
             });
             team.run(outer.tasks(), |task| {
-                scratch::with(product.plan.a_len(), |a_packed| {
-                    level.dispatch(MultiplyTask { product: &product, outer: &outer, task, a_packed, b_packed: packed })
+                scratch::with(product.plan.task_len(), |own| {
+                    level.dispatch(MultiplyTask { product: &product, outer: &outer, task, shared, own })
                 });
             });
         }
@@ -170,7 +173,14 @@ struct Product<'a> {
 
 impl<'a> Product<'a> {
     /// `None` if an extent is 0; then all is done.
-    fn new(tile: TileShape, a: Mat<'a>, b: Mat<'a>, beta: Beta, c: MatMut<'a>) -> Option<Self> {
+    #[inline(always)]
+    fn new(
+        a: Mat<'a>,
+        b: Mat<'a>,
+        beta: Beta,
+        c: MatMut<'a>,
+        plan: impl FnOnce(usize, usize, usize) -> Plan,
+    ) -> Option<Self> {
         if c.rows == 0 || c.cols == 0 {
             return None;
         }
@@ -180,7 +190,7 @@ impl<'a> Product<'a> {
             }
             return None;
         }
-        let plan = Plan::new(tile, a.rows, b.cols, a.cols);
+        let plan = plan(a.rows, b.cols, a.cols);
         Some(Product { plan, a, b, beta, c: Block::new(c.data, c.rows, c.cols, c.row_stride) })
     }
 }
@@ -195,31 +205,35 @@ impl Kernel for TileOf {
     }
 }
 
-/// Packs the panels of B of one pack task.
-struct PackB<'a> {
+/// Packs the shared panels of one pack task.
+struct PackTask<'a> {
     product: &'a Product<'a>,
-    outer: &'a Outer,
-    task: usize,
+    packing: Packing,
     panels: &'a mut [f32],
 }
 
-impl Kernel for PackB<'_> {
+impl Kernel for PackTask<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (k, n, _) = self.outer.pack_task(self.task);
-        let (width, len) = (self.product.plan.tile.nr, self.product.plan.tile.b_panel(k.len()));
-        s.call(Pack { m: self.product.b.part(k, n).t(), width, len, panels: self.panels });
+        let tile = TileShape::of(s);
+        let (m, width, len) = match self.packing {
+            Packing::A { k, rows, .. } => (self.product.a.part(rows, k.clone()), tile.mr, tile.a_panel(k.len())),
+            Packing::B { k, cols, .. } => (self.product.b.part(k.clone(), cols).t(), tile.nr, tile.b_panel(k.len())),
+        };
+        s.call(Pack { m, width, len, panels: self.panels });
     }
 }
 
-/// Computes the block of C of one task: packs its rows of A, block of k by block of k, and multiplies them by the packed B.
+/// Computes the block of C of one task, block of k by block of k, from packed B and its rows of A.
 struct MultiplyTask<'a> {
     product: &'a Product<'a>,
     outer: &'a Outer,
     task: usize,
-    a_packed: &'a mut [f32],
-    b_packed: &'a [f32],
+    /// Panels that all tasks read.
+    shared: &'a [f32],
+    /// Room for the task's own panels of A, if those are not shared.
+    own: &'a mut [f32],
 }
 
 impl Kernel for MultiplyTask<'_> {
@@ -227,15 +241,20 @@ impl Kernel for MultiplyTask<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Product { plan, a, beta, c, .. } = *self.product;
+        let tile = TileShape::of(s);
         let (rows, cols) = self.outer.task(self.task);
         // SAFETY: the parts of different tasks do not meet.
         let c = unsafe { c.part(rows.clone(), cols.clone()) };
         for k in self.outer.k_blocks() {
-            let a = a.part(rows.clone(), k.clone());
-            s.call(Pack { m: a, width: plan.tile.mr, len: plan.tile.a_panel(k.len()), panels: self.a_packed });
-            let b = &self.b_packed[self.outer.panels(&k, &cols)];
-            let accumulate = beta == Beta::One || k.start > 0;
-            s.call(Multiply { a: self.a_packed, b, kc: k.len(), c, accumulate });
+            let a = if plan.shared_a {
+                &self.shared[self.outer.a_place(&k, &rows)]
+            } else {
+                let m = a.part(rows.clone(), k.clone());
+                s.call(Pack { m, width: tile.mr, len: tile.a_panel(k.len()), panels: self.own });
+                &*self.own
+            };
+            let b = &self.shared[self.outer.b_place(&k, &cols)];
+            s.call(Multiply { a, b, kc: k.len(), c, accumulate: beta == Beta::One || k.start > 0 });
         }
     }
 }
@@ -252,17 +271,20 @@ impl Kernel for Serial<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Some(product) = &Product::new(TileShape::of(s), self.a, self.b, self.beta, self.c) else { return };
-        let (a_len, b_len) = (product.plan.a_len(), product.plan.b_len());
-        scratch::with(a_len + b_len, |packed| {
-            let (b_packed, a_packed) = packed.split_at_mut(b_len);
+        let Serial { a, b, beta, c } = self;
+        let plan = |m, n, k| Plan::serial(TileShape::of(s), m, n, k);
+        let Some(product) = &Product::new(a, b, beta, c, plan) else { return };
+        let (shared_len, own_len) = (product.plan.shared_len(), product.plan.task_len());
+        scratch::with(shared_len + own_len, |memory| {
+            let (shared, own) = memory.split_at_mut(shared_len);
             for outer in &mut product.plan.outer() {
                 for task in 0..outer.pack_tasks() {
-                    let panels = &mut b_packed[outer.pack_task(task).2];
-                    s.call(PackB { product, outer: &outer, task, panels });
+                    let packing = outer.pack_task(task);
+                    let panels = &mut shared[packing.place()];
+                    s.call(PackTask { product, packing, panels });
                 }
                 for task in 0..outer.tasks() {
-                    s.call(MultiplyTask { product, outer: &outer, task, a_packed, b_packed });
+                    s.call(MultiplyTask { product, outer: &outer, task, shared, own });
                 }
             }
         });

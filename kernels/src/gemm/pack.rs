@@ -63,19 +63,25 @@ fn pack_transposing<S: Simd>(s: S, m: Mat, i: usize, width: usize, panel: &mut [
     }
 }
 
-/// Columns contiguous in memory (A of TN, B of NN): for each k, one row of the source, read from one end to the other, is
-/// dealt out to the panels.
+/// Columns contiguous in memory (A of TN, B of NN): for a few k at a time, whose rows are read from one end to the other,
+/// every panel gets its share.
 #[inline(always)]
 fn pack_copying<S: Simd>(s: S, m: Mat, width: usize, len: usize, panels: &mut [f32]) {
-    for k in 0..m.cols {
-        let src = &m.data[k * m.col_stride..][..m.rows];
-        for (src, panel) in src.chunks(width).zip(panels.chunks_exact_mut(len)) {
-            let dst = &mut panel[k * width..];
-            for r in (0..width).step_by(S::LANES) {
-                let src = &src[r.min(src.len())..];
-                let src = &src[..S::LANES.min(width - r).min(src.len())];
-                let v = if src.len() == S::LANES { s.load(src) } else { s.load_partial(src) };
-                s.store(v, &mut dst[r..]);
+    /// Values of k at a time: as many rows of the source are read side by side.
+    const STEP: usize = 8;
+    for first in (0..m.cols).step_by(STEP) {
+        for (i, panel) in (0..m.rows).step_by(width).zip(panels.chunks_exact_mut(len)) {
+            for k in first..m.cols.min(first + STEP) {
+                // The rows lie far apart: without a hint every one is a new stream for the prefetchers.
+                s.prefetch(m.data.as_ptr().wrapping_add((k + 2 * STEP) * m.col_stride + i + 15));
+                let src = &m.data[k * m.col_stride..][i..m.rows];
+                for r in (0..width).step_by(S::LANES) {
+                    // A vector may reach beyond the panel into rows of the next, and is stored beyond the column into the
+                    // place of the next k, which is written after it, or at the end of the panel, which is there for that.
+                    let src = &src[r.min(src.len())..];
+                    let v = if src.len() >= S::LANES { s.load(src) } else { s.load_partial(src) };
+                    s.store(v, &mut panel[k * width + r..]);
+                }
             }
         }
     }

@@ -8,7 +8,7 @@
 //!     for every task (rows i, columns j)           <- tasks: a grid of row_blocks x col_blocks
 //!       for p in blocks of kc inside kb
 //!         pack A[i, p]                        - at most A_LEN elements (L2 of the core that packs it)
-//!         for every panel of B[p, j]          - kc x nr (L1)
+//!         for every panel of B[p, j]          - kc x nr (L1 and L2)
 //!           for every panel of A[i, p]        - kc x mr, streamed from L2
 //!             tile: C[mr, nr] (+)= panel x panel, in registers
 //! ```
@@ -19,11 +19,14 @@
 use super::micro::TileShape;
 use std::ops::Range;
 
-/// Largest block of K: a panel of B of 16 lanes x 2 is then 32 KiB of the 48 KiB of L1.
-const KC: usize = 256;
+/// Largest block of K. The panel of B, 64 KiB at 32 columns, is then more than L1 holds; but L2 delivers it faster than the
+/// tile needs it (one row of 128 bytes in 14 cycles), and C is read and written half as often as with 256, the block that L1
+/// would hold. Measured on one thread of a Zen 5, 1024^3 and 2048^3: 223 and 192 GFLOP/s with 256, 231 and 206 with 384, 235
+/// and 206 with 512.
+const KC: usize = 512;
 
 /// Most blocks of K packed at once.
-const KC_BLOCKS: usize = 12;
+const KC_BLOCKS: usize = 6;
 
 /// Most elements of packed B: 16 MiB, half of the L3 of the machine it was tuned on.
 const B_LEN: usize = 4 << 20;
@@ -37,13 +40,22 @@ const TASK_PANELS: usize = 6;
 /// Number of tasks that row blocks come in multiples of, once there are as many: 2, 3, 4, 6 and 12 threads get equal shares.
 const TASKS: usize = 12;
 
-/// Panels of B that one task packs: rows of 512 bytes at 16 lanes, long enough to stream.
-const PACK_PANELS: usize = 4;
+/// Panels that one task packs, if that leaves [`PACK_TASKS`]: a row of the source is then 672 bytes (A) or 1536 (B), long
+/// enough for the prefetchers. With 4 panels of A, 768 x 256 x 2048 TN ran at 182 GFLOP/s instead of 228.
+const PACK_PANELS: usize = 12;
+
+/// Panels that one task packs otherwise.
+const PACK_PANELS_SMALL: usize = 4;
+
+/// Fewest tasks of [`PACK_PANELS`] for one operand.
+const PACK_TASKS: usize = 8;
 
 /// The cuts of one product. See the module for what they are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) tile: TileShape,
+    /// Whether A is packed like B, once for all tasks, and not by each task for itself.
+    pub(super) shared_a: bool,
     m: usize,
     n: usize,
     k: usize,
@@ -55,19 +67,27 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The plan for `[m, k] x [k, n]`, none of them 0.
-    pub(super) fn new(tile: TileShape, m: usize, n: usize, k: usize) -> Plan {
+    /// The plan for `[m, k] x [k, n]`, none of them 0, for many threads.
+    pub(super) fn parallel(tile: TileShape, m: usize, n: usize, k: usize) -> Plan {
+        let plan = Plan::serial(tile, m, n, k);
+        let row_panels = m.div_ceil(tile.mr);
+        let wanted = (row_panels / TASK_PANELS).max(1);
+        if wanted < TASKS {
+            // Too few rows to share: columns are cut as well, and no task has rows of A to itself.
+            let col_blocks = TASKS.div_ceil(wanted).min(plan.nb / tile.nr);
+            return Plan { row_blocks: wanted.max(plan.row_blocks), col_blocks, shared_a: col_blocks > 1, ..plan };
+        }
+        Plan { row_blocks: wanted.next_multiple_of(TASKS).max(plan.row_blocks).min(row_panels), ..plan }
+    }
+
+    /// The plan for one thread: as few tasks as the caches allow.
+    pub(super) fn serial(tile: TileShape, m: usize, n: usize, k: usize) -> Plan {
         // Equal blocks: a last one of a few k would read and write C for next to nothing.
         let kc = k.div_ceil(k.div_ceil(KC));
         let kb = k.min(KC_BLOCKS * kc);
         let nb = (B_LEN / kb / tile.nr * tile.nr).max(tile.nr).min(n.next_multiple_of(tile.nr));
-        let (row_panels, col_panels) = (m.div_ceil(tile.mr), nb / tile.nr);
-        let wanted = (row_panels / TASK_PANELS).max(1);
-        let wanted = if wanted > TASKS { wanted.next_multiple_of(TASKS) } else { wanted };
-        let fitting = row_panels.div_ceil((A_LEN / kc / tile.mr).max(1));
-        let row_blocks = wanted.max(fitting).min(row_panels);
-        let col_blocks = TASKS.div_ceil(row_blocks).min(col_panels);
-        Plan { tile, m, n, k, kc, kb, nb, row_blocks, col_blocks }
+        let row_blocks = m.div_ceil(tile.mr).div_ceil((A_LEN / kc / tile.mr).max(1));
+        Plan { tile, shared_a: false, m, n, k, kc, kb, nb, row_blocks, col_blocks: 1 }
     }
 
     /// The outer blocks, in order: B is packed for each.
@@ -76,25 +96,43 @@ impl Plan {
             .flat_map(move |k| blocks(0..self.n, self.nb).map(move |n| Outer { plan: self, k: k.clone(), n }))
     }
 
-    /// Elements of packed B that an outer block needs at most.
-    pub(super) fn b_len(self) -> usize {
-        self.kb.div_ceil(self.kc) * (self.nb / self.tile.nr) * self.tile.b_panel(self.kc)
+    /// Elements that an outer block needs at most for what all tasks share: B and perhaps A.
+    pub(super) fn shared_len(self) -> usize {
+        let a = if self.shared_a { self.m.div_ceil(self.tile.mr) * self.tile.a_panel(self.kc) } else { 0 };
+        self.kb.div_ceil(self.kc) * ((self.nb / self.tile.nr) * self.tile.b_panel(self.kc) + a)
     }
 
-    /// Elements of packed A that a task needs at most.
-    pub(super) fn a_len(self) -> usize {
-        self.m.div_ceil(self.tile.mr).div_ceil(self.row_blocks) * self.tile.a_panel(self.kc)
+    /// Elements that a task needs at most for itself.
+    pub(super) fn task_len(self) -> usize {
+        let panels = self.m.div_ceil(self.tile.mr).div_ceil(self.row_blocks);
+        if self.shared_a { 0 } else { panels * self.tile.a_panel(self.kc) }
     }
 }
 
 /// An outer block: the values of k and the columns for which B is packed at once.
 ///
-/// Packed B is `[block of k][panel of columns][k][nr]`.
+/// The memory that tasks share is `[block of k][panel of B][k][nr]`, and then, if A is shared, `[block of k][panel of A][k][mr]`.
 #[derive(Clone, Debug)]
 pub(super) struct Outer {
     plan: Plan,
     k: Range<usize>,
     n: Range<usize>,
+}
+
+/// Something to pack into shared memory: the values of k, the rows of A or the columns of B, and the place.
+#[derive(Debug)]
+pub(super) enum Packing {
+    A { k: Range<usize>, rows: Range<usize>, place: Range<usize> },
+    B { k: Range<usize>, cols: Range<usize>, place: Range<usize> },
+}
+
+impl Packing {
+    /// Where in shared memory the panels go.
+    pub(super) fn place(&self) -> Range<usize> {
+        match self {
+            Packing::A { place, .. } | Packing::B { place, .. } => place.clone(),
+        }
+    }
 }
 
 impl Outer {
@@ -103,29 +141,57 @@ impl Outer {
         blocks(self.k.clone(), self.plan.kc)
     }
 
-    /// Where in packed B the panels of the columns `n` for the block `k` lie. `n` begins at a panel.
-    pub(super) fn panels(&self, k: &Range<usize>, n: &Range<usize>) -> Range<usize> {
+    /// Where the shared panels of `rows` of A lie for the block `k`. `rows` begins at a panel.
+    pub(super) fn a_place(&self, k: &Range<usize>, rows: &Range<usize>) -> Range<usize> {
+        let Plan { tile, kc, m, .. } = self.plan;
+        let b_len = self.k.len().div_ceil(kc) * self.col_panels() * tile.b_panel(kc);
+        let before = b_len + (k.start - self.k.start) / kc * m.div_ceil(tile.mr) * tile.a_panel(kc);
+        let panel = |row: usize| before + row.div_ceil(tile.mr) * tile.a_panel(k.len());
+        panel(rows.start)..panel(rows.end)
+    }
+
+    /// Where the panels of the columns `cols` of B lie for the block `k`. `cols` begins at a panel.
+    pub(super) fn b_place(&self, k: &Range<usize>, cols: &Range<usize>) -> Range<usize> {
         let Plan { tile, kc, .. } = self.plan;
         let before = (k.start - self.k.start) / kc * self.col_panels() * tile.b_panel(kc);
         let panel = |column: usize| before + (column - self.n.start).div_ceil(tile.nr) * tile.b_panel(k.len());
-        panel(n.start)..panel(n.end)
+        panel(cols.start)..panel(cols.end)
     }
 
-    /// Number of tasks that pack B.
+    /// Number of tasks that pack.
     pub(super) fn pack_tasks(&self) -> usize {
-        self.k.len().div_ceil(self.plan.kc) * self.col_panels().div_ceil(PACK_PANELS)
+        let groups = |panels| usize::div_ceil(panels, self.pack_panels(panels));
+        self.k_blocks().count() * (groups(self.col_panels()) + groups(self.shared_row_panels()))
     }
 
-    /// The values of k and the columns that a pack task copies, and their [`panels`](Outer::panels).
-    pub(super) fn pack_task(&self, task: usize) -> (Range<usize>, Range<usize>, Range<usize>) {
-        let groups = self.col_panels().div_ceil(PACK_PANELS);
-        let k = self.k.start + task / groups * self.plan.kc;
-        let k = k..self.k.end.min(k + self.plan.kc);
-        let width = PACK_PANELS * self.plan.tile.nr;
-        let n = self.n.start + task % groups * width;
-        let n = n..self.n.end.min(n + width);
-        let place = self.panels(&k, &n);
-        (k, n, place)
+    /// What a pack task does: the groups of panels of B and then those of A, for each block of k.
+    pub(super) fn pack_task(&self, task: usize) -> Packing {
+        let Plan { tile, kc, m, .. } = self.plan;
+        let k_blocks = self.k_blocks().count();
+        let k = self.k.start + task % k_blocks * kc;
+        let k = k..self.k.end.min(k + kc);
+        let b_width = self.pack_panels(self.col_panels()) * tile.nr;
+        let (group, b_groups) = (task / k_blocks, self.n.len().div_ceil(b_width));
+        if group < b_groups {
+            let start = self.n.start + group * b_width;
+            let cols = start..self.n.end.min(start + b_width);
+            Packing::B { place: self.b_place(&k, &cols), k, cols }
+        } else {
+            let a_width = self.pack_panels(self.shared_row_panels()) * tile.mr;
+            let start = (group - b_groups) * a_width;
+            let rows = start..m.min(start + a_width);
+            Packing::A { place: self.a_place(&k, &rows), k, rows }
+        }
+    }
+
+    /// Panels that one task packs, of an operand with `panels` for each block of k.
+    fn pack_panels(&self, panels: usize) -> usize {
+        let enough = self.k_blocks().count() * panels >= PACK_TASKS * PACK_PANELS;
+        if enough { PACK_PANELS } else { PACK_PANELS_SMALL }
+    }
+
+    fn shared_row_panels(&self) -> usize {
+        if self.plan.shared_a { self.plan.m.div_ceil(self.plan.tile.mr) } else { 0 }
     }
 
     /// Number of tasks that multiply.
