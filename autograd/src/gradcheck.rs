@@ -1,8 +1,8 @@
 //! Are an op's gradients those of its formula? For the ops here, and for your own.
 //!
 //! [`GradCheck`] compares the tape's gradient of `sum(r * out)`, r random and fixed, with differences of a *reference*: the
-//! forward formula once more, from f32 inputs to f64 results. The reference shares nothing with the op, so a wrong forward
-//! shows as well as a wrong backward.
+//! forward formula once more, from f32 inputs to f64 results, sharing nothing with the op. Only gradients are compared; that
+//! the forward's values are right is for the tests of its kernel.
 //!
 //! # The numbers
 //!
@@ -93,51 +93,46 @@ impl<'a> GradCheck<'a> {
         let r = uniform(0x5EED, out.len());
         let tape = |wanted: &dyn Fn(usize) -> bool, grads: &mut Gradients| self.gradients(&forward, &r, wanted, grads);
 
-        let all = tape(&|_| true, &mut Gradients::default());
-        let mut twice = Gradients::default();
-        tape(&|_| true, &mut twice);
-        let twice = tape(&|_| true, &mut twice);
+        let once = tape(&|_| true, &mut Gradients::default());
+        let mut grads = Gradients::default();
+        tape(&|_| true, &mut grads);
+        let twice = tape(&|_| true, &mut grads);
 
         let sizes = self.sizes.as_ref().map(|sizes| sizes(&values, &r));
-        let noise = out.iter().zip(&r).map(|(o, &r)| (o * r as f64).abs()).sum::<f64>();
-        let noise = (self.roundings + 4) as f64 * f64::EPSILON / 2.0 * noise * 2.0 / (STEP / 4.0);
-        for (i, x) in values.iter().enumerate() {
-            let given = sizes.as_ref().map(|sizes| sizes[i].as_slice());
-            let rounding = |passes: usize, size: f64| {
-                (passes * self.roundings + 4) as f64 * ROUNDING * passes as f64 * size + passes as f64 * noise
-            };
-            let check = |place: &str, direction: &[(usize, f64)]| {
-                let slope = Slope::new(&values, i, direction, &r, &reference);
-                let size = given.map_or(slope.size, |s| direction.iter().map(|&(e, _)| s[e]).sum());
-                let Slope { value, truncation, .. } = slope;
+        let results = out.iter().zip(&r).map(|(o, &r)| (o * r as f64).abs()).sum::<f64>();
+        let noise = (self.roundings + 4) as f64 * f64::EPSILON / 2.0 * results * 2.0 / (STEP / 4.0);
+        for i in 0..values.len() {
+            let sizes = sizes.as_ref().map(|sizes| sizes[i].as_slice());
+            for (place, direction) in directions(i, &once[i], sizes.is_some()) {
+                let slope = Slope::new(&values, i, &direction, &r, &reference);
+                let size = sizes.map_or(slope.size, |sizes| direction.iter().map(|&(e, _)| sizes[e]).sum());
                 let along = |g: &[f32]| direction.iter().map(|&(e, sign)| g[e] as f64 * sign).sum::<f64>();
-                let place = format!("{}: the gradient of input {i} {}, {place}", self.name, self.inputs[i].shape());
-                let limit = rounding(1, size);
-                assert!(
-                    truncation <= limit,
-                    "{place}: a kink within the step: {truncation:.3e} of truncation, {limit:.3e}"
-                );
-                for (passes, g) in [(1, &all[i]), (2, &twice[i])] {
-                    let (tape, value) = (along(g), passes as f64 * value);
-                    let bound = rounding(passes, size) + passes as f64 * truncation;
-                    let off = (tape - value).abs();
-                    assert!(
-                        off <= bound,
-                        "{place}, after {passes} backward: {tape:.8e}, by differences {value:.8e}: off by {off:.3e}, bound {bound:.3e}"
-                    );
-                }
-            };
-            if given.is_some() && x.len() > EACH_ELEMENT {
-                // One that the tape cannot foresee, and the one where errors of one factor add up.
-                let along =
-                    |signs: &[f32]| signs.iter().map(|s| 1f64.copysign(*s as f64)).enumerate().collect::<Vec<_>>();
-                check("along a random direction", &along(&uniform(0xD1 + i as u64, x.len())));
-                check("along its signs", &along(&all[i]));
-            } else {
-                (0..x.len()).for_each(|e| check(&format!("element {e}"), &[(e, 1.0)]));
+                let what = format!("{}: the gradient of input {i} {}, {place}", self.name, self.inputs[i].shape());
+                self.compare(&what, &slope, size, noise, [along(&once[i]), along(&twice[i])]);
             }
         }
-        self.check_subsets(&all, tape);
+        self.check_subsets(&once, tape);
+    }
+
+    /// Panics unless the tape's slopes, after one backward and after two, are that of the differences.
+    #[track_caller]
+    fn compare(&self, what: &str, slope: &Slope, size: f64, noise: f64, tape: [f64; 2]) {
+        let truncation = slope.truncation;
+        for (passes, tape) in [1, 2].into_iter().zip(tape) {
+            let times = passes as f64;
+            let rounding = (passes * self.roundings + 4) as f64 * ROUNDING * times * size + times * noise;
+            let kink = truncation > rounding;
+            assert!(
+                !kink,
+                "{what}: a kink within the step: {truncation:.3e} of truncation, {rounding:.3e} of rounding"
+            );
+            let expected = times * slope.value;
+            let (off, bound) = ((tape - expected).abs(), rounding + times * truncation);
+            assert!(
+                off <= bound,
+                "{what}, after {passes} backward: {tape:.8e}, by differences {expected:.8e}: off by {off:.3e}, bound {bound:.3e}"
+            );
+        }
     }
 
     /// With some inputs constant, the gradients of the others keep their bits, and the constants get none.
@@ -187,6 +182,20 @@ impl<'a> GradCheck<'a> {
         };
         inputs.iter().enumerate().map(gradient).collect()
     }
+}
+
+/// The directions along which input `i` is checked, with what to call them. Each names elements, with a sign.
+fn directions(i: usize, gradient: &[f32], has_sizes: bool) -> Vec<(String, Vec<(usize, f64)>)> {
+    if !has_sizes || gradient.len() <= EACH_ELEMENT {
+        return (0..gradient.len()).map(|e| (format!("element {e}"), vec![(e, 1.0)])).collect();
+    }
+    // One that the tape cannot foresee, and the one where errors of a common factor add up.
+    let random = uniform(0xD1 + i as u64, gradient.len());
+    [("along a random direction", random.as_slice()), ("along its signs", gradient)]
+        .map(|(name, signs)| {
+            (name.to_string(), signs.iter().map(|&s| 1f64.copysign(s as f64)).enumerate().collect::<Vec<_>>())
+        })
+        .to_vec()
 }
 
 /// What differences say about `sum(r * reference)` along a direction.

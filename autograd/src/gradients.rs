@@ -36,10 +36,14 @@ impl Gradients {
 
     /// Adds `d` to the gradient in `slot`; nothing if the gradient is not wanted. The first one is moved in, not copied.
     ///
-    /// Several slots, and a saved tensor, may share one `d`: a gradient is written in place only where nothing shares it.
+    /// Panics if the gradient there has another shape. Several slots, and a saved tensor, may share one `d`: a gradient is written in place only where nothing shares it.
     pub fn add(&mut self, slot: Option<Slot>, d: Tensor) {
         let Some(slot) = slot else { return };
-        let sum = match self.take_slot(slot) {
+        let before = self.take_slot(slot);
+        if let Some(sum) = &before {
+            assert!(sum.shape() == d.shape(), "a gradient of shape {} is added to one of {}", d.shape(), sum.shape());
+        }
+        let sum = match before {
             None => d,
             Some(mut sum) if is_writable(&sum) => {
                 ops::axpy(1.0, &d, &mut sum);

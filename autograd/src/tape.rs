@@ -5,7 +5,39 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use tensor::{Tensor, ops};
 
-/// One recorded operation: what its backward needs, in named fields.
+/// One recorded operation: what its backward needs, in named fields. Yours as well:
+///
+/// ```
+/// use autograd::gradcheck::{GradCheck, input};
+/// use autograd::{Gradients, Op, Slot, Var};
+/// use tensor::{Tensor, ops};
+///
+/// /// `y = x^3`, element by element.
+/// struct Cube {
+///     x: Tensor,
+///     x_slot: Option<Slot>,
+/// }
+///
+/// fn cube<'t>(x: &Var<'t>) -> Var<'t> {
+///     let y = ops::mul(x.value(), &ops::mul(x.value(), x.value()));
+///     x.tape().record("cube", y, &[x], || Cube { x: x.value().clone(), x_slot: x.slot() })
+/// }
+///
+/// impl Op for Cube {
+///     fn name(&self) -> &'static str {
+///         "cube"
+///     }
+///
+///     /// `dx = 3 x^2 dy`.
+///     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
+///         grads.add(self.x_slot, ops::scale(3.0, &ops::mul(&dy, &ops::mul(&self.x, &self.x))));
+///     }
+/// }
+///
+/// // In a test: against differences of the formula in f64.
+/// let formula = |x: &[&[f32]]| x[0].iter().map(|&x| (x as f64).powi(3)).collect();
+/// GradCheck::new("cube", &[input(1, [3, 5])]).run(|x| cube(&x[0]), formula);
+/// ```
 pub trait Op {
     /// The op's name, as in `tensor::ops`.
     fn name(&self) -> &'static str;
