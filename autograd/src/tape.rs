@@ -188,6 +188,15 @@ impl Default for Tape {
     }
 }
 
+/// The names of the recorded ops, in order: `Tape([linear, relu, sum])`.
+impl fmt::Debug for Tape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nodes = self.nodes.borrow();
+        let names: Vec<_> = nodes.iter().map(|node| node.op.name()).collect();
+        write!(f, "Tape([{}])", names.join(", "))
+    }
+}
+
 impl Check {
     fn look(&mut self, name: &str, value: &Tensor) {
         if self.found.is_some() {
@@ -345,7 +354,8 @@ mod tests {
         let aside = tape.record("unwanted", y.value().clone(), &[&y], || Unwanted);
         let _further = aside.sum();
         let constants = tape.constant(vector(&[1.0])).exp();
-        assert_eq!((tape.len(), constants.slot), (3, None), "an op on constants is not recorded");
+        assert_eq!(format!("{tape:?}"), "Tape([scale, unwanted, sum])", "an op on constants is not recorded");
+        assert_eq!((tape.len(), constants.slot), (3, None));
         let mut grads = Gradients::default();
         y.sum().backward(&mut grads);
         assert!(tape.is_empty());
