@@ -1,0 +1,285 @@
+//! What comes from outside and is wrong gets an error that names it, exit code 1, and leaves nothing half-written.
+
+mod common;
+
+use common::{Place, SMALL, refuse, said, succeed};
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+
+#[test]
+fn data() {
+    let place = Place::new();
+    let train = |path: &str| {
+        let mut command = place.silurian(&["train", path, "--name", "r"]);
+        command.args(SMALL);
+        command
+    };
+    refuse(&mut train("missing.txt"), &["missing.txt", "No such file"]);
+    place.write("empty.txt", "");
+    refuse(&mut train("empty.txt"), &["empty.txt", "empty"]);
+    place.write("short.txt", "Too short.");
+    refuse(&mut train("short.txt"), &["training", "need at least 33", "seq_len = 32"]);
+    place.write("latin1.txt", b"caf\xe9 au lait");
+    refuse(&mut train("latin1.txt"), &["latin1.txt", "UTF-8"]);
+    place.write("latin1.jsonl", b"{\"text\":\"ok\"}\n{\"text\":\"caf\xe9\"}\n");
+    refuse(&mut train("latin1.jsonl"), &["latin1.jsonl line 2", "UTF-8"]);
+    place.write("field.jsonl", "{\"text\":\"ok\"}\n\n{\"body\":\"no text\"}\n");
+    refuse(&mut train("field.jsonl"), &["field.jsonl line 3", "text"]);
+    place.write("type.jsonl", "{\"text\":7}\n");
+    refuse(&mut train("type.jsonl"), &["type.jsonl line 1", "text"]);
+    place.write("syntax.jsonl", "{\"text\":\n");
+    refuse(&mut train("syntax.jsonl"), &["syntax.jsonl line 1"]);
+    fs::create_dir(place.path("folder")).unwrap();
+    refuse(&mut train("folder"), &["folder", ".txt"]);
+    refuse(&mut place.silurian(&["train"]), &["no data"]);
+    assert!(!place.path("runs").join("r").exists(), "a run folder was left behind");
+}
+
+#[test]
+fn configuration() {
+    let place = Place::new();
+    let with = |text: &str| {
+        place.write("run.toml", text);
+        place.silurian(&["train", "text.txt", "--name", "r", "--config", "run.toml"])
+    };
+    refuse(&mut with("[train]\nstep = 3\n"), &["run.toml", "step", "steps"]);
+    refuse(&mut with("[trane]\nsteps = 3\n"), &["run.toml", "trane"]);
+    refuse(&mut with("[train]\nsteps = \"three\"\n"), &["run.toml", "steps", "line 2"]);
+    refuse(
+        &mut with("[activation]\nkind = \"stochastic\"\np = 1.5\n"),
+        &["run.toml line 3", "activation.p = 1.5", "0 to 1"],
+    );
+    refuse(&mut with("[activation]\nkind = \"swish\"\n"), &["run.toml", "swish", "silu"]);
+    refuse(&mut with("[train]\nswitch = { to = \"relu\", alpha = -0.1 }\n"), &["run.toml", "alpha", "-0.1"]);
+    refuse(&mut with("[model]\nn_heads = 4\nn_kv_heads = 3\n"), &["n_kv_heads", "3", "must divide n_heads = 4"]);
+    refuse(&mut with("[model]\nd_model = 100\nn_heads = 3\n"), &["n_heads", "100"]);
+    refuse(&mut with("[model]\npreset = \"huge\"\n"), &["huge", "tiny"]);
+    refuse(&mut with("[train]\nlr = 0.0\n"), &["run.toml line 2", "train.lr"]);
+    refuse(&mut with("[train]\nbatch_tokens = 1000\n"), &["train.batch_tokens = 1000", "multiple"]);
+    refuse(&mut with("[train]\nseq_len = 100000\n"), &["train.seq_len", "max_seq_len"]);
+    let flag = |flags: &[&str]| place.silurian(&[&["train", "text.txt", "--name", "r"], flags].concat());
+    refuse(&mut flag(&["--set", "train.setps=3"]), &["--set train.setps=3", "setps"]);
+    refuse(&mut flag(&["--set", "train.steps"]), &["--set train.steps", "KEY=VALUE"]);
+    refuse(&mut flag(&["--alpha", "2"]), &["train.switch.alpha = 2"]);
+    refuse(&mut flag(&["--config", "none.toml"]), &["none.toml"]);
+    // clap's own: exit code 2.
+    let output = flag(&["--activation", "stochastic:1.1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("1.1"), "{}", said(&output));
+    refuse(
+        place.silurian(&["inspect", "--preset", "tiny"]).env("KERNELS_SIMD", "avx1024"),
+        &["KERNELS_SIMD=avx1024", "portable"],
+    );
+    assert!(!place.path("runs").join("r").exists(), "a run folder was left behind");
+}
+
+#[test]
+fn sampling() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let generate =
+        |flags: &[&str]| place.silurian(&[&["generate", "-m", run.to_str().unwrap(), "-p", "In "], flags].concat());
+    refuse(&mut generate(&["--temp=-1"]), &["temperature = -1"]);
+    refuse(&mut generate(&["--temp=nan"]), &["temperature = NaN"]);
+    refuse(&mut generate(&["--top-p=0"]), &["top_p = 0"]);
+    refuse(&mut generate(&["--top-p=1.5"]), &["top_p = 1.5"]);
+    refuse(&mut generate(&["--min-p=2"]), &["min_p = 2"]);
+    refuse(&mut generate(&["--context", "0"]), &["context = 0"]);
+    refuse(&mut generate(&["--ffn", "sparse", "--activation", "silu"]), &["sparse", "RELU", "SILU"]);
+    // The context is the model's 256 positions.
+    let long = "x".repeat(300);
+    let model = run.to_str().unwrap();
+    refuse(&mut place.silurian(&["generate", "-m", model, "-p", &long]), &["300 tokens", "context of 256"]);
+    refuse(&mut place.silurian(&["generate", "-m", model, "-p", ""]), &["prompt is empty"]);
+    refuse(&mut place.silurian(&["generate", "-m", "nowhere"]), &["nowhere"]);
+    refuse(&mut place.silurian(&["generate", "-m", "runs"]), &["runs", "config.json"]);
+    let full = succeed(&mut generate(&["--max-tokens", "1000"]));
+    assert!(said(&full).contains("the context is full"), "{}", said(&full));
+}
+
+/// A model's folder, changed by `change`, is refused in these words.
+fn refuse_model(place: &Place, run: &Path, change: impl FnOnce(&Path), words: &[&str]) {
+    let folder = place.path("changed");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(run.join("checkpoints/step-20").join(file), folder.join(file)).unwrap();
+    }
+    change(&folder);
+    refuse(&mut place.silurian(&["generate", "-m", folder.to_str().unwrap(), "-p", "In "]), words);
+}
+
+#[test]
+fn models() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let weights = |folder: &Path| folder.join("model.safetensors");
+    let edit_config = |from: &'static str, to: &'static str| {
+        move |folder: &Path| {
+            let text = fs::read_to_string(folder.join("config.json")).unwrap();
+            assert!(text.contains(from), "{text}");
+            fs::write(folder.join("config.json"), text.replace(from, to)).unwrap();
+        }
+    };
+    refuse_model(&place, &run, |f| truncate(&weights(f), 0.5), &["model.safetensors"]);
+    refuse_model(&place, &run, |f| truncate(&weights(f), 0.0), &["model.safetensors"]);
+    refuse_model(
+        &place,
+        &run,
+        |f| {
+            let mut bytes = fs::read(weights(f)).unwrap();
+            bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+            fs::write(weights(f), bytes).unwrap();
+        },
+        &["model.safetensors", "header"],
+    );
+    refuse_model(
+        &place,
+        &run,
+        |f| edit_tensors(&weights(f), |t| t.retain(|(name, ..)| name != "model.layers.1.mlp.gate_proj.weight")),
+        &["model.safetensors", "missing", "model.layers.1.mlp.gate_proj.weight"],
+    );
+    refuse_model(
+        &place,
+        &run,
+        |f| edit_tensors(&weights(f), |t| t.push(("model.layers.1.mlp.bias".to_string(), vec![1], vec![0; 4]))),
+        &["model.safetensors", "unexpected", "model.layers.1.mlp.bias"],
+    );
+    refuse_model(
+        &place,
+        &run,
+        |f| {
+            edit_tensors(&weights(f), |t| {
+                for (name, shape, _) in t {
+                    if name == "model.layers.0.mlp.up_proj.weight" {
+                        shape.reverse();
+                    }
+                }
+            })
+        },
+        &["model.layers.0.mlp.up_proj.weight", "[32, 64]", "[64, 32]"],
+    );
+    refuse_model(
+        &place,
+        &run,
+        edit_config("\"hidden_act\": \"relu\"", "\"hidden_act\": \"gelu\""),
+        &["config.json", "hidden_act", "gelu", "relu", "silu"],
+    );
+    refuse_model(&place, &run, edit_config("\"hidden_size\": 32", "\"hidden_size\": 33"), &["config.json"]);
+    refuse_model(&place, &run, |f| fs::write(f.join("config.json"), "{").unwrap(), &["config.json"]);
+    refuse_model(&place, &run, |f| fs::remove_file(weights(f)).unwrap(), &["model.safetensors"]);
+}
+
+fn truncate(path: &Path, share: f64) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..(bytes.len() as f64 * share) as usize]).unwrap();
+}
+
+/// Rewrites a safetensors file with its tensors (name, shape, bytes of f32) changed.
+fn edit_tensors(path: &Path, change: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<u8>)>)) {
+    let bytes = fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> =
+        file.tensors().into_iter().map(|(name, t)| (name, t.shape().to_vec(), t.data().to_vec())).collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(name, shape, data)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+    });
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn run_folders() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let before = fs::read(run.join("metrics.jsonl")).unwrap();
+    refuse(&mut place.train(&["--name", "m"]), &["runs/m", "exists"]);
+    refuse(&mut place.silurian(&["train", "--resume", "runs/none"]), &["runs/none", "config.toml"]);
+    let resume = |flags: &[&str]| place.silurian(&[&["train", "--resume", "runs/m"], flags].concat());
+    refuse(&mut resume(&["--lr", "0.5"]), &["runs/m", "train.lr", "0.002", "0.5"]);
+    refuse(&mut resume(&["--steps", "99", "--set", "train.beta1=0.5"]), &["train.steps", "20", "99", "train.beta1"]);
+    let text = fs::read_to_string(place.path("text.txt")).unwrap();
+    place.write("text.txt", text.replace("born", "BORN"));
+    refuse(&mut resume(&[]), &["runs/m", "data have changed"]);
+    place.write("text.txt", text);
+    assert_eq!(before, fs::read(run.join("metrics.jsonl")).unwrap(), "metrics.jsonl was touched");
+    succeed(&mut resume(&["--set", "train.keep_last=1"]));
+}
+
+#[test]
+fn a_run_folder_in_use() {
+    let place = Place::new();
+    let mut command = place.train(&["--name", "m", "--steps", "1000000"]);
+    let mut first = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let run = place.path("runs/m");
+    while !run.join("metrics.jsonl").exists() {
+        assert!(first.try_wait().unwrap().is_none(), "the first run ended");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    refuse(&mut place.silurian(&["train", "--resume", "runs/m"]), &["runs/m", "in use", &first.id().to_string()]);
+    refuse(&mut place.train(&["--name", "m"]), &["runs/m", "in use"]);
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
+fn a_loss_that_is_not_a_number() {
+    let place = Place::new();
+    let mut command = place.train(&["--name", "m", "--steps", "50", "--lr", "1e30", "--set", "train.grad_clip=0.0"]);
+    refuse(&mut command.args(["--set", "train.checkpoint_every=1"]), &["step ", "not finite", "first in"]);
+    // What was saved before is whole.
+    let kept: Vec<_> = fs::read_dir(place.path("runs/m/checkpoints")).unwrap().collect();
+    assert!(!kept.is_empty(), "no checkpoint was kept");
+}
+
+/// A limit on the size of files makes every write beyond it fail, as on a full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let binary = env!("CARGO_BIN_EXE_silurian");
+    let limited = |kib: u32, arguments: &str| {
+        let mut command = std::process::Command::new("sh");
+        // The signal that the limit sends is ignored, so that the write fails with an error; `exec` keeps both.
+        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec {binary} {arguments}");
+        command.args(["-c", &script]).current_dir(place.path("")).env("XDG_CACHE_HOME", place.path("cache"));
+        command
+    };
+    // The weights alone are larger than this.
+    let flags = SMALL.join(" ");
+    refuse(&mut limited(64, &format!("train text.txt {flags} --name full --steps 3")), &["safetensors", "runs/full"]);
+    let left: Vec<_> = fs::read_dir(place.path("runs/full/checkpoints")).unwrap().collect();
+    assert!(left.is_empty(), "something half-written was left: {left:?}");
+    // A later checkpoint that does not fit leaves the earlier one.
+    fs::remove_dir_all(place.path("runs/full")).unwrap();
+    assert!(run.join("checkpoints/step-20/state.json").exists());
+    fs::remove_file(run.join("checkpoints/step-20/state.json")).unwrap();
+    refuse(&mut limited(64, "train --resume runs/m"), &["runs/m"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let mut command = place.silurian(&["generate", "-m", run.to_str().unwrap(), "-p", "In ", "-n", "50"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 3];
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut first).unwrap();
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141), "{}", said(&output));
+    assert!(!said(&output).contains("error") && !said(&output).contains("panicked"), "{}", said(&output));
+
+    // Training goes on without a listener: what counts is in the folder.
+    let mut command = place.train(&["--name", "deaf", "--steps", "20"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success());
+    assert!(place.path("runs/deaf/checkpoints/step-20/state.json").exists());
+}
