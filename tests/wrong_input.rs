@@ -228,7 +228,7 @@ fn a_run_folder_in_use() {
 fn a_loss_that_is_not_a_number() {
     let place = Place::new();
     let mut command = place.train(&["--name", "m", "--steps", "50", "--lr", "1e30", "--set", "train.grad_clip=0.0"]);
-    refuse(&mut command.args(["--set", "train.checkpoint_every=1"]), &["step ", "not finite", "first in"]);
+    refuse(command.args(["--set", "train.checkpoint_every=1"]), &["step ", "not finite", "first in"]);
     // What was saved before is whole.
     let kept: Vec<_> = fs::read_dir(place.path("runs/m/checkpoints")).unwrap().collect();
     assert!(!kept.is_empty(), "no checkpoint was kept");
