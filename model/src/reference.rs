@@ -203,12 +203,13 @@ fn head(d: usize, q: &Row, k: &[Row], v: &[Row], t: usize, h: usize, kv: usize) 
     let sum: f64 = scores.iter().map(|s| (s.exact - max).exp()).sum();
 
     // A probability is off by the errors of its score and of the others, and by the roundings of the online softmax, which
-    // the tests of kernels::attention derive.
+    // the tests of kernels::attention count: four of a difference of two scores, two of the logarithm of the length, ten for
+    // each block of keys (of two ULP at most), one for each term of the sum, and a few more.
     let error = scores.iter().map(|s| s.sigma).fold(0.0, f64::max);
     let size = |s| scale.exact * pairs(s).map(|(q, k)| (q.exact * k.exact).abs()).sum::<f64>();
     let largest = (0..visible).map(size).fold(0.0, f64::max);
     let (len, blocks) = (visible as f64, visible.div_ceil(64) as f64);
-    let rounded = 8.0 * largest + 2.0 * len.ln() + 10.0 * blocks + len + 12.0;
+    let rounded = join([2.0 * 2.0 * largest, 2.0 * len.ln(), 4.0 * (10.0 * blocks).sqrt(), len.sqrt(), 4.0]);
     let relative = join([2.0 * error, rounded * ROUNDING]);
     let probability = |s: &Value| (s.exact - max).exp() / sum;
     let p: Row = scores.iter().map(|s| Value::new(probability(s), relative * probability(s))).collect();

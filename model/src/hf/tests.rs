@@ -278,6 +278,18 @@ fn hf_refuses_files_that_are_missing_or_damaged() {
     assert!(nowhere.unwrap_err().to_string().contains("nowhere/config.json: cannot be written"));
 }
 
+/// A device that is always full, in the place of each file.
+#[cfg(target_os = "linux")]
+#[test]
+fn hf_names_the_file_that_a_full_disk_refuses() {
+    for file in [CONFIG, WEIGHTS] {
+        let dir = TempDir::new().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(file)).unwrap();
+        let message = save(&dir, &Weights::init(&small(), 7), &Meta::new(Psi::Silu)).unwrap_err().to_string();
+        assert!(message.contains(file) && message.contains("cannot be written"), "hf: {message}");
+    }
+}
+
 proptest! {
     /// A damaged file is refused, or read as something valid; nothing panics.
     #[test]
