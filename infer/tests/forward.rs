@@ -3,11 +3,11 @@
 mod common;
 
 use autograd::Tape;
-use common::reference::{Expected, expected};
 use common::{configs, engine_on, options, tokens, weights};
 use infer::{Engine, FfnMode};
 use kernels::testing::assert_within;
 use kernels::{Level, Team};
+use model::reference::{Reference, Value};
 use model::{Psi, PsiAt, Transformer, Weights};
 use std::sync::Arc;
 use tensor::Tensor;
@@ -21,8 +21,9 @@ fn psi_at(psi: Psi) -> PsiAt {
 }
 
 #[track_caller]
-fn assert_bounded(what: &str, logits: &[f32], expected: &Expected) {
-    assert_within(what, logits, &expected.logits, |_| expected.bound);
+fn assert_bounded(what: &str, logits: &[f32], expected: &[Value]) {
+    let exact: Vec<f64> = expected.iter().map(|e| e.exact).collect();
+    assert_within(what, logits, &exact, |i| expected[i].bound());
 }
 
 /// The logits `[T][V]` of the training forward.
@@ -41,11 +42,11 @@ fn both_forwards_are_within_the_bound_of_the_reference() {
         let weights = weights(config, number as u64);
         let tokens = tokens(config, number as u64, 21);
         for psi in PSIS {
-            let expected = expected(&weights, &tokens, psi_at(psi));
+            let expected = Reference::new(&weights).logits(&tokens, psi_at(psi));
             // A bound of the logits' size would hold nothing.
-            let bound = expected.iter().map(|e| e.bound).fold(0.0, f64::max);
-            let size = expected.iter().flat_map(|e| &e.logits).fold(0.0, |m, x| x.abs().max(m));
-            assert!(bound < 1e-3 * size, "config {number} {psi}: bound {bound:e} for logits of {size:e}");
+            let bound = expected.iter().flatten().map(|e| e.bound()).fold(0.0, f64::max);
+            let size = expected.iter().flatten().map(|e| e.exact.abs()).fold(0.0, f64::max);
+            assert!(bound < 1e-4 * size, "config {number} {psi}: bound {bound:e} for logits of {size:e}");
 
             for level in Level::available() {
                 let what = |part: &str| format!("forward {part} config {number} {psi} {level}");
@@ -79,7 +80,7 @@ fn a_long_prompt_is_within_the_bound_of_the_reference() {
     let config = &configs()[0];
     let (weights, psi) = (weights(config, 7), Psi::Stochastic { p: 0.5 });
     let tokens = tokens(config, 7, 290);
-    let expected = expected(&weights, &tokens, psi_at(psi));
+    let expected = Reference::new(&weights).logits(&tokens, psi_at(psi));
     for level in Level::available() {
         let mut options = options(psi, FfnMode::Dense);
         options.seed = SEED;

@@ -1,7 +1,5 @@
-//! What the tests of this crate share: small models of every form, and the [`reference`] with its error bound.
+//! What the tests of this crate share: small models of every form.
 #![allow(dead_code)] // each test file uses its part
-
-pub mod reference;
 
 use infer::{CpuEngine, EngineOptions, FfnMode};
 use kernels::testing::uniform;
