@@ -1,13 +1,11 @@
 //! Root-mean-square normalisation, forward and backward.
 
 use crate::Beta;
+use crate::elementwise::ELEMENTS_PER_TASK;
 use crate::scratch;
 use crate::simd::map::{self, spans};
 use crate::simd::{Kernel, Level, Simd};
 use crate::team::{SharedMut, Team};
-
-/// Rows a task takes: enough work to be worth handing out at C = 64, few enough to balance at C = 8192.
-const ROWS_PER_TASK: usize = 16;
 
 /// Rows whose gain gradients are summed by one task. Fixed, because it decides the order of that sum.
 const ROWS_PER_GAIN_SUM: usize = 64;
@@ -24,9 +22,10 @@ pub fn rms_norm(team: &Team, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32],
     assert!(c > 0 && x.len() == n * c && y.len() == n * c, "rms_norm: x {} and y {} for [{n}, {c}]", x.len(), y.len());
     let level = team.level();
     let inv_rms = SharedMut::new(inv_rms);
-    team.run_chunks_mut(y, ROWS_PER_TASK * c, |task, y| {
-        let row = task * ROWS_PER_TASK;
-        // SAFETY: task t writes rows t * ROWS_PER_TASK onwards, as many as its piece of y holds: tasks do not meet.
+    let rows_per_task = (ELEMENTS_PER_TASK / c).max(1);
+    team.run_chunks_mut(y, rows_per_task * c, |task, y| {
+        let row = task * rows_per_task;
+        // SAFETY: task t writes rows t * rows_per_task onwards, as many as its piece of y holds: tasks do not meet.
         let inv_rms = unsafe { inv_rms.slice(row, y.len() / c) };
         level.dispatch(Forward { x: &x[row * c..][..y.len()], weight, eps, y, inv_rms });
     });
@@ -68,6 +67,10 @@ impl Kernel for Forward<'_> {
 ///
 /// Panics if a length does not fit. The sum over rows runs in blocks of 64 rows, added in order: the same bits for any
 /// number of threads.
+///
+/// Accuracy, in sums of the absolute values of all terms: dx within `(C + 8) 2^-24`, d_weight within `(N + 8) 2^-24` (old values
+/// count as terms). Cost: dy and x read (twice, the second time from cache), dx written. Source: as [`rms_norm`],
+/// differentiated.
 #[allow(clippy::too_many_arguments)] // the backward of a fused kernel has this many tensors
 pub fn rms_norm_backward(
     team: &Team,
@@ -195,23 +198,41 @@ mod tests {
                 for beta in [Beta::Zero, Beta::One] {
                     let old = uniform(4, n * c);
                     let mut dx = if beta == Beta::One { old.clone() } else { vec![f32::NAN; n * c] };
-                    let mut d_weight = uniform(5, c);
+                    let old_gain = uniform(5, c);
+                    let mut d_weight = old_gain.clone();
                     rms_norm_backward(&team, &dy, &x, &weight, &inv_rms, beta, &mut dx, &mut d_weight);
                     let (mut dx_ref, mut d_weight_ref, abs) = reference::rms_norm_backward(&dy, &x, &weight, &inv_rms);
                     if beta == Beta::One {
                         dx_ref.iter_mut().zip(&old).for_each(|(d, &o)| *d += o as f64);
                     }
-                    d_weight_ref.iter_mut().zip(uniform(5, c)).for_each(|(d, o)| *d += o as f64);
+                    d_weight_ref.iter_mut().zip(&old_gain).for_each(|(d, &o)| *d += o as f64);
                     let what = format!("rms_norm_backward {} c={c} {beta:?}", team.level());
-                    // The dot of C terms, and six roundings around it; old values add one more of their size.
+                    // The dot of C terms, and six roundings around it; an old value is one more term.
                     assert_within(&format!("{what} dx"), &dx, &dx_ref, |i| {
-                        (c + 8) as f64 * ROUNDING * (abs.dx[i] + 1.0)
+                        (c + 8) as f64 * ROUNDING * (abs.dx[i] + f64::from(beta == Beta::One) * old[i].abs() as f64)
                     });
                     assert_within(&format!("{what} d_weight"), &d_weight, &d_weight_ref, |i| {
-                        (n + 8) as f64 * ROUNDING * (abs.d_weight[i] + 1.0)
+                        (n + 8) as f64 * ROUNDING * (abs.d_weight[i] + old_gain[i].abs() as f64)
                     });
                 }
             }
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let (n, c) = (403, 129);
+        let (x, weight, dy) = (uniform(1, n * c), uniform(2, c), uniform(3, n * c));
+        for level in Level::available() {
+            let bits = |threads| {
+                let team = Team::new(level, threads);
+                let [mut y, mut dx] = [(); 2].map(|_| vec![0.0; n * c]);
+                let (mut inv_rms, mut d_weight) = (vec![0.0; n], vec![0.0; c]);
+                rms_norm(&team, &x, &weight, 1e-5, &mut y, &mut inv_rms);
+                rms_norm_backward(&team, &dy, &x, &weight, &inv_rms, Beta::Zero, &mut dx, &mut d_weight);
+                [y, inv_rms, dx, d_weight].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            assert!(bits(1) == bits(2) && bits(1) == bits(3), "rms_norm {level}: bits differ between thread counts");
         }
     }
 }
