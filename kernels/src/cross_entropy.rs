@@ -220,7 +220,7 @@ mod tests {
     use super::*;
     use crate::Level;
     use crate::reference;
-    use crate::testing::{ROUNDING, assert_within, teams, underflow_bound, uniform};
+    use crate::testing::{ROUNDING, assert_within, teams, teams_of, underflow_bound, uniform};
 
     struct Case {
         x: Vec<f32>,
@@ -303,16 +303,9 @@ mod tests {
         }
     }
 
-    /// The teams of every test, and two threads at the best level.
-    fn more_teams() -> Vec<Team> {
-        let mut teams = teams();
-        teams.push(Team::new(Level::best(), 2));
-        teams
-    }
-
     #[test]
     fn lm_head_loss_matches_reference() {
-        let teams = more_teams();
+        let teams = teams_of(&[1, 2, 3]);
         for v in [1, 2, 15, 16, 17, 64, 257, 1000] {
             for (n, c) in [(1, 1), (3, 7), (37, 64), (130, 20)] {
                 check_case(&Case::new(n, v, c, 1.0), &teams);
@@ -322,7 +315,7 @@ mod tests {
 
     #[test]
     fn lm_head_loss_matches_reference_at_the_edges_of_chunks() {
-        let teams = more_teams();
+        let teams = teams_of(&[1, 2, 3]);
         for n in [MAX_ROWS - 1, MAX_ROWS, MAX_ROWS + 1, 2 * MAX_ROWS + 1] {
             check_case(&Case::new(n, 5, 3, 1.0), &teams);
         }
@@ -335,7 +328,7 @@ mod tests {
         let case = Case::new(40, 100, 4, 1e4);
         let largest = reference::lm_head_loss_abs(&case.x, &case.w, &case.targets, 4, 1.0).logit;
         assert!(largest > 1e4, "the case is too tame: logits up to {largest}");
-        check_case(&case, &more_teams());
+        check_case(&case, &teams_of(&[1, 2, 3]));
     }
 
     /// By construction a chunk is all the logits there are; it never holds more than 4 Mi of them, or 32 rows.

@@ -9,7 +9,12 @@ pub const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
 
 /// Teams that a kernel is tested on: every level this CPU has, with 1 and with 3 threads.
 pub fn teams() -> Vec<Team> {
-    Level::available().flat_map(|level| [Team::new(level, 1), Team::new(level, 3)]).collect()
+    teams_of(&[1, 3])
+}
+
+/// Every level this CPU has, with each of these numbers of threads.
+pub fn teams_of(threads: &[usize]) -> Vec<Team> {
+    Level::available().flat_map(|level| threads.iter().map(move |&threads| Team::new(level, threads))).collect()
 }
 
 /// Reproducible values, uniform in `-1 .. 1` with 24 bits: for element `i`, a hash of `(seed, i)` (SplitMix64's finaliser).

@@ -131,20 +131,11 @@ impl Kernel for Decode<'_> {
 /// The dot of q with each key.
 #[inline(always)]
 fn dots<S: Simd>(s: S, q: &[f32], keys: [&[f32]; KEYS]) -> [f32; KEYS] {
-    let whole = q.len() / S::LANES * S::LANES;
-    let [k0, k1, k2, k3] = keys;
-    let vectors = |x| <[f32]>::chunks_exact(x, S::LANES);
     let mut acc = [s.splat(0.0); KEYS];
-    for (q, ((k0, k1), (k2, k3))) in vectors(q).zip(vectors(k0).zip(vectors(k1)).zip(vectors(k2).zip(vectors(k3)))) {
-        let q = s.load(q);
-        for (acc, k) in acc.iter_mut().zip([k0, k1, k2, k3]) {
-            *acc = s.mul_add(q, s.load(k), *acc);
-        }
-    }
-    if whole < q.len() {
-        let q = s.load_partial(&q[whole..]);
+    for at in spans(s, q.len()) {
+        let q = at.load(s, q);
         for (acc, k) in acc.iter_mut().zip(keys) {
-            *acc = s.mul_add(q, s.load_partial(&k[whole..]), *acc);
+            *acc = s.mul_add(q, at.load(s, k), *acc);
         }
     }
     // A loop, not `map`: its closure would be compiled for the baseline.

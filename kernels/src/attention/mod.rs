@@ -92,8 +92,10 @@ impl AttentionShape {
 /// reads the keys and values once for all query heads that share them: `infer` calls this same function.
 ///
 /// Panics if a length does not fit, if K does not divide H, or if `kv_len < q_len`. Accuracy: with `E` the largest error of
-/// a score, `(D + 5) 2^-24 sum |scale q k|`, each probability is off by a factor within `1 +- (2 E + (Tk + 40) 2^-24)`, and
-/// a few roundings of the largest score; the tests hold the bound in full. Scores of any finite size are safe.
+/// a score, `(D + 5) 2^-24 sum |scale q k|`, and S that sum, a probability is off by a factor within
+/// `1 +- (2 E + (8 S + 2 ln Tk + Tk + 10 ceil(Tk / 64) + 12) 2^-24)`; an output adds the bound of a dot of Tk terms. Scores of
+/// any finite size are safe. Infinities and NaN are not hidden: in v they may reach up to 15 queries before their
+/// position as well, because 0 times NaN is NaN.
 ///
 /// Cost: `4 D` flop for each visible pair; K and V are read once for each block of 64 queries, from cache. No memory beyond
 /// a few blocks. Source: Dao et al., arXiv 2205.14135 and 2307.08691 (online softmax in blocks); GQA arXiv 2305.13245.
