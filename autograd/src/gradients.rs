@@ -49,6 +49,11 @@ impl Gradients {
                 ops::axpy(1.0, &d, &mut sum);
                 sum
             }
+            Some(sum) if is_writable(&d) => {
+                let mut d = d;
+                ops::axpy(1.0, &sum, &mut d);
+                d
+            }
             Some(sum) => ops::add(&sum, &d),
         };
         *self.entry(slot) = Some(sum);

@@ -2,6 +2,7 @@
 //!
 //! A [`Tape`] records what is computed on its [`Var`]s; [`Var::backward`] walks it back and leaves the gradients of the
 //! leaves in a [`Gradients`]. An op is one file in [`ops`]: a struct of named saved tensors, its forward above its backward.
+//! [`gradcheck`] holds them, and ops of your own ([`Op`]), to differences of their formulas.
 //!
 //! ```
 //! use autograd::{Gradients, Tape};
