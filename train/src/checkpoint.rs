@@ -89,13 +89,13 @@ pub enum CheckpointError {
     },
 }
 
-/// Writes the checkpoint into `folder`, and removes all but the newest `keep_last`. Returns its path. On an error the
+/// Writes the checkpoint into `folder`, with what `meta` says of the model, and removes all but the newest `keep_last`. Returns its path. On an error the
 /// unfinished folder is removed and the older ones stay.
 pub fn save(
     folder: &Path,
     mut state: State,
     weights: &Weights,
-    psi: Psi,
+    meta: &hf::Meta,
     optimizer: &Optimizer,
     keep_last: usize,
 ) -> Result<PathBuf, CheckpointError> {
@@ -104,7 +104,7 @@ pub fn save(
     let written = (|| {
         remove(&temporary)?;
         files::create_dir_all(&temporary)?;
-        hf::save(&temporary, weights, &hf::Meta { switch: state.config.train.switch, ..hf::Meta::new(psi) })?;
+        hf::save(&temporary, weights, meta)?;
         let (m, v) = optimizer.moments();
         let names: Vec<String> = parameter_specs(weights.config()).map(|spec| spec.name).collect();
         let named = |prefix: &'static str, moments| {

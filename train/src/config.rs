@@ -139,7 +139,7 @@ pub struct TrainSection {
     /// Tokens of an optimiser step; a multiple of `micro_batch * seq_len`. That product if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_tokens: Option<usize>,
-    /// Sequences that go through the model at once. Decides the memory, not the result.
+    /// Sequences that go through the model at once. Decides the memory; of the result the rounding alone.
     pub micro_batch: usize,
     /// Of the initial weights, the order of the data and the draws of the activation.
     pub seed: u64,

@@ -324,7 +324,9 @@ impl Trainer {
         let level = Team::current().level().to_string();
         let state = State::new(n, psi, level, self.batches.tokens().hash(), &self.config);
         let (folder, keep) = (self.run.checkpoints(), self.config.train.keep_last);
-        let path = checkpoint::save(&folder, state, self.model.weights(), psi, &self.optimizer, keep)?;
+        let eos_token_ids = vec![self.tokenizer.separator()];
+        let meta = hf::Meta { switch: self.config.train.switch, eos_token_ids, ..hf::Meta::new(psi) };
+        let path = checkpoint::save(&folder, state, self.model.weights(), &meta, &self.optimizer, keep)?;
         self.saved = Some(n);
         observer.event(Event::Checkpoint { steps_done: n, path: &path });
         Ok(())

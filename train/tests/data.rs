@@ -67,7 +67,7 @@ fn bad_data_are_refused_by_file_line_and_reason() {
     ] {
         let path = dir.path().join(name);
         fs::write(&path, contents).unwrap();
-        let message = documents(&[path.clone()]).unwrap_err().to_string();
+        let message = documents(std::slice::from_ref(&path)).unwrap_err().to_string();
         assert!(message.starts_with(&format!("data: {} {expected}", path.display())), "{message}");
         // Nothing is left of a cache that could not be made.
         let cache = dir.path().join("cache");
@@ -77,14 +77,17 @@ fn bad_data_are_refused_by_file_line_and_reason() {
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 0, "left in the cache by {name}");
     }
     let absent = dir.path().join("absent.txt");
-    let message = documents(&[absent.clone()]).unwrap_err().to_string();
+    let message = documents(std::slice::from_ref(&absent)).unwrap_err().to_string();
     assert!(message.starts_with(&format!("data: {}: cannot be read: ", absent.display())), "{message}");
     let empty = dir.path().join("empty.txt");
     fs::write(&empty, "").unwrap();
-    assert_eq!(documents(&[empty.clone()]).unwrap_err().to_string(), format!("data: {}: empty", empty.display()));
+    assert_eq!(
+        documents(std::slice::from_ref(&empty)).unwrap_err().to_string(),
+        format!("data: {}: empty", empty.display())
+    );
     let folder = dir.path().join("folder");
     fs::create_dir(&folder).unwrap();
-    let message = documents(&[folder.clone()]).unwrap_err().to_string();
+    let message = documents(std::slice::from_ref(&folder)).unwrap_err().to_string();
     assert_eq!(message, format!("data: {}: no file in it ends in .jsonl, .md, .txt", folder.display()));
 }
 
@@ -93,7 +96,7 @@ fn the_cache_is_made_once_found_again_and_made_again_when_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let (text, cache) = (dir.path().join("a.txt"), dir.path().join("cache"));
     fs::write(&text, common::text(1000)).unwrap();
-    let (first, hash, notes) = tokens(&[text.clone()], &cache);
+    let (first, hash, notes) = tokens(std::slice::from_ref(&text), &cache);
     assert!(notes.len() == 1 && notes[0].starts_with("6000 tokens written to "), "{notes:?}");
     let file = cache.join(format!("{hash}.tokens"));
     let good = fs::read(&file).unwrap();
@@ -118,7 +121,7 @@ fn the_cache_is_made_once_found_again_and_made_again_when_damaged() {
         (magic, "not a cache of these data"),
     ] {
         fs::write(&file, damage).unwrap();
-        let (again, _, notes) = tokens(&[text.clone()], &cache);
+        let (again, _, notes) = tokens(std::slice::from_ref(&text), &cache);
         assert_eq!(again, first);
         assert!(notes.len() == 2 && notes[0].contains(expected) && notes[0].contains("tokenised again"), "{notes:?}");
         assert!(fs::read(&file).unwrap() == good);
@@ -135,7 +138,7 @@ fn a_full_disk_under_the_cache_is_an_error_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (text, cache) = (dir.path().join("a.txt"), dir.path().join("cache"));
     fs::write(&text, common::text(1000)).unwrap();
-    let (_, hash, _) = tokens(&[text.clone()], &cache);
+    let (_, hash, _) = tokens(std::slice::from_ref(&text), &cache);
     fs::remove_file(cache.join(format!("{hash}.tokens"))).unwrap();
     // The temporary name leads to a device that is always full.
     let temporary = cache.join(format!(".{hash}.{}", std::process::id()));

@@ -150,6 +150,19 @@ fn accumulation_does_not_change_the_step() {
 }
 
 #[test]
+fn a_run_that_goes_on_at_another_level_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let at = |level| Arc::new(Team::new(level, 1));
+    drop(at(Level::PORTABLE).install(|| train(&run, config(dir.path()), Some(2))).unwrap());
+    let (_, heard, trainer) = at(Level::PORTABLE).install(|| resume(&run, None, Some(3))).unwrap();
+    assert!(heard.notes.is_empty(), "{:?}", heard.notes);
+    drop(trainer);
+    let (_, heard, _) = at(Level::SCALAR).install(|| resume(&run, None, Some(4))).unwrap();
+    assert!(heard.notes[0].ends_with("was at level portable and goes on at level scalar: its last bits will differ"));
+}
+
+#[test]
 fn training_goes_on_from_a_checkpoint_of_another_run() {
     let dir = tempfile::tempdir().unwrap();
     let first = dir.path().join("first");
