@@ -131,7 +131,7 @@ fn values_out_of_range_are_named_with_what_was_expected() {
         ("[model]\nn_kv_heads = 3", "model.n_kv_heads = 3: must divide n_heads = 4"),
         ("[model]\nn_heads = 5", "model.n_heads = 5: must divide d_model = 128, or head_dim must be given"),
         ("[model]\nhead_dim = 7", "model.head_dim = 7: must be even: RoPE turns pairs"),
-        ("[model]\nn_layers = 0", "model.n_layers = 0: must be at least 1"),
+        ("[model]\nn_layers = 0", "model.n_layers = 0: must be 1 to 65535"),
     ] {
         assert_eq!(refused(text), message);
     }

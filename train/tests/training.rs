@@ -159,7 +159,9 @@ fn a_run_that_goes_on_at_another_level_says_so() {
     assert!(heard.notes.is_empty(), "{:?}", heard.notes);
     drop(trainer);
     let (_, heard, _) = at(Level::SCALAR).install(|| resume(&run, None, Some(4))).unwrap();
-    assert!(heard.notes[0].ends_with("was at level portable and goes on at level scalar: its last bits will differ"));
+    let expected =
+        format!("{}: the run was at level portable and goes on at scalar: its last bits will differ", run.display());
+    assert_eq!(heard.notes, [expected]);
 }
 
 #[test]
