@@ -20,12 +20,14 @@ pub fn fma_gflops(team: &Team) -> f64 {
     const STEPS: usize = 1 << 20;
     let lanes = team.level().dispatch(Peak { steps: 0 }).1;
     let flop = (2 * STEPS * CHAINS * lanes * team.threads()) as f64;
-    let seconds = best(|| {
+    let seconds = (0..PASSES).map(|_| {
+        let start = Instant::now();
         team.run(team.threads(), |_| {
             black_box(team.level().dispatch(Peak { steps: black_box(STEPS) }));
         });
+        start.elapsed().as_secs_f64()
     });
-    flop / seconds / 1e9
+    flop / seconds.fold(f64::INFINITY, f64::min) / 1e9
 }
 
 struct Peak {
@@ -54,17 +56,22 @@ impl Kernel for Peak {
 
 /// Rate at which all threads of `team` together read memory, in GB/s (1e9 bytes): the sum of `mib` MiB of `f32`.
 ///
-/// Choose `mib` well beyond the last cache (512 is) for the limit of a memory-bound kernel. Takes a few passes over it.
+/// Choose `mib` well beyond the last cache (512 is) for the limit of a memory-bound kernel. The best piece of 32 MiB counts: it
+/// takes a millisecond, which a busy machine often grants undisturbed, and comes round again only after all the others.
 pub fn read_gbs(team: &Team, mib: usize) -> f64 {
     /// Elements a task sums: 1 MiB.
     const CHUNK: usize = 1 << 18;
+    const PIECE: usize = 32 * CHUNK;
     let data = vec![1.0f32; mib * CHUNK];
-    let seconds = best(|| {
-        team.run(mib, |task| {
-            black_box(team.level().dispatch(Sum(&data[task * CHUNK..][..CHUNK])));
+    let mut gbs = 0.0f64;
+    for piece in (0..PASSES).flat_map(|_| data.chunks(PIECE)) {
+        let start = Instant::now();
+        team.run(piece.len() / CHUNK, |task| {
+            black_box(team.level().dispatch(Sum(&piece[task * CHUNK..][..CHUNK])));
         });
-    });
-    size_of_val(&data[..]) as f64 / seconds / 1e9
+        gbs = gbs.max(size_of_val(piece) as f64 / start.elapsed().as_secs_f64() / 1e9);
+    }
+    gbs
 }
 
 struct Sum<'a>(&'a [f32]);
@@ -75,17 +82,6 @@ impl Kernel for Sum<'_> {
     fn run<S: Simd>(self, s: S) -> f32 {
         map::sum(s, self.0)
     }
-}
-
-/// Seconds of the fastest of a few calls.
-fn best(mut f: impl FnMut()) -> f64 {
-    (0..PASSES)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min)
 }
 
 #[cfg(test)]

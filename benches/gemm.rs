@@ -1,0 +1,49 @@
+//! GEMM against the measured FMA peak: `cargo bench --bench gemm`. Squares, and the products of a training step with 2048
+//! tokens: forward NT (`Y = X W^T`), backward NN (`dX = dY W`) and TN (`dW = dY^T X`).
+
+mod share;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use kernels::gemm::gemm;
+use kernels::limits::fma_gflops;
+use kernels::testing::uniform;
+use kernels::{Beta, Mat, MatMut};
+use share::Limit;
+
+/// Transposes, M, N, K.
+const SHAPES: [(&str, usize, usize, usize); 14] = [
+    ("NN", 256, 256, 256),
+    ("NN", 512, 512, 512),
+    ("NN", 1024, 1024, 1024),
+    ("NN", 2048, 2048, 2048),
+    ("NT", 2048, 256, 256),
+    ("TN", 256, 256, 2048),
+    ("NT", 2048, 768, 256),
+    ("TN", 768, 256, 2048),
+    ("NT", 2048, 768, 768),
+    ("NN", 2048, 768, 768),
+    ("TN", 768, 768, 2048),
+    ("NT", 2048, 2048, 768),
+    ("NN", 2048, 768, 2048),
+    ("TN", 2048, 768, 2048),
+];
+
+fn bench(criterion: &mut Criterion) {
+    for team in share::teams() {
+        let limit = Limit { rate: fma_gflops(&team), unit: "GFLOP/s" };
+        let mut group = criterion.benchmark_group(format!("gemm/{}/{}t", team.level(), team.threads()));
+        share::settings(&mut group);
+        for (transposes, m, n, k) in SHAPES {
+            let (a, b, mut c) = (uniform(1, m * k), uniform(2, k * n), vec![0.0; m * n]);
+            let a = if transposes == "TN" { Mat::new(&a, k, m).t() } else { Mat::new(&a, m, k) };
+            let b = if transposes == "NT" { Mat::new(&b, n, k).t() } else { Mat::new(&b, k, n) };
+            let name = format!("{transposes} {m}x{n}x{k}");
+            share::bench(&mut group, name, 2 * (m * n * k) as u64, limit, || {
+                gemm(&team, a, b, Beta::Zero, MatMut::new(&mut c, m, n))
+            });
+        }
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,48 @@
+//! What the benches share: one row of criterion, followed by the best call's share of a measured limit.
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Throughput};
+use kernels::{Level, Team};
+use std::time::{Duration, Instant};
+
+/// A rate in 1e9 units a second that nothing can beat, and its unit.
+#[derive(Clone, Copy)]
+pub struct Limit {
+    pub rate: f64,
+    pub unit: &'static str,
+}
+
+/// The team of the level that `KERNELS_SIMD` asks for with one thread, and with all if there are more.
+pub fn teams() -> Vec<Team> {
+    let level = Level::from_env().unwrap_or_else(|e| panic!("{e}"));
+    let all = std::thread::available_parallelism().map_or(1, |n| n.get());
+    if all > 1 { vec![Team::new(level, 1), Team::new(level, all)] } else { vec![Team::new(level, 1)] }
+}
+
+/// Settings of every group: short, because the best of many short calls is what a noisy machine measures best.
+pub fn settings(group: &mut BenchmarkGroup<WallTime>) {
+    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(800));
+}
+
+/// Measures `f`, which does `work` units, and prints the best call in units a second and as a share of `limit`.
+/// Returns the seconds of the best call.
+pub fn bench(group: &mut BenchmarkGroup<WallTime>, name: String, work: u64, limit: Limit, mut f: impl FnMut()) -> f64 {
+    group.throughput(if limit.unit == "GB/s" { Throughput::Bytes(work) } else { Throughput::Elements(work) });
+    let mut best = f64::INFINITY;
+    group.bench_function(&name, |bencher| {
+        bencher.iter_custom(|calls| {
+            let start = Instant::now();
+            for _ in 0..calls {
+                let call = Instant::now();
+                f();
+                best = best.min(call.elapsed().as_secs_f64());
+            }
+            start.elapsed()
+        })
+    });
+    if best.is_finite() {
+        let rate = work as f64 / best / 1e9;
+        println!("{name}: best {rate:.1} {}, {:.0} % of {:.1}\n", limit.unit, 100.0 * rate / limit.rate, limit.rate);
+    }
+    best
+}
