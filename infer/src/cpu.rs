@@ -70,8 +70,8 @@ impl CpuEngine {
     }
 
     /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the last
-    /// block in the activations.
-    fn append(&mut self, tokens: &[u32]) {
+    /// block in the activations. `counted`: whether the density counts them.
+    fn append(&mut self, tokens: &[u32], counted: bool) {
         let CpuEngine { config, options, team, weights, cache, activations, density, .. } = self;
         let (n, position) = (tokens.len(), cache.len());
         cache.reserve(n);
@@ -83,8 +83,10 @@ impl CpuEngine {
             pass.attention(layer, weights, cache, activations);
             if n == 1 {
                 let active = pass.ffn_of_one(layer, weights, options.ffn, activations);
-                density[layer].active += active as u64;
-                density[layer].neurons += config.d_ff as u64;
+                if counted {
+                    density[layer].active += active as u64;
+                    density[layer].neurons += config.d_ff as u64;
+                }
             } else {
                 pass.ffn(layer, weights, activations);
             }
@@ -136,13 +138,15 @@ impl Engine for CpuEngine {
         }
         self.check(tokens)?;
         for chunk in tokens.chunks(PREFILL_CHUNK) {
-            self.append(chunk);
+            self.append(chunk, false);
         }
         Ok(self.last_logits())
     }
 
     fn decode(&mut self, token: u32) -> Result<&[f32], Error> {
-        self.prefill(&[token])
+        self.check(&[token])?;
+        self.append(&[token], true);
+        Ok(self.last_logits())
     }
 
     fn density(&self) -> &[LayerDensity] {

@@ -4,6 +4,22 @@
 //! - [`Sampler`]: from logits to a token. [`generate`]: from a prompt to a [`Generation`]. [`score`]: the likelihood of a text.
 //! - [`Utf8Stream`]: from bytes to text while they come.
 //!
+//! ```
+//! use infer::{CpuEngine, EngineOptions, Request, Sampler, Sampling, generate};
+//! use model::{Psi, Weights, preset};
+//! use std::ops::ControlFlow;
+//!
+//! let weights = Weights::init(&preset("tiny", 256).unwrap(), 1); // untrained: it will babble
+//! let mut engine = CpuEngine::new(&weights, EngineOptions::new(Psi::Relu))?;
+//! let mut sampler = Sampler::new(Sampling { temperature: 0.8, top_k: 40, ..Sampling::GREEDY })?;
+//! let prompt: Vec<u32> = "Once".bytes().map(u32::from).collect();
+//! let request = Request { prompt: &prompt, max_tokens: 8, stop: &[], sample: 0 };
+//! let text = generate(&mut engine, &mut sampler, request, |_token| ControlFlow::Continue(()))?;
+//! assert_eq!(text.tokens.len(), 8);
+//! println!("{} FFN, {:.0} % of the neurons", text.ffn, 100.0 * text.mean_density().unwrap());
+//! # Ok::<(), infer::Error>(())
+//! ```
+//!
 //! A second forward beside the one of `model`, on purpose: this one is a straight line over slices, that one records a tape,
 //! and the tests hold both to one reference. Shape letters: N tokens of a call, C d_model, H heads, K kv heads, D head_dim,
 //! F d_ff, V vocabulary.

@@ -125,6 +125,9 @@ fn a_generation_ends_for_each_of_its_reasons() {
     let nothing = run(&mut engine, SAMPLING, Request { max_tokens: 0, ..request });
     assert_eq!((nothing.tokens.len(), nothing.stop, nothing.decode_rate()), (0, StopReason::MaxTokens, None));
     assert_eq!(nothing.mean_density(), None);
+    // A prompt of one token is a prompt.
+    let single = run(&mut engine, SAMPLING, Request { prompt: &prompt[..1], max_tokens: 3, ..request });
+    assert_eq!((single.decode_steps, single.density[1].neurons), (2, 2 * config().d_ff as u64));
 
     let mut taken = 0;
     let broken = generate(&mut engine, &mut Sampler::new(SAMPLING).unwrap(), request, |_| {
