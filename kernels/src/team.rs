@@ -93,7 +93,8 @@ impl Team {
 
     /// Calls `f(0)` to `f(tasks - 1)`, each once, on any of the threads, and returns when all are done.
     ///
-    /// Runs on the caller alone if the team is at work already: in a call from inside a task, or from a second thread.
+    /// Runs on the caller alone if the team is at work already (a call from inside a task, or from a second thread), and
+    /// always on a thread that is a helper, of this team or another.
     /// If a task panics, the other tasks may or may not run, and the panic goes on in the caller.
     pub fn run(&self, tasks: usize, f: impl Fn(usize) + Sync) {
         match &self.shared {
