@@ -123,7 +123,9 @@ pub fn save(
         let _ = std::fs::remove_dir_all(&temporary);
         return Err(e);
     }
-    for (_, old) in list(folder)?.into_iter().rev().skip(keep_last) {
+    // One of a later step is not whole, or the run would have gone on from it: it does not count.
+    let whole = list(folder)?.into_iter().rev().filter(|&(steps_done, _)| steps_done <= state.steps_done);
+    for (_, old) in whole.skip(keep_last) {
         remove(&old)?;
     }
     Ok(path)

@@ -2,6 +2,30 @@
 //!
 //! Every key has a default except `data.paths`. Reading refuses unknown keys; [`TrainConfig::resolve`] checks every range
 //! and fills in what depends on other keys, so that the `config.toml` of a run folder says everything.
+//!
+//! ```
+//! let text = r#"
+//!     [model]
+//!     preset = "5m"
+//!     n_layers = 4                             # replaces the preset's
+//!
+//!     [activation]
+//!     kind = "stochastic"                      # or relu, silu
+//!     p = 0.5                                  # probability of SILU for x < 0
+//!
+//!     [data]
+//!     paths = ["shakespeare.txt"]              # files, folders, .jsonl
+//!
+//!     [train]
+//!     steps = 2000
+//!     batch_tokens = 4096                      # two micro-batches of 8 sequences of 256
+//!     switch = { to = "relu", alpha = 0.1 }    # Swi+FT: RELU for the last 200 steps
+//! "#;
+//! let config = train::TrainConfig::from_toml(text, "run.toml".as_ref())?;
+//! let (config, sizes) = config.resolve(256, None)?;
+//! assert_eq!((sizes.n_layers, config.train.seq_len), (4, Some(256)));
+//! # Ok::<(), train::config::ConfigError>(())
+//! ```
 
 use model::{Config, HiddenAct, PRESETS, Psi, Switch, preset};
 use serde::{Deserialize, Serialize};
@@ -112,7 +136,8 @@ pub struct DataSection {
     pub paths: Vec<PathBuf>,
     /// The field of a `.jsonl` record that holds the text.
     pub field: String,
-    /// The share of the tokens, taken from the end of the last document on, that is kept for validation; above 0, below 1.
+    /// The share of the tokens, the last ones, that is kept for validation: the end of a single text, the last documents of
+    /// several. Above 0, below 1.
     pub val_fraction: f64,
     /// Where tokenised data is kept; `silurian` under the user's cache folder if not given.
     #[serde(skip_serializing_if = "Option::is_none")]

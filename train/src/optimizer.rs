@@ -36,11 +36,6 @@ impl Optimizer {
         Optimizer { m, v, weight_decay, step, beta1, beta2, eps, grad_clip: t.grad_clip }
     }
 
-    /// Steps done.
-    pub fn steps_done(&self) -> u32 {
-        self.step
-    }
-
     /// First and second moments, in the fixed order.
     pub fn moments(&self) -> (&[Tensor], &[Tensor]) {
         (&self.m, &self.v)

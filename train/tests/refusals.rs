@@ -223,6 +223,6 @@ const CHILD: &str = "TRAIN_TEST_RUN";
 #[test]
 #[ignore = "run by a_checkpoint_that_cannot_be_written_leaves_the_one_before"]
 fn child_under_a_limit() {
-    let run = std::env::var(CHILD).expect("the run's folder");
+    let Ok(run) = std::env::var(CHILD) else { return }; // asked for by hand
     eprintln!("RESUME: {}", message(resume(Path::new(&run), None, None)));
 }

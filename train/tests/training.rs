@@ -112,11 +112,18 @@ fn what_a_kill_leaves_does_not_hinder_the_resumed_run() {
     assert!(bits(&checkpoint(&whole, 40)) == bits(&checkpoint(&run, 40)));
     drop(trainer);
 
-    // The newest checkpoint loses a file: the one before it serves, and it is said so.
+    // The newest checkpoint loses a file: the one before it serves, and it is said so. The damaged one does not count among
+    // those that are kept, until it is written again.
     std::fs::write(checkpoint(&run, 40).join("optimizer.safetensors"), "short").unwrap();
-    let (_, heard, _) = resume(&run, None, None).unwrap();
+    let mut keep_one = config(dir.path());
+    keep_one.train.keep_last = 1;
+    let (_, heard, trainer) = resume(&run, Some(keep_one), Some(35)).unwrap();
     assert_eq!(heard.steps[0].step, 30);
     assert!(heard.notes.iter().any(|n| n.contains("step-40") && n.contains("optimizer.safetensors has 5 bytes")));
+    assert!(checkpoint(&run, 35).is_dir() && !checkpoint(&run, 30).exists());
+    drop(trainer);
+    let (_, heard, _) = resume(&run, None, None).unwrap();
+    assert_eq!(heard.steps[0].step, 35);
     assert_eq!(losses(&whole), losses(&run));
     assert!(bits(&checkpoint(&whole, 40)) == bits(&checkpoint(&run, 40)));
 

@@ -75,7 +75,7 @@ impl Tokens {
         }
         files::create_dir_all(dir)?;
         let temporary = dir.join(format!(".{:016x}{:016x}.{}", key[1], key[0], std::process::id()));
-        let written = write(&temporary, documents, tokenizer, key);
+        let written = write(&temporary, documents, tokenizer, key, token_bytes(tokenizer.vocab_size()));
         let renamed = written.and_then(|()| Ok(files::rename(&temporary, &path)?));
         if renamed.is_err() {
             // The error that is reported is the first one.
@@ -148,9 +148,19 @@ impl Tokens {
     }
 }
 
-fn write(path: &Path, documents: &Documents, tokenizer: Tokenizer, key: [u64; 2]) -> Result<(), DataError> {
+/// Bytes of a token: two where they hold all of the vocabulary.
+fn token_bytes(vocab_size: usize) -> u32 {
+    if vocab_size <= 1 << 16 { 2 } else { 4 }
+}
+
+fn write(
+    path: &Path,
+    documents: &Documents,
+    tokenizer: Tokenizer,
+    key: [u64; 2],
+    token_bytes: u32,
+) -> Result<(), DataError> {
     let failed = |reason| DataError::from(files::Error::new("written", path, reason));
-    let token_bytes = if tokenizer.vocab_size() <= 1 << 16 { 2 } else { 4 };
     let mut header = Header { magic: MAGIC, version: VERSION, token_bytes, count: 0, hash: 0, key, zero: [0; 2] };
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(failed)?);
     file.write_all(bytemuck::bytes_of(&header)).map_err(failed)?;
@@ -174,4 +184,28 @@ fn write(path: &Path, documents: &Documents, tokenizer: Tokenizer, key: [u64; 2]
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     file.write_all(bytemuck::bytes_of(&header)).map_err(failed)?;
     file.sync_all().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_two_and_of_four_bytes_read_back() {
+        assert_eq!([256, 65_536, 65_537, 128_256].map(token_bytes), [2, 2, 4, 4]);
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("a.txt");
+        std::fs::write(&text, "0123456789").unwrap();
+        let documents = Documents::open(&[text], "text").unwrap();
+        for bytes in [2, 4] {
+            let path = dir.path().join(bytes.to_string());
+            write(&path, &documents, Tokenizer::Bytes, [1, 2], bytes).unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), 64 + 10 * bytes as u64);
+            let tokens = Tokens::read(&path, [1, 2]).unwrap();
+            let mut out = [0; 4];
+            tokens.copy(3, &mut out).unwrap();
+            assert_eq!((tokens.len(), out), (10, [51, 52, 53, 54]), "tokens of {bytes} bytes");
+            assert_eq!(Tokens::read(&path, [1, 3]).unwrap_err(), "not a cache of these data");
+        }
+    }
 }
