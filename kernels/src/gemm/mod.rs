@@ -140,14 +140,6 @@ pub fn gemm(team: &Team, a: Mat, b: Mat, beta: Beta, c: MatMut) {
     });
 }
 
-/// [`gemm`] on one thread, for kernels that need a product inside a task of their own. The same bits as [`gemm`].
-#[allow(dead_code)] // until attention uses it
-#[inline(always)]
-pub(crate) fn gemm_serial<S: Simd>(s: S, a: Mat, b: Mat, beta: Beta, c: MatMut) {
-    check_shapes(a, b, &c);
-    s.call(Serial { a, b, beta, c });
-}
-
 #[track_caller]
 fn check_shapes(a: Mat, b: Mat, c: &MatMut) {
     assert!(

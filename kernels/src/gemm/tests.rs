@@ -126,7 +126,7 @@ fn bits_do_not_depend_on_threads_place_or_strides() {
             }
             let mut serial = uniform(3, m * n);
             level.dispatch(Serial { a, b, beta: Beta::One, c: MatMut::new(&mut serial, m, n) });
-            assert!(serial.iter().zip(&one).all(|(c, o)| c.to_bits() == *o), "gemm_serial {level} {la:?} {lb:?}");
+            assert!(serial.iter().zip(&one).all(|(c, o)| c.to_bits() == *o), "gemm serial {level} {la:?} {lb:?}");
 
             let mut whole = vec![f32::NAN; m * n];
             gemm(&Team::new(level, 2), a, b, Beta::Zero, MatMut::new(&mut whole, m, n));
