@@ -15,7 +15,8 @@ use std::ops::Range;
 /// |------------|---------|------------------------------------------------------------------------------------------|
 /// | `avx512`   | 14 x 2  | 28 accumulators + 2 of B + 1 broadcast = 31 of 32 registers; 16 loads for 28 FMAs, and the |
 /// |            |         | core does as many loads as FMAs. 8 x 3 has that ratio too, but 48 divides few widths of models |
-/// | `portable` | 4 x 1   | a vector is two xmm: 8 accumulators + 2 of B + 2 broadcast + 2 products = 14 of 16        |
+/// | `portable` | 4 x 1   | a vector is two xmm: 8 accumulators + 2 of B + 2 broadcast + 2 products = 14 of 16; at 512^3 |
+/// |            |         | 42 GFLOP/s, 6 x 1 has 43, 2 x 2 has 41 (busy machine): the smaller edge decides          |
 /// | `scalar`   | 4 x 4   | for debugging: 16 accumulators, as the vectors above have                                |
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TileShape {
@@ -78,7 +79,8 @@ unsafe impl Send for Block<'_> {}
 impl<'a> Block<'a> {
     /// All of a matrix of `rows x cols` in `data`. Panics if it does not fit.
     pub(super) fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || (rows - 1) * row_stride + cols <= data.len() && cols <= row_stride.max(cols));
+        assert!(rows == 0 || (rows - 1) * row_stride + cols <= data.len(), "gemm: C beyond its data");
+        assert!(rows <= 1 || cols <= row_stride, "gemm: rows of C overlap");
         Block { ptr: data.as_mut_ptr(), rows, cols, row_stride, _data: PhantomData }
     }
 
@@ -97,7 +99,7 @@ impl<'a> Block<'a> {
 
 /// `C (+)= A B` for a block of C, from packed A and B of the same `kc`: BLIS's macro-kernel.
 ///
-/// The panel of B stays in L1 while the panels of A, which come from L2, pass by it.
+/// The panel of B stays close (L1, or L2 for the longest) while the panels of A, which come from L2, pass by it.
 pub(super) struct Multiply<'a> {
     /// Panels of A, `[ceil(rows / mr)][kc][mr]`.
     pub(super) a: &'a [f32],
