@@ -1,0 +1,106 @@
+//! The commands as a user runs them: what they print, and what they leave behind.
+
+mod common;
+
+use common::{Place, said, succeed};
+use std::fs;
+
+#[test]
+fn the_quick_start_trains_switches_and_decodes() {
+    let place = Place::new();
+    for run in ["runs/quickstart", "runs/quickstart-2"] {
+        let text = said(&succeed(&mut place.silurian(&["quickstart", "--steps", "10"])));
+        for words in [
+            "schedule  steps 0 to 8: StochA(0.5); step 9: RELU (Swi+FT, alpha = 0.1)",
+            "switch    before step 9: from ",
+            "under RELU; zeros ",
+            "by layer",
+            "dense ",
+            "sparse ",
+            "the same text with both",
+            &format!("silurian generate -m {run} "),
+        ] {
+            assert!(text.contains(words), "the quick start does not say {words:?}:\n{text}");
+        }
+        for file in ["config.toml", "metrics.jsonl", "checkpoints/step-10/model.safetensors"] {
+            assert!(place.path(run).join(file).exists(), "{run}/{file}");
+        }
+    }
+    assert_eq!(fs::read(place.path("runs/almanac-0.txt")).unwrap().len(), 400_079);
+}
+
+#[test]
+fn train_tells_the_schedule_the_switch_and_the_zeros() {
+    let place = Place::new();
+    let flags = [
+        "--name",
+        "m",
+        "--steps",
+        "40",
+        "--activation",
+        "stochastic:0.3",
+        "--alpha",
+        "0.5",
+        "--set",
+        "train.eval_every=10",
+    ];
+    let text = said(&succeed(&mut place.train(&flags)));
+    assert!(text.contains("steps 0 to 19: StochA(0.3); steps 20 to 39: RELU (Swi+FT, alpha = 0.5)"), "{text}");
+    assert!(text.contains("switch    before step 20: from ") && text.contains("after 20 steps under RELU"), "{text}");
+    let evaluations =
+        text.lines().filter(|l| l.starts_with("eval ") && l.contains("zeros") && l.contains("(by layer ")).count();
+    assert!(evaluations >= 4, "{text}");
+    let records = fs::read_to_string(place.path("runs/m/metrics.jsonl")).unwrap();
+    let records: Vec<serde_json::Value> = records.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(records.len(), 40);
+    assert!(records[0]["loss"].as_f64() > records[39]["loss"].as_f64(), "the loss did not fall");
+    assert_eq!(records[39]["fresh_blocks"], 0, "a step in steady state took memory from the system");
+}
+
+#[test]
+fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let model = run.to_str().unwrap();
+    let write = |flags: &[&str]| {
+        let flags = [&["generate", "-m", model, "-p", "In ", "--max-tokens", "60"], flags].concat();
+        let output = succeed(&mut place.silurian(&flags));
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (text, report) = write(&["-t", "1"]);
+    assert!(text.starts_with("In ") && report.contains("FFN sparse") && report.contains("% zeros"), "{report}");
+    assert_eq!(text, write(&["-t", "2"]).0);
+    let (dense, report) = write(&["--ffn", "dense"]);
+    assert!(text == dense && report.contains("FFN dense"), "{report}");
+    assert_ne!(text, write(&["--seed", "1"]).0);
+    // Samples differ, and each can be had again, under a stochastic activation too.
+    let stochastic = ["--activation", "stochastic:0.7", "-n", "3"];
+    let (samples, _) = write(&stochastic);
+    assert_eq!(samples, write(&stochastic).0);
+    let texts: Vec<&str> = samples.split("--- sample").skip(1).map(|s| s.split_once('\n').unwrap().1.trim()).collect();
+    assert!(texts.len() == 3 && texts[1] != texts[0] && texts[2] != texts[1], "{samples}");
+}
+
+#[test]
+fn eval_and_inspect() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let model = run.to_str().unwrap();
+    let text = said(&succeed(&mut place.silurian(&["eval", "-m", model, "text.txt", "--seq-len", "32"])));
+    assert!(
+        text.contains("under RELU: loss ") && text.contains("perplexity") && text.contains("zeros under RELU"),
+        "{text}"
+    );
+    let text =
+        said(&succeed(&mut place.silurian(&["eval", "-m", model, "text.txt", "--activation", "stochastic:0.5"])));
+    assert!(text.contains("under StochA(0.5): loss "), "{text}");
+    let text = said(&succeed(&mut place.silurian(&["inspect", model])));
+    assert!(text.contains("parameters   ") && text.contains("MFLOP") && text.contains("KV cache"), "{text}");
+    let text = said(&succeed(&mut place.silurian(&["inspect"])));
+    assert!(text.contains("tiny") && text.contains("3b"), "{text}");
+    // Forced levels run; they are the same program.
+    for level in kernels::Level::available() {
+        let mut command = place.silurian(&["generate", "-m", model, "--max-tokens", "5"]);
+        succeed(command.env("KERNELS_SIMD", level.to_string()));
+    }
+}
