@@ -5,36 +5,10 @@ mod common;
 use common::{configs, engine_on, options, weights};
 use infer::{CacheMemory, Engine, FfnMode, Sampler, Sampling};
 use kernels::Level;
+use kernels::testing::CountingAllocator;
 use model::Psi;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator as it came; counting touches no memory of it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's contract, passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract, passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's contract, passed on.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 /// Rounds that a team of two may take until its helper has met every kernel and brought its scratch memory up: which thread
 /// takes a task is left to chance, and on a busy machine the helper may sleep through many.
@@ -62,13 +36,13 @@ fn decode_and_sample_allocate_nothing() {
                     engine.prefill(&[1, 2, 3]).unwrap();
                     // One round of decode steps on fresh positions; returns what it allocated.
                     let mut round = || {
-                        let before = ALLOCATIONS.load(Ordering::SeqCst);
+                        let before = ALLOCATOR.allocations();
                         engine.truncate(3);
                         for token in 0..60 {
                             let position = engine.position();
                             sampler.sample(engine.decode(token).unwrap(), position, 0).unwrap();
                         }
-                        ALLOCATIONS.load(Ordering::SeqCst) - before
+                        ALLOCATOR.allocations() - before
                     };
                     round();
                     let what = format!("decode {psi} {ffn} {level}, {threads} threads");

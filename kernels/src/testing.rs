@@ -3,6 +3,8 @@
 
 use crate::simd::Level;
 use crate::team::Team;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Half the distance between 1 and the next `f32`: the largest relative error of one rounding, 2^-24.
 pub const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
@@ -92,4 +94,48 @@ pub fn assert_within(what: &str, actual: &[f32], expected: &[f64], bound: impl F
 /// Lengths that reach every tail of every level: 0 to 2 vectors of the widest level and 3 more, and a few long ones.
 pub fn lengths() -> impl Iterator<Item = usize> {
     (0..=35).chain([63, 64, 65, 127, 129, 255, 257, 1000])
+}
+
+/// The system's allocator, counting: a test that declares it as `#[global_allocator]` can show that a call allocates nothing.
+#[derive(Debug)]
+pub struct CountingAllocator {
+    allocations: AtomicUsize,
+}
+
+impl CountingAllocator {
+    /// One that has counted nothing.
+    pub const fn new() -> Self {
+        CountingAllocator { allocations: AtomicUsize::new(0) }
+    }
+
+    /// Allocations and reallocations so far, of all threads.
+    pub fn allocations(&self) -> usize {
+        self.allocations.load(Ordering::SeqCst)
+    }
+}
+
+impl Default for CountingAllocator {
+    fn default() -> Self {
+        CountingAllocator::new()
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting touches no memory of it.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.allocations.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's contract, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract, passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        self.allocations.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's contract, passed on.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
 }
