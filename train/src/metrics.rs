@@ -76,3 +76,20 @@ pub fn train_flops_per_token(c: &Config, seq_len: usize) -> f64 {
     let attention = c.n_layers * c.q_width() * seq_len;
     6.0 * (matrices + attention) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{EMBED_TOKENS, parameter_specs, preset};
+
+    #[test]
+    fn flops_are_six_for_each_matrix_element_and_attention() {
+        for name in ["5m", "15m"] {
+            let c = preset(name, 4096).unwrap(); // untied: the LM head is a matrix of its own
+            let elements = |spec: model::ParameterSpec| spec.shape.elements();
+            let matrices = parameter_specs(&c).filter(|spec| spec.shape.rank() == 2 && spec.name != EMBED_TOKENS);
+            let expected = 6 * matrices.map(elements).sum::<usize>() + 6 * c.n_layers * 128 * c.q_width();
+            assert_eq!(train_flops_per_token(&c, 128), expected as f64, "{name}");
+        }
+    }
+}

@@ -6,6 +6,7 @@ use common::{bits, checkpoint, config, losses, resume, train};
 use kernels::{Level, Team};
 use std::sync::Arc;
 use train::Outcome;
+use train::config::{ActivationKind, ActivationSection};
 use train::events::SwitchReport;
 use train::run_dir::read_metrics;
 
@@ -137,23 +138,28 @@ fn what_a_kill_leaves_does_not_hinder_the_resumed_run() {
 }
 
 /// One micro-batch of 4 sequences and four of 1 see the same tokens with the same draws; sums round in another order.
+/// From trained weights, where draws matter: a fresh model's g is near 0, and so is what they change.
 #[test]
 fn accumulation_does_not_change_the_step() {
     let dir = tempfile::tempdir().unwrap();
-    let [whole, cut] = [4, 1].map(|micro_batch| {
+    let first = dir.path().join("first");
+    let mut silu = config(dir.path());
+    (silu.activation, silu.train.switch) = (ActivationSection { kind: ActivationKind::Silu, p: None }, None);
+    train(&first, silu, None).unwrap();
+    let [whole, cut] = [32, 1].map(|micro_batch| {
         let mut config = config(dir.path());
-        (config.train.micro_batch, config.train.batch_tokens, config.train.steps) = (micro_batch, Some(128), 4);
-        let run = dir.path().join(micro_batch.to_string());
-        train(&run, config, None).unwrap().1.steps
+        config.model = Default::default();
+        config.model.from = Some(checkpoint(&first, 40));
+        (config.train.micro_batch, config.train.batch_tokens) = (micro_batch, Some(1024));
+        train(&dir.path().join(micro_batch.to_string()), config, Some(1)).unwrap().1.steps.remove(0)
     });
-    // Step 0 has equal weights. A loss is a mean over tokens of logsumexp(z) - z[target], each z a dot of K = d_model = 32
-    // terms after layers of at most K = 96: errors of a few hundred roundings of values of order 1 to 10.
-    let bound = 500.0 * f32::EPSILON as f64 * 5.6;
-    assert!((whole[0].loss - cut[0].loss).abs() < bound, "losses {} and {}", whole[0].loss, cut[0].loss);
-    let relative = (whole[0].grad_norm / cut[0].grad_norm - 1.0).abs();
-    assert!(relative < 500.0 * f32::EPSILON as f64, "norms {} and {}", whole[0].grad_norm, cut[0].grad_norm);
-    // Other draws would show: the same step with another seed for the activation only differs far more.
-    assert!(whole.iter().zip(&cut).all(|(a, b)| (a.loss - b.loss).abs() < 1e-3), "{whole:?}\n{cut:?}");
+    // A logit is a dot of K = 32 terms after two layers with dots of at most K = 96, so relative to values of order 1 its error
+    // is some (32 + 2 * 96 + 12) eps; roundings have both signs, and a mean over 1024 tokens divides them by 32.
+    let bound = 236.0 * f32::EPSILON as f64 / 32.0 * 5.6;
+    assert!((whole.loss - cut.loss).abs() < bound, "losses {} and {}", whole.loss, cut.loss);
+    // The norm's square is a sum of squares: twice the relative error of a gradient.
+    let relative = (whole.grad_norm / cut.grad_norm - 1.0).abs();
+    assert!(relative < 2.0 * bound, "norms {} and {}", whole.grad_norm, cut.grad_norm);
 }
 
 #[test]
