@@ -1,6 +1,6 @@
 //! The attention block: `y = O softmax(rope(Q x) rope(K x)^T / sqrt(D)) V x`.
 
-use crate::transformer::project;
+use crate::project::project;
 use crate::{Config, LayerNames, Leaves, RopeTable};
 use autograd::Var;
 

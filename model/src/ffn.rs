@@ -9,7 +9,7 @@
 //!
 //! The names on the right are the checkpoint's, and the only ones used elsewhere.
 
-use crate::transformer::project;
+use crate::project::project;
 use crate::{LayerNames, Leaves, Probe, PsiAt};
 use autograd::Var;
 

@@ -15,6 +15,7 @@ mod ffn;
 pub mod hf;
 mod leaves;
 mod probe;
+mod project;
 mod psi;
 pub mod reference;
 mod rope_table;

@@ -2,6 +2,7 @@
 
 use crate::attention::attention;
 use crate::ffn::ffn;
+use crate::project::{project, scoped};
 use crate::{LayerNames, Leaves, Probe, PsiAt, RopeTable, Weights};
 use autograd::{Tape, Var};
 use tensor::Tensor;
@@ -90,16 +91,4 @@ impl Transformer {
     pub fn logits<'t>(&self, w: &Leaves<'t>, hidden: &Var<'t>) -> Var<'t> {
         project(hidden, "lm_head", w.lm_head())
     }
-}
-
-/// `y = x W^T`, under the projection's name.
-#[track_caller]
-pub(crate) fn project<'t>(x: &Var<'t>, name: &str, weight: &Var<'t>) -> Var<'t> {
-    scoped(x.tape(), name, || x.linear(weight))
-}
-
-/// Runs `f` as the part `name` of the computation, so that a checking tape can say where an infinity or NaN arose.
-fn scoped<R>(tape: &Tape, name: &str, f: impl FnOnce() -> R) -> R {
-    let _scope = tape.scope(name);
-    f()
 }
