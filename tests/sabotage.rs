@@ -22,7 +22,7 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("gated_activation", &["activation.rs"]),
     ("gemm", &["gemm/micro.rs"]),
     ("gemv", &["gemv.rs"]),
-    ("lm_head_loss", &["cross_entropy.rs"]),
+    ("lm_head_loss", &["lm_head_loss.rs"]),
     ("rms_norm", &["rms_norm.rs"]),
     ("rope", &["rope.rs"]),
     ("rows_axpy", &["sparse/rows_axpy.rs"]),

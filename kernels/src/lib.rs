@@ -13,12 +13,12 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
-pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
 pub mod gemv;
 pub mod limits;
+pub mod lm_head_loss;
 pub mod philox;
 mod pointwise;
 pub mod reduce;

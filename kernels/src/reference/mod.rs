@@ -6,7 +6,7 @@
 
 mod activation;
 mod attention;
-mod loss;
+mod lm_head_loss;
 mod matrix;
 mod norm;
 mod optimizer;
@@ -16,7 +16,7 @@ mod sparse;
 
 pub use activation::*;
 pub use attention::*;
-pub use loss::*;
+pub use lm_head_loss::*;
 pub use matrix::*;
 pub use norm::*;
 pub use optimizer::*;

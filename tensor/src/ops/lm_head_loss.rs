@@ -1,7 +1,7 @@
 use super::{Place, place};
 use crate::check::{expect_matrix, expect_shape, reads, reads_u32, rows_and_cols, writes};
 use crate::{Beta, DType, Tensor};
-use kernels::cross_entropy as kernel;
+use kernels::lm_head_loss as kernel;
 
 #[track_caller]
 fn check(op: &str, x: &Tensor, weight: &Tensor, targets: &Tensor) -> usize {

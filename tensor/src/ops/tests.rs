@@ -285,7 +285,7 @@ fn embedding_is_its_kernel() {
 
 #[test]
 fn lm_head_loss_is_its_kernel() {
-    use kernels::cross_entropy as kernel;
+    use kernels::lm_head_loss as kernel;
     let (c, scale) = (4, 0.25);
     let (x, w, targets) = (uniform(1, 6 * c), uniform(2, 9 * c), [0u32, 8, 3, 3, 1, 5]);
     let loss = kernel::lm_head_loss(&team(), &x, &w, &targets, c);

@@ -1,4 +1,4 @@
-/// Specification of [`lm_head_loss_backward`](crate::cross_entropy::lm_head_loss_backward): returns
+/// Specification of [`lm_head_loss_backward`](crate::lm_head_loss::lm_head_loss_backward): returns
 /// `(sum of the losses, dx, dw)`, with `dx` and `dw` the gradients of `scale` times that sum.
 ///
 /// With `z = W x` and target `t`: `loss = logsumexp(z) - z_t`, `dz = softmax(z) - onehot(t)`.

@@ -1,10 +1,10 @@
-//! The fused LM head and loss: `cargo bench --bench cross_entropy`.
+//! The fused LM head and loss: `cargo bench --bench lm_head_loss`.
 //!
 //! Throughput is in flop of the products (Gelem/s reads GFLOP/s): `2 N V C` for the loss alone, `6 N V C` with its gradients.
 //! The bound is the machine's FMA peak. `KERNELS_SIMD` picks the level.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kernels::cross_entropy::{lm_head_loss, lm_head_loss_backward};
+use kernels::lm_head_loss::{lm_head_loss, lm_head_loss_backward};
 use kernels::testing::uniform;
 use kernels::{Beta, Level, Team};
 use std::hint::black_box;
