@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 /// Passes of a measurement; the best one counts, because noise only ever slows down.
-const PASSES: usize = 8;
+const PASSES: usize = 24;
 
 /// Independent chains of [`Peak`]: two pipes times the latency of an FMA (4 cycles) is 8; twice that leaves room for loops.
 const CHAINS: usize = 16;
