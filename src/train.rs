@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     batch_tokens: Option<usize>,
 
-    /// Sequences that go through the model at once: decides the memory, not the result [default: 8]
+    /// Sequences that go through the model at once: decides the memory; the result changes by rounding alone [default: 8]
     #[arg(long, value_name = "B")]
     micro_batch: Option<usize>,
 

@@ -6,7 +6,7 @@ use crate::data::{Batches, Documents, Tokenizer, Tokens, cache};
 use crate::error::Error;
 use crate::evaluate::{EvalShape, evaluate};
 use crate::events::{Event, Observer, Sample, Started, SwitchReport};
-use crate::metrics::{Evaluation, StepMetrics, train_flops_per_token};
+use crate::metrics::{Evaluation, StepMetrics};
 use crate::optimizer::Optimizer;
 use crate::run_dir::RunDir;
 use crate::sample::sample;
@@ -248,7 +248,7 @@ impl Trainer {
 
         let eval = if self.evaluation_is_due() { Some(self.evaluate(psi)?) } else { None };
         let tokens_per_second = self.shape.tokens() as f64 / seconds;
-        let flops = train_flops_per_token(self.model.weights().config(), self.shape.seq_len);
+        let flops = self.model.weights().config().flops_per_token(self.shape.seq_len);
         let metrics = StepMetrics {
             step,
             tokens: (self.steps_done * self.shape.tokens()) as u64,
@@ -258,7 +258,7 @@ impl Trainer {
             grad_norm: result.grad_norm,
             seconds,
             tokens_per_second,
-            gflops: tokens_per_second * flops / 1e9,
+            gflops: tokens_per_second * (flops.forward + flops.backward) / 1e9,
             fresh_blocks: after.fresh - before.fresh,
             peak_bytes: after.peak_bytes,
             eval,
