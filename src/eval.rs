@@ -12,7 +12,8 @@ use train::metrics::SMALL_ROW;
 
 /// Loss, perplexity and zeros of a model on a text.
 ///
-/// The text is cut into windows that do not overlap; every token but the first of a window is predicted from those before it.
+/// The text is cut into windows that do not overlap. After each token of a window, the next one is predicted from the window
+/// so far.
 #[derive(clap::Args)]
 pub struct Args {
     /// Text files, folders (all text below), .jsonl files

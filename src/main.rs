@@ -31,8 +31,8 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 First steps:
-  silurian                                             the quick start, about a minute
-  silurian train book.txt --steps 2000 --name book     StochA(0.5) until 90 % of the steps, then RELU
+  silurian                                             the quick start
+  silurian train book.txt --steps 2000 --name book     StochA(0.5), then RELU for the last tenth
   silurian generate -m runs/book -p 'It was '          continue a prompt, with the sparse FFN
   silurian eval -m runs/book other.txt                 loss and zeros on another text
 
@@ -40,15 +40,10 @@ KERNELS_SIMD=scalar|portable|avx512 forces an instruction set.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a small model on a generated text, switch it to RELU, decode from it dense and sparse
     Quickstart(quickstart::Args),
-    /// Train a model on your text
     Train(Box<train::Args>),
-    /// Continue a prompt
     Generate(generate::Args),
-    /// Loss, perplexity and zeros on a text
     Eval(eval::Args),
-    /// Parameters, memory and operations of a model or preset
     Inspect(inspect::Args),
 }
 

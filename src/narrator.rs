@@ -19,6 +19,8 @@ pub struct Narrator {
     bar: ProgressBar,
     last_line: Instant,
     peak_bytes: u64,
+    /// The last step that took tensor memory from the system.
+    last_fresh: Option<usize>,
     closed: bool,
 }
 
@@ -30,6 +32,7 @@ impl Narrator {
             bar: ProgressBar::hidden(),
             last_line: Instant::now(),
             peak_bytes: 0,
+            last_fresh: None,
             closed: false,
         }
     }
@@ -75,6 +78,9 @@ impl Narrator {
 
     fn step(&mut self, m: &StepMetrics) {
         self.peak_bytes = self.peak_bytes.max(m.peak_bytes);
+        if m.fresh_blocks > 0 {
+            self.last_fresh = Some(m.step);
+        }
         let numbers = format!("loss {:.3}  {:.0} tokens/s  {:.0} GFLOP/s", m.loss, m.tokens_per_second, m.gflops);
         if self.bar.is_hidden() && self.last_line.elapsed() > LINE_EVERY {
             self.last_line = Instant::now();
@@ -137,11 +143,9 @@ impl Observer for Narrator {
             }
             Event::Finished { steps_done, seconds } => {
                 self.bar.finish_and_clear();
-                self.line(format_args!(
-                    "done      {steps_done} steps in {}, at most {} of tensors",
-                    duration(seconds),
-                    bytes(self.peak_bytes)
-                ));
+                self.line(format_args!("done      {steps_done} steps in {}", duration(seconds)));
+                let since = self.last_fresh.map_or("none new".to_string(), |n| format!("none new after step {n}"));
+                self.line(format!("memory    {} of tensors at most; {since}", bytes(self.peak_bytes)));
             }
         }
     }

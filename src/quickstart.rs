@@ -92,8 +92,8 @@ fn config(args: &Args, text: PathBuf) -> TrainConfig {
     config.data.paths = vec![text];
     let t = &mut config.train;
     t.steps = args.steps;
-    t.seq_len = Some(128);
-    t.micro_batch = 16;
+    t.seq_len = Some(256);
+    t.micro_batch = 8;
     t.seed = args.seed;
     t.lr = 3e-3;
     t.warmup_steps = (args.steps / 10).clamp(1, 50);

@@ -88,10 +88,10 @@ fn sampling() {
     refuse(&mut generate(&["--min-p=2"]), &["min_p = 2"]);
     refuse(&mut generate(&["--context", "0"]), &["context = 0"]);
     refuse(&mut generate(&["--ffn", "sparse", "--activation", "silu"]), &["sparse", "RELU", "SILU"]);
-    // The context is the model's 256 positions.
+    // The context is the 32 positions of training.
     let long = "x".repeat(300);
     let model = run.to_str().unwrap();
-    refuse(&mut place.silurian(&["generate", "-m", model, "-p", &long]), &["300 tokens", "context of 256"]);
+    refuse(&mut place.silurian(&["generate", "-m", model, "-p", &long]), &["300 tokens", "context of 32"]);
     refuse(&mut place.silurian(&["generate", "-m", model, "-p", ""]), &["prompt is empty"]);
     refuse(&mut place.silurian(&["generate", "-m", "nowhere"]), &["nowhere"]);
     refuse(&mut place.silurian(&["generate", "-m", "runs"]), &["runs", "config.json"]);

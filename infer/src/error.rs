@@ -6,7 +6,10 @@ use model::Psi;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// More tokens than there are positions left.
-    #[error("{tokens} tokens after {position} do not fit in a context of {context}")]
+    #[error(
+        "{tokens} tokens{} do not fit in a context of {context}",
+        if *position > 0 { format!(" after position {position}") } else { String::new() }
+    )]
     Context {
         /// Tokens of the call: the length of a prompt.
         tokens: usize,

@@ -39,7 +39,7 @@ fn a_prompt_beyond_the_context_is_refused_with_both_numbers() {
     let prompt = tokens(&config(), 1, 41);
     let error = engine.prefill(&prompt).unwrap_err();
     assert!(matches!(error, Error::Context { tokens: 41, position: 0, context: 40 }), "{error:?}");
-    assert_eq!(error.to_string(), "41 tokens after 0 do not fit in a context of 40");
+    assert_eq!(error.to_string(), "41 tokens do not fit in a context of 40");
     assert_eq!(engine.position(), 0, "a refused prompt leaves no trace");
 
     engine.prefill(&prompt[..40]).unwrap();

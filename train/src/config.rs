@@ -73,7 +73,7 @@ pub struct ModelSection {
     /// F.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_ff: Option<usize>,
-    /// The longest context, in tokens.
+    /// The longest context, in tokens: `train.seq_len` if not given, because positions beyond it are never trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_seq_len: Option<usize>,
     /// Base of the rotary frequencies.
@@ -305,7 +305,9 @@ impl TrainConfig {
         if self.data.paths.is_empty() {
             return Err(value_error("data.paths", "[]", "must name at least one file or folder"));
         }
-        let sizes = match sizes {
+        // A preset's context is what its sizes are meant for; the model can use what it has seen in training.
+        let context_is_open = sizes.is_none() && self.model.max_seq_len.is_none();
+        let mut sizes = match sizes {
             Some(sizes) => sizes,
             None => self.model.complete(vocab_size)?,
         };
@@ -318,6 +320,10 @@ impl TrainConfig {
         if seq_len > sizes.max_seq_len {
             let expected = format!("must be at most model.max_seq_len = {}", sizes.max_seq_len);
             return Err(value_error("train.seq_len", seq_len, expected));
+        }
+        if context_is_open {
+            sizes.max_seq_len = seq_len;
+            self.model.max_seq_len = Some(seq_len);
         }
         let Some(micro) = t.micro_batch.checked_mul(seq_len).filter(|&n| u32::try_from(n).is_ok()) else {
             return Err(value_error("train.micro_batch", t.micro_batch, "micro_batch * seq_len must be below 2^32"));
