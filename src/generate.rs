@@ -10,6 +10,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use train::data::Tokenizer;
 
 /// Continue a prompt.
 ///
@@ -90,12 +91,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
     }
     let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
-    let prompt: Vec<u32> = args.prompt.bytes().map(u32::from).collect();
+    let prompt = Tokenizer::Bytes.encode(&args.prompt);
+    let stop = &source.checkpoint.meta.eos_token_ids;
     for sample in 0..args.samples {
         if args.samples > 1 {
             say(format_args!("{}--- sample {} of {}", if sample > 0 { "\n" } else { "" }, sample + 1, args.samples))?;
         }
-        let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop: &[], sample };
+        let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop, sample };
         let done = stream(&mut engine, &mut sampler, request, &args.prompt)?;
         report(&done, psi);
     }
@@ -134,6 +136,7 @@ fn report(done: &Generation, psi: Psi) {
     let rate = |r: Option<f64>| r.map_or("-".to_string(), |r| format!("{r:.0} tokens/s"));
     let ended = match done.stop {
         StopReason::ContextFull => "; the context is full",
+        StopReason::StopToken(_) => "; the text has ended",
         _ => "",
     };
     complain(format_args!(

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::almanac::Almanac;
 use train::config::TrainConfig;
+use train::data::Tokenizer;
 
 /// Train a small model on a generated text and decode from it, dense and sparse.
 ///
@@ -112,7 +113,7 @@ fn decode(folder: &Path) -> anyhow::Result<()> {
     let engine = |ffn| CpuEngine::new(weights, EngineOptions { ffn, ..EngineOptions::new(Psi::Relu) });
     let (mut dense, mut sparse) = (engine(FfnMode::Dense)?, engine(FfnMode::Sparse)?);
     let mut sampler = Sampler::new(Sampling { temperature: 0.7, ..Sampling::GREEDY })?;
-    let prompt: Vec<u32> = "In ".bytes().map(u32::from).collect();
+    let prompt = Tokenizer::Bytes.encode("In ");
     let mut write = |engine: &mut CpuEngine, sample| {
         let request = Request {
             prompt: &prompt,
@@ -136,8 +137,7 @@ fn decode(folder: &Path) -> anyhow::Result<()> {
     let zeros = 1.0 - shown.mean_density().unwrap_or(1.0);
 
     say("\nThe model writes (RELU, sparse FFN):")?;
-    let bytes_out: Vec<u8> = shown.tokens.iter().map(|&t| t as u8).collect();
-    for line in format!("In {}", String::from_utf8_lossy(&bytes_out)).lines() {
+    for line in format!("In {}", Tokenizer::Bytes.decode(&shown.tokens)).lines() {
         say(format_args!("  | {line}"))?;
     }
     let c = weights.config();
