@@ -2,8 +2,11 @@
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Throughput};
+use kernels::limits;
+use kernels::testing::uniform;
 use kernels::{Level, Team};
 use std::time::{Duration, Instant};
+use tensor::pool::Block;
 
 /// A rate in 1e9 units a second that nothing can beat, and its unit.
 #[derive(Clone, Copy)]
@@ -17,6 +20,23 @@ pub fn teams() -> Vec<Team> {
     let level = Level::from_env().unwrap_or_else(|e| panic!("{e}"));
     let all = std::thread::available_parallelism().map_or(1, |n| n.get());
     if all > 1 { vec![Team::new(level, 1), Team::new(level, all)] } else { vec![Team::new(level, 1)] }
+}
+
+/// `len` uniform values in huge pages, as the engine keeps its weights.
+#[allow(dead_code)] // for the memory-bound benches
+pub fn weights(seed: u64, len: usize) -> Block {
+    let mut block = Block::new(4 * len);
+    block.elements_mut::<f32>()[..len].copy_from_slice(&uniform(seed, len));
+    block
+}
+
+/// The rate of reading memory in huge pages.
+#[allow(dead_code)] // for the memory-bound benches
+pub fn read_limit(team: &Team) -> Limit {
+    let mut block = Block::new(512 << 20);
+    // Pages that were never written are all one page of zeros, which a cache holds.
+    block.elements_mut().fill(1.0f32);
+    Limit { rate: limits::read_gbs(team, block.elements()), unit: "GB/s" }
 }
 
 /// Settings of every group: short, because the best of many short calls is what a noisy machine measures best.

@@ -54,17 +54,18 @@ impl Kernel for Peak {
     }
 }
 
-/// Rate at which all threads of `team` together read memory, in GB/s (1e9 bytes): the sum of `mib` MiB of `f32`.
+/// Rate at which all threads of `team` together read memory, in GB/s (1e9 bytes): the sum of `data`.
 ///
-/// Choose `mib` well beyond the last cache (512 is) for the limit of a memory-bound kernel. The best piece of 32 MiB counts: it
+/// Give it memory of the kind that the kernel to be judged reads (huge pages are worth a third), well beyond the last cache:
+/// 512 MiB. Panics if there are fewer than 32 MiB. The best piece of 32 MiB counts: it
 /// takes a millisecond, which a busy machine often grants undisturbed, and comes round again only after all the others.
-pub fn read_gbs(team: &Team, mib: usize) -> f64 {
+pub fn read_gbs(team: &Team, data: &[f32]) -> f64 {
     /// Elements a task sums: 1 MiB.
     const CHUNK: usize = 1 << 18;
     const PIECE: usize = 32 * CHUNK;
-    let data = vec![1.0f32; mib * CHUNK];
+    assert!(data.len() >= PIECE, "read_gbs: {} elements, expected at least {PIECE}", data.len());
     let mut gbs = 0.0f64;
-    for piece in (0..PASSES).flat_map(|_| data.chunks(PIECE)) {
+    for piece in (0..PASSES).flat_map(|_| data.chunks_exact(PIECE)) {
         let start = Instant::now();
         team.run(piece.len() / CHUNK, |task| {
             black_box(team.level().dispatch(Sum(&piece[task * CHUNK..][..CHUNK])));
@@ -91,8 +92,9 @@ mod tests {
 
     #[test]
     fn limits_are_positive_and_finite() {
+        let data = vec![1.0; 8 << 20];
         for team in teams() {
-            let (gflops, gbs) = (fma_gflops(&team), read_gbs(&team, 4));
+            let (gflops, gbs) = (fma_gflops(&team), read_gbs(&team, &data));
             assert!(gflops > 0.0 && gflops.is_finite(), "limits fma_gflops {}: {gflops}", team.level());
             assert!(gbs > 0.0 && gbs.is_finite(), "limits read_gbs {}: {gbs}", team.level());
         }
