@@ -73,16 +73,18 @@ impl AttentionShape {
             "{op}: {n_heads} query heads of {head_dim} cannot share {n_kv_heads} key-value heads"
         );
         assert!(kv_len >= q_len, "{op}: {q_len} queries for {kv_len} keys; the ends are aligned, so kv_len >= q_len");
+        // Checked: were a product to wrap, the parts of different tasks could meet.
+        let elements = |shape: &[usize]| shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
         for (name, x) in like_q {
             let shape = [batch, q_len, n_heads, head_dim];
-            assert_eq!(x.len(), self.q_elements(), "{op}: {name} has {} elements for {shape:?}", x.len());
+            assert!(elements(&shape) == Some(x.len()), "{op}: {name} has {} elements for {shape:?}", x.len());
         }
         for (name, x) in like_k {
             let shape = [batch, kv_len, n_kv_heads, head_dim];
-            assert_eq!(x.len(), self.kv_elements(), "{op}: {name} has {} elements for {shape:?}", x.len());
+            assert!(elements(&shape) == Some(x.len()), "{op}: {name} has {} elements for {shape:?}", x.len());
         }
         let shape = [batch, n_heads, q_len];
-        assert_eq!(lse.len(), self.lse_elements(), "{op}: lse has {} elements for {shape:?}", lse.len());
+        assert!(elements(&shape) == Some(lse.len()), "{op}: lse has {} elements for {shape:?}", lse.len());
     }
 }
 

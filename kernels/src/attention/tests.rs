@@ -231,3 +231,14 @@ fn attention_names_both_shapes() {
     let text = message(good, 23);
     assert!(text.contains("attention: out has 23 elements for [1, 3, 4, 2]"), "{text}");
 }
+
+/// A batch so large that the number of elements wraps to that of one sequence.
+#[test]
+#[should_panic(expected = "attention: q has 64 elements")]
+fn attention_refuses_a_shape_whose_size_wraps() {
+    let mut shape = shape(1, 2, 2, [1, 1], 32);
+    shape.batch = (1 << (usize::BITS - 6)) + 1;
+    let q = [0.0; 64];
+    let (mut out, mut lse) = ([0.0; 64], vec![0.0; 2]);
+    attention(&Team::serial(Level::SCALAR), shape, 1.0, &q, &q, &q, &mut out, &mut lse);
+}

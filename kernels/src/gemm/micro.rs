@@ -91,8 +91,8 @@ impl<'a> Block<'a> {
     #[inline(always)]
     pub(super) unsafe fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows && cols.start <= cols.end && cols.end <= self.cols);
-        // SAFETY: inside the matrix by the assert (or one past its end for an empty range).
-        let ptr = unsafe { self.ptr.add(rows.start * self.row_stride + cols.start) };
+        // Wrapping: an empty range of rows may begin beyond the data, where rows lie apart.
+        let ptr = self.ptr.wrapping_add(rows.start.wrapping_mul(self.row_stride).wrapping_add(cols.start));
         Block { ptr, rows: rows.len(), cols: cols.len(), ..self }
     }
 }

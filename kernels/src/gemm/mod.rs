@@ -27,14 +27,14 @@ impl<'a> Mat<'a> {
     /// The row-major matrix `[rows, cols]` in `data`. Panics if `data` has another length.
     #[track_caller]
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "Mat::new: {} elements for [{rows}, {cols}]", data.len());
+        assert!(rows.checked_mul(cols) == Some(data.len()), "Mat::new: {} elements for [{rows}, {cols}]", data.len());
         Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
     /// A matrix `[rows, cols]` with any strides, in elements. Panics if an element would lie outside `data`.
     #[track_caller]
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
-        let fits = rows == 0 || cols == 0 || (rows - 1) * row_stride + (cols - 1) * col_stride < data.len();
+        let fits = elements_fit(data.len(), (rows, cols), (row_stride, col_stride));
         assert!(fits, "Mat::strided: [{rows}, {cols}] by ({row_stride}, {col_stride}) in {} elements", data.len());
         Mat { data, rows, cols, row_stride, col_stride }
     }
@@ -69,6 +69,18 @@ impl<'a> Mat<'a> {
     }
 }
 
+/// Whether all elements of a matrix lie in a slice of `len`. A product that wraps does not fit: the kernels go by pointers,
+/// which are in bounds by what is asserted here.
+fn elements_fit(len: usize, (rows, cols): (usize, usize), (row_stride, col_stride): (usize, usize)) -> bool {
+    let last = |count: usize, stride: usize| (count - 1).checked_mul(stride);
+    rows == 0
+        || cols == 0
+        || last(rows, row_stride)
+            .zip(last(cols, col_stride))
+            .and_then(|(i, j)| i.checked_add(j))
+            .is_some_and(|at| at < len)
+}
+
 /// The destination of a product: row-major, with a row stride of its own.
 #[derive(Debug)]
 pub struct MatMut<'a> {
@@ -82,14 +94,15 @@ impl<'a> MatMut<'a> {
     /// The row-major matrix `[rows, cols]` in `data`. Panics if `data` has another length.
     #[track_caller]
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "MatMut::new: {} elements for [{rows}, {cols}]", data.len());
+        let fits = rows.checked_mul(cols) == Some(data.len());
+        assert!(fits, "MatMut::new: {} elements for [{rows}, {cols}]", data.len());
         MatMut { data, rows, cols, row_stride: cols }
     }
 
     /// A matrix `[rows, cols]` whose rows begin `row_stride` elements apart. Panics if an element would lie outside `data`.
     #[track_caller]
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        let fits = rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len();
+        let fits = elements_fit(data.len(), (rows, cols), (row_stride, 1));
         assert!(
             fits && row_stride >= cols,
             "MatMut::strided: [{rows}, {cols}] by {row_stride} in {} elements",

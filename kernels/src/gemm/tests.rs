@@ -157,6 +157,26 @@ fn gemm_names_the_shapes_that_do_not_fit() {
     );
 }
 
+/// Extents and strides whose products wrap to something small: the kernels would go by pointers out of the data.
+#[test]
+fn a_matrix_whose_size_wraps_does_not_fit() {
+    let (root, half) = (1usize << (usize::BITS / 2), 1usize << (usize::BITS - 1));
+    let panics = |f: fn(usize)| std::panic::catch_unwind(move || f(root)).is_err();
+    assert!(panics(|root| assert!(Mat::new(&[], root, root).rows() > 0)), "gemm: Mat::new");
+    assert!(panics(|root| assert!(MatMut::new(&mut [], root, root).rows > 0)), "gemm: MatMut::new");
+    let data = || [0.0f32; 4];
+    for (rows, cols, row_stride, col_stride) in
+        [(3, 1, half, 1), (1, 3, 1, half), (3, 3, half, half), (2, 2, usize::MAX, 1)]
+    {
+        let strided = move || Mat::strided(&data(), rows, cols, row_stride, col_stride).rows();
+        assert!(std::panic::catch_unwind(strided).is_err(), "gemm: Mat::strided [{rows}, {cols}] by {row_stride}");
+    }
+    for (rows, cols, row_stride) in [(3, 1, half), (2, 2, usize::MAX)] {
+        let strided = move || MatMut::strided(&mut data(), rows, cols, row_stride).rows;
+        assert!(std::panic::catch_unwind(strided).is_err(), "gemm: MatMut::strided [{rows}, {cols}] by {row_stride}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]

@@ -163,6 +163,43 @@ pub trait Simd: Copy + Send + Sync + 'static {
 #[inline(always)]
 fn check_transpose<S: Simd>(src: &[f32], src_stride: usize, rows: usize, cols: usize, dst: &[f32], dst_stride: usize) {
     assert!(rows <= S::LANES && cols <= S::LANES, "transpose: {rows} x {cols} in one block");
-    assert!(rows == 0 || (rows - 1) * src_stride + cols <= src.len(), "transpose: source too short");
-    assert!(cols == 0 || (cols - 1) * dst_stride + S::LANES <= dst.len(), "transpose: destination too short");
+    assert!(rows_fit(src.len(), rows, src_stride, cols), "transpose: source too short");
+    assert!(rows_fit(dst.len(), cols, dst_stride, S::LANES), "transpose: destination too short");
+}
+
+/// Whether `rows` rows of `row_len`, `stride` apart, lie in a slice of `len`; a place that wraps does not.
+#[inline(always)]
+fn rows_fit(len: usize, rows: usize, stride: usize, row_len: usize) -> bool {
+    rows == 0 || (rows - 1).checked_mul(stride).is_some_and(|start| start <= len && row_len <= len - start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::catch_unwind;
+
+    /// Three rows (or columns) so far apart that the place of the last wraps to the first.
+    struct Far {
+        src_stride: usize,
+        dst_stride: usize,
+    }
+
+    impl Kernel for Far {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            s.transpose(&[0.0; 16], self.src_stride, 3, 3, &mut [0.0; 64], self.dst_stride);
+        }
+    }
+
+    #[test]
+    fn transpose_refuses_strides_that_wrap() {
+        let half = 1 << (usize::BITS - 1);
+        for level in Level::available() {
+            for (src_stride, dst_stride) in [(half, 16), (3, half)] {
+                let result = catch_unwind(|| level.dispatch(Far { src_stride, dst_stride }));
+                assert!(result.is_err(), "transpose {level}: strides {src_stride} and {dst_stride}");
+            }
+        }
+    }
 }
