@@ -1,6 +1,7 @@
 //! From a level chosen at run time to code compiled for it.
 
 use super::{Portable, Scalar, Simd};
+use std::env::VarError;
 use std::fmt;
 use std::str::FromStr;
 
@@ -113,9 +114,14 @@ impl Level {
     /// The level that `KERNELS_SIMD` asks for, or the best one if the variable is unset or empty.
     /// An unknown name and a level that this CPU lacks are errors: nothing falls back in silence.
     pub fn from_env() -> Result<Level, LevelError> {
-        match std::env::var("KERNELS_SIMD") {
+        Self::asked_for(std::env::var("KERNELS_SIMD"))
+    }
+
+    fn asked_for(variable: Result<String, VarError>) -> Result<Level, LevelError> {
+        match variable {
             Ok(name) if !name.is_empty() => Level::new(name.parse()?),
-            _ => Ok(Level::best()),
+            Err(VarError::NotUnicode(name)) => Err(LevelError::Unknown(name.to_string_lossy().into_owned())),
+            Ok(_) | Err(VarError::NotPresent) => Ok(Level::best()),
         }
     }
 
@@ -163,4 +169,24 @@ pub trait Kernel {
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's contract is that of `new_unchecked`. Every CPU with AVX-512 has the other features.
     kernel.run(unsafe { super::Avx512::new_unchecked() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_was_asked_for_falls_back_in_silence() {
+        assert_eq!(Level::asked_for(Err(VarError::NotPresent)), Ok(Level::best()));
+        assert_eq!(Level::asked_for(Ok(String::new())), Ok(Level::best()));
+        assert_eq!(Level::asked_for(Ok("scalar".into())), Ok(Level::SCALAR));
+        assert_eq!(Level::asked_for(Ok("AVX512".into())), Err(LevelError::Unknown("AVX512".into())));
+        #[cfg(unix)]
+        {
+            use std::os::unix::ffi::OsStringExt;
+            let name = std::ffi::OsString::from_vec(b"scal\xffr".to_vec());
+            let result = Level::asked_for(Err(VarError::NotUnicode(name)));
+            assert_eq!(result, Err(LevelError::Unknown("scal\u{fffd}r".into())));
+        }
+    }
 }

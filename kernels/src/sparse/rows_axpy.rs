@@ -21,6 +21,8 @@ pub fn rows_axpy(team: &Team, w: &[f32], rows: &[u32], h: &[f32], y: &mut [f32],
         w.len()
     );
     let d_ff = w.len() / c;
+    let last = rows.last().copied();
+    assert!(last.is_none_or(|row| (row as usize) < d_ff), "rows_axpy: row {last:?} of w with {d_ff}");
     let chunk = chunk_len(d_ff);
     sum_chunks(team, d_ff, y, partial, |task, sum| {
         let before = |row: usize| rows.partition_point(|&r| (r as usize) < row);
@@ -174,6 +176,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows_axpy: row Some(0) of w with 0")]
+    fn rows_axpy_names_a_row_of_an_empty_matrix() {
+        rows_axpy(&Team::serial(Level::SCALAR), &[], &[0], &[1.0], &mut [0.0; 3], &mut Vec::new());
     }
 
     /// Rows with h = 0, of either sign, and other groupings leave every bit.
