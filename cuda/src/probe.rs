@@ -1,9 +1,10 @@
 //! Is there a GPU that can be used? An honest answer, whatever the machine lacks.
 
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 
 /// What stands in the way of a GPU, as a sentence for the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,13 +112,27 @@ pub fn probe() -> Result<usize, Error> {
         .clone()
 }
 
+thread_local! {
+    /// Whether a panic of this thread is caught by [`guarded`] and says nothing by itself.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Runs `f`; a panic inside becomes an error. cudarc panics where a driver lacks a symbol that it wants.
-/// The panic hook is silent meanwhile, so that the user sees the error and no backtrace.
+/// The panic hook is silent meanwhile on this thread, so that the user sees the error and no backtrace. The hook is set once
+/// and not put back: two threads that took and put it back at once would leave the program without one.
 fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                hook(info);
+            }
+        }));
+    });
+    QUIET.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(f));
-    std::panic::set_hook(hook);
+    QUIET.set(false);
     outcome.unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("the driver bindings panicked");
@@ -128,10 +143,29 @@ fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    static REPORTED: AtomicUsize = AtomicUsize::new(0);
+
+    /// Counts the panics of the second test that reach the hook. Every test calls it first: [`guarded`] keeps the hook it finds.
+    fn count_reports() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                if info.payload().downcast_ref::<&str>() == Some(&"a test of the panic hook") {
+                    REPORTED.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    before(info);
+                }
+            }));
+        });
+    }
 
     /// Holds on any machine: with a GPU the device opens, without one the error is a sentence.
     #[test]
     fn the_probe_answers_without_a_panic() {
+        count_reports();
         match probe() {
             Ok(count) => {
                 assert!(Device::new(0).is_ok());
@@ -142,5 +176,25 @@ mod tests {
                 assert_eq!(Device::new(0).unwrap_err(), error);
             }
         }
+    }
+
+    /// Panics of other threads, and those that come later, are reported; the caught ones are not.
+    #[test]
+    fn guarded_silences_the_panics_that_it_catches_and_no_others() {
+        count_reports();
+        let panic = || -> Result<(), Error> { panic!("a test of the panic hook") };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        let error = guarded(panic).unwrap_err();
+                        assert_eq!(error, Error::Unusable("a test of the panic hook".into()));
+                    }
+                });
+            }
+        });
+        assert_eq!(REPORTED.load(Ordering::Relaxed), 0, "cuda: a panic that was caught was reported");
+        assert!(catch_unwind(panic).is_err());
+        assert_eq!(REPORTED.load(Ordering::Relaxed), 1, "cuda: the program lost its panic hook");
     }
 }
