@@ -38,7 +38,8 @@ fn sum_blocks(team: &Team, x: &[f32], squares: bool) -> f64 {
             let x = &x[task * BLOCKS_PER_TASK * BLOCK..];
             level.dispatch(BlockSums { x: &x[..x.len().min(sums.len() * BLOCK)], squares, sums });
         });
-        sums.iter().map(|&sum| sum as f64).sum()
+        // From +0 on: `Iterator::sum` of nothing is -0.
+        sums.iter().fold(0.0, |total, &sum| total + sum as f64)
     })
 }
 
@@ -161,6 +162,14 @@ mod tests {
                 let expected = reference::sum_squares(x);
                 check("sum_squares", sum_squares(&team, x), expected, expected);
             }
+        }
+    }
+
+    #[test]
+    fn the_sum_of_nothing_is_plus_zero() {
+        for team in teams() {
+            assert_eq!(sum(&team, &[]).to_bits(), 0, "sum {}", team.level());
+            assert_eq!(sum_squares(&team, &[]).to_bits(), 0, "sum_squares {}", team.level());
         }
     }
 

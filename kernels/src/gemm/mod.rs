@@ -128,7 +128,7 @@ const SERIAL_FLOP: usize = 1 << 20;
 pub fn gemm(team: &Team, a: Mat, b: Mat, beta: Beta, c: MatMut) {
     check_shapes(a, b, &c);
     let level = team.level();
-    if 2 * a.rows * a.cols * b.cols < SERIAL_FLOP {
+    if a.rows.saturating_mul(a.cols).saturating_mul(b.cols) < SERIAL_FLOP / 2 {
         return level.dispatch(Serial { a, b, beta, c });
     }
     let Some(product) = Product::new(a, b, beta, c, |m, n, k| Plan::parallel(level.dispatch(TileOf), m, n, k)) else {

@@ -30,6 +30,7 @@ impl FfnWeights<'_> {
             self.down_t.len(),
             y.len()
         );
+        assert!(u32::try_from(len / c).is_ok(), "{op}: {} neurons, indices are u32", len / c);
         len / c
     }
 }

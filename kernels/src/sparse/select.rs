@@ -5,9 +5,12 @@ use crate::simd::{Kernel, Simd};
 /// The indices of the active elements of `g`, ascending, into `active` (its old contents go): those above 0, and NaN, which
 /// must not pass for a zero.
 ///
+/// Panics if an index would not fit `u32`.
+///
 /// Cost: on the caller alone. Compare, compress in register, store whole vectors, advance: about two cycles a vector, 1
 /// microsecond for F = 16384, less than it costs to share.
 pub fn select_active(team: &Team, g: &[f32], active: &mut Vec<u32>) {
+    assert!(u32::try_from(g.len()).is_ok(), "select_active: g has {} elements, indices are u32", g.len());
     active.resize(g.len() + MAX_LANES, 0);
     let n = team.level().dispatch(Select { g, active });
     active.truncate(n);
