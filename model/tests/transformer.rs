@@ -143,6 +143,7 @@ fn transformer_gradients_match_differences_of_the_reference() {
                 // A rounding for every term of every dot on the longest way there and back, on sums without cancellation.
                 let layer = 4 * config.d_model + 2 * config.q_width() + 2 * config.d_ff + 4 * TOKENS.len();
                 let roundings = 2 * (config.n_layers * layer + config.d_model) + config.vocab_size;
+                // 1e-8 for the differences: two losses of some 50, each with the roundings of an f64 of that size (7e-15), over 2 h.
                 let bound = roundings as f64 * ROUNDING * norm + 1e-8;
                 let off = (difference - norm).abs();
                 assert!(
