@@ -36,7 +36,8 @@ impl Gradients {
 
     /// Adds `d` to the gradient in `slot`; nothing if the gradient is not wanted. The first one is moved in, not copied.
     ///
-    /// Panics if the gradient there has another shape. Several slots, and a saved tensor, may share one `d`: a gradient is written in place only where nothing shares it.
+    /// Panics if the gradient there has another shape. Several slots, and a saved tensor, may share one `d`: a gradient is written in
+    /// place only where nothing shares it.
     pub fn add(&mut self, slot: Option<Slot>, d: Tensor) {
         let Some(slot) = slot else { return };
         let before = self.take_slot(slot);

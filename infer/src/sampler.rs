@@ -49,7 +49,8 @@ impl Sampling {
 /// Keeps the draws of tokens apart from those of the activation (stream 0): bits 16 and up of the counter's third word.
 const STREAM_SAMPLER: u32 = 1;
 
-/// Candidates that top-p sorts at first; four times as many if their probabilities do not suffice.
+/// Candidates that top-p sorts at first, of a vocabulary that may have 10^5; four times as many if their probabilities do not
+/// suffice, so that a wrong guess costs a part of the sort that it saved.
 const FIRST_SORTED: usize = 64;
 
 /// Draws tokens. What is drawn is a function of the logits, the seed, the sample's number and the position alone.

@@ -19,7 +19,7 @@ pub enum Activation {
     Silu,
     /// For `x < 0`, SILU with probability `threshold / 65536` and else RELU (0); for `x >= 0`, the identity (with RELU's
     /// derivative at 0, so that `threshold` 0 is RELU in every bit).
-    /// The draw of an element is a function of `site`, its row and its column alone (paper, StochA).
+    /// The draw of an element is a function of `site`, its row and its column alone (StochA, arXiv 2509.22358).
     Stochastic {
         /// SILU where the element's 16-bit draw is below this; `0..=65536`. See [`Activation::stochastic`].
         threshold: u32,
@@ -63,7 +63,8 @@ pub struct MaskSite {
 ///
 /// Accuracy: relu exact but for the rounding of the product; silu as [`math::silu`](crate::simd::math::silu) and that rounding.
 /// Draws equal to `reference::draw16` in every bit. Cost: 12 bytes an element moved (8 read, 4 written).
-/// Source: PAPER, "the layer"; arXiv 2509.22358.
+/// Source: arXiv 2509.22358.
+#[track_caller]
 pub fn gated_activation(team: &Team, act: Activation, g: &[f32], u: &[f32], d_ff: usize, h: &mut [f32]) {
     assert!(
         d_ff > 0 && h.len().is_multiple_of(d_ff) && g.len() == h.len() && u.len() == h.len(),
@@ -126,6 +127,7 @@ impl<P: Psi> Kernel for Forward<'_, P> {
 /// Accuracy: `dg` within `|dh u| (4 + 3) 2^-24` (psi' and three roundings), `du` and h as the forward pass.
 /// Cost: 24 bytes an element moved (12 read, 12 written).
 #[allow(clippy::too_many_arguments)] // the backward of a fused kernel has this many tensors
+#[track_caller]
 pub fn gated_activation_backward(
     team: &Team,
     act: Activation,

@@ -34,6 +34,7 @@ pub struct AdamW {
 /// Accuracy: m within 4 roundings of its terms, v within 6 relative, the update within 12 relative and what the error of m
 /// brings. The corrections are computed in `f64` and applied as one factor each. Cost: 28 bytes an element moved (16 read, 12
 /// written). Source: arXiv 1711.05101, algorithm 2, with the bias corrections of Kingma and Ba, arXiv 1412.6980.
+#[track_caller]
 pub fn adamw(team: &Team, args: &AdamW, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
     assert!(
         grad.len() == param.len() && m.len() == param.len() && v.len() == param.len(),

@@ -15,6 +15,7 @@ const COLUMNS_PER_TASK: usize = 128;
 /// Shapes: table `[V, C]`, C = `d_model`; tokens `[N]`, each below V; out `[N, C]`.
 ///
 /// Panics if a length does not fit or a token is not below V.
+#[track_caller]
 pub fn embedding(team: &Team, table: &[f32], tokens: &[u32], d_model: usize, out: &mut [f32]) {
     check("embedding", "out", table.len(), tokens, d_model, out.len());
     let rows_per_task = (ELEMENTS_PER_TASK / d_model).max(1);
@@ -33,6 +34,7 @@ pub fn embedding(team: &Team, table: &[f32], tokens: &[u32], d_model: usize, out
 /// Panics if a length does not fit or a token is not below V.
 /// Accuracy: within `k 2^-24` of the sum of absolute values for a token that occurs k times.
 /// Tasks own columns and walk all rows in order: no atomics, the same bits for any number of threads.
+#[track_caller]
 pub fn embedding_backward(team: &Team, d_out: &[f32], tokens: &[u32], d_model: usize, d_table: &mut [f32]) {
     check("embedding_backward", "d_out", d_table.len(), tokens, d_model, d_out.len());
     let level = team.level();

@@ -13,6 +13,7 @@ const ELEMENTS_PER_TASK: usize = 1 << 15;
 ///
 /// Panics if w has another length. Accuracy: `(K + 4) 2^-24 sum_k |w_ik x_k|`. The bits of an element depend on its row, x and
 /// the level alone, and are those of [`rows_dot`](crate::sparse::rows_dot). Cost: W is read once, 4 M K bytes: memory-bound.
+#[track_caller]
 pub fn gemv(team: &Team, w: &[f32], x: &[f32], y: &mut [f32]) {
     let k = x.len();
     assert_eq!(w.len(), y.len() * k, "gemv: w has {} elements for [{}, {k}]", w.len(), y.len());

@@ -17,6 +17,7 @@ const CHAINS: usize = 16;
 /// Independent chains in registers, no memory: what no kernel can beat. On a level without a fused instruction it is the rate
 /// of multiplying and adding.
 pub fn fma_gflops(team: &Team) -> f64 {
+    // 16 chains of them are some 2 ms: much longer than a call of the team takes, much shorter than a scheduler's turn.
     const STEPS: usize = 1 << 20;
     let lanes = team.level().dispatch(Peak { steps: 0 }).1;
     let flop = (2 * STEPS * CHAINS * lanes * team.threads()) as f64;
@@ -59,6 +60,7 @@ impl Kernel for Peak {
 /// Give it memory of the kind that the kernel to be judged reads (huge pages are worth a third), well beyond the last cache:
 /// 512 MiB. Panics if there are fewer than 32 MiB. The best piece of 32 MiB counts: it
 /// takes a millisecond, which a busy machine often grants undisturbed, and comes round again only after all the others.
+#[track_caller]
 pub fn read_gbs(team: &Team, data: &[f32]) -> f64 {
     /// Elements a task sums: 1 MiB.
     const CHUNK: usize = 1 << 18;

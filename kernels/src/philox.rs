@@ -11,6 +11,7 @@ pub const ROUNDS: u32 = 7;
 /// Draws that one call yields: eight of 16 bits.
 pub const DRAWS_PER_CALL: usize = 8;
 
+/// The multipliers of Philox4x32 (Salmon et al., SC 2011).
 const MULTIPLIER_0: u32 = 0xD251_1F53;
 const MULTIPLIER_1: u32 = 0xCD9E_8D57;
 /// The golden ratio and sqrt(3) - 1, as fractions of 2^32: they step the key between rounds.

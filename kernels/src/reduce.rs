@@ -65,6 +65,7 @@ impl Kernel for BlockSums<'_> {
 ///
 /// Shapes: x `[N, C]`, C the length of `sums`. Panics if x is not a whole number of rows.
 /// Accuracy: within `N 2^-24 sum_n |x[n, c]|` (and the old value). Tasks own columns: the same bits for any number of threads.
+#[track_caller]
 pub fn sum_rows(team: &Team, x: &[f32], sums: &mut [f32]) {
     let c = sums.len();
     assert!(c > 0 && x.len().is_multiple_of(c), "sum_rows: x {} elements for rows of {c}", x.len());
@@ -99,6 +100,7 @@ impl Kernel for SumRows<'_> {
 /// neurons. Exact; wraps beyond 2^32.
 ///
 /// Shapes: g `[N, F]`, F the length of `counts`. Panics if g is not a whole number of rows.
+#[track_caller]
 pub fn count_positive(team: &Team, g: &[f32], counts: &mut [u32]) {
     let f = counts.len();
     assert!(f > 0 && g.len().is_multiple_of(f), "count_positive: g {} elements for rows of {f}", g.len());

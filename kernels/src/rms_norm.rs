@@ -16,6 +16,7 @@ const ROWS_PER_GAIN_SUM: usize = 64;
 ///
 /// Panics if a length does not fit. Accuracy: `inv_rms` within `(C / 2 + 4) 2^-24` relative, `y` within three roundings
 /// more. Cost: x read twice (the second time from cache), y written. Source: Zhang and Sennrich, arXiv 1910.07467, eq. 4.
+#[track_caller]
 pub fn rms_norm(team: &Team, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], inv_rms: &mut [f32]) {
     let c = weight.len();
     let n = inv_rms.len();
@@ -72,6 +73,7 @@ impl Kernel for Forward<'_> {
 /// count as terms). Cost: dy and x read (twice, the second time from cache), dx written. Source: as [`rms_norm`],
 /// differentiated.
 #[allow(clippy::too_many_arguments)] // the backward of a fused kernel has this many tensors
+#[track_caller]
 pub fn rms_norm_backward(
     team: &Team,
     dy: &[f32],

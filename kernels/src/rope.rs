@@ -35,6 +35,7 @@ pub enum Rotation {
 /// Panics if a length does not fit, D is odd, or the tables end before the last position.
 /// Accuracy: within `3 2^-24 (|a cos| + |b sin|)`. Cost: 8 bytes an element moved; the tables stay in cache.
 /// Source: Su et al., arXiv 2104.09864, eq. 34, with the pairs `(i, i + D/2)`.
+#[track_caller]
 pub fn rope(team: &Team, x: &[f32], cos: &[f32], sin: &[f32], shape: RopeShape, rotation: Rotation, y: &mut [f32]) {
     let RopeShape { n_heads, head_dim, seq_len, first_position } = shape;
     let row_len = n_heads * head_dim;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The sizes of a model. Names are those of the field; Hugging Face's own are in `hf.rs`.
+/// The sizes of a model. Names are those of the field; Hugging Face's own are in `hf/config_json.rs`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

@@ -1,4 +1,4 @@
-//! The gated feed-forward network (paper, "the layer"):
+//! The gated feed-forward network (arXiv 2509.22358):
 //!
 //! ```text
 //! g = W1 x            gate_proj   [F, C]

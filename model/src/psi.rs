@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tensor::{Activation, MaskSite};
 
-/// psi, the FFN's activation (paper, "the activations").
+/// psi, the FFN's activation (arXiv 2509.22358).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Psi {
@@ -28,7 +28,7 @@ pub enum HiddenAct {
     Silu,
 }
 
-/// Swi+FT (paper, "the two schedules"): the activation of the last part of a run.
+/// Swi+FT (arXiv 2509.22358): the activation of the last part of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {

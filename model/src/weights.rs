@@ -80,6 +80,7 @@ impl LayerNames {
 /// Initialisation: normal with standard deviation 0.02; the two projections that write to the residual stream
 /// (o_proj, down_proj) with 0.02 / sqrt(2 n_layers), so that its variance does not grow with depth (GPT-2).
 pub fn parameter_specs(config: &Config) -> impl Iterator<Item = ParameterSpec> {
+    // That of GPT-2, and the `initializer_range` of transformers' Llama.
     const STD: f64 = 0.02;
     let c = config.clone();
     let spec = |name: &str, shape: Shape, init| ParameterSpec { name: name.to_string(), shape, init };

@@ -75,7 +75,8 @@ pub enum Error {
     },
 }
 
-/// The contents of a file, which need not stay open, as slices of any element type. See the [module](self) for what may happen to the file meanwhile.
+/// The contents of a file, which need not stay open, as slices of any element type. See the [module](self) for what may
+/// happen to the file meanwhile.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,

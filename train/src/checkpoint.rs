@@ -89,8 +89,8 @@ pub enum CheckpointError {
     },
 }
 
-/// Writes the checkpoint into `folder`, with what `meta` says of the model, and removes all but the newest `keep_last`. Returns its path. On an error the
-/// unfinished folder is removed and the older ones stay.
+/// Writes the checkpoint into `folder`, with what `meta` says of the model, and removes all but the newest
+/// `keep_last`. Returns its path. On an error the unfinished folder is removed and the older ones stay.
 pub fn save(
     folder: &Path,
     mut state: State,

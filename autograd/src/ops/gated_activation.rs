@@ -13,7 +13,7 @@ struct GatedActivation {
 }
 
 impl<'t> Var<'t> {
-    /// `h = psi(g) * u` with `self` as g (paper, "the layer"). A row is a token of a stochastic activation's mask site.
+    /// `h = psi(g) * u` with `self` as g (arXiv 2509.22358). A row is a token of a stochastic activation's mask site.
     /// Shapes: g, u, h `[.., F]`. Panics if they differ.
     #[track_caller]
     pub fn gated_activation(&self, u: &Var<'t>, act: Activation) -> Var<'t> {

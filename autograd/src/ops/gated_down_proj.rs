@@ -19,7 +19,7 @@ struct GatedDownProj {
 }
 
 impl<'t> Var<'t> {
-    /// `h = psi(g) * u`, `y = h W2^T`, with `self` as g (paper, "the layer").
+    /// `h = psi(g) * u`, `y = h W2^T`, with `self` as g (arXiv 2509.22358).
     /// Shapes: g, u `[.., F]`; weight (down_proj) `[C, F]`; y `[.., C]`. Panics if they differ.
     #[track_caller]
     pub fn gated_down_proj(&self, u: &Var<'t>, weight: &Var<'t>, act: Activation) -> Var<'t> {

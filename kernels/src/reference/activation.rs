@@ -35,7 +35,7 @@ pub fn draw16(site: MaskSite, row: usize, column: usize) -> u32 {
     if column.is_multiple_of(2) { word & 0xFFFF } else { word >> 16 }
 }
 
-/// psi(x) and psi'(x) at `(row, column)` (paper, section "stochastic activation").
+/// psi(x) and psi'(x) at `(row, column)` (arXiv 2509.22358).
 pub fn activation(activation: Activation, row: usize, column: usize, x: f64) -> (f64, f64) {
     match activation {
         Activation::Relu => relu(x),

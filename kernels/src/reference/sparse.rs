@@ -4,7 +4,7 @@ pub fn select_active(g: &[f32]) -> Vec<u32> {
     (0..g.len() as u32).filter(|&i| g[i as usize] > 0.0 || g[i as usize].is_nan()).collect()
 }
 
-/// Specification of the sparse and the dense FFN under RELU (paper, section "the layer"):
+/// Specification of the sparse and the dense FFN under RELU (arXiv 2509.22358):
 /// `y = W2 (max(W1 x, 0) * (W3 x))` with `down_t` = W2 transposed. Returns `y` and, for bounds, the same with absolute values.
 pub fn ffn_relu(gate: &[f32], up: &[f32], down_t: &[f32], x: &[f32]) -> (Vec<f64>, Vec<f64>) {
     let d = x.len();

@@ -167,7 +167,7 @@ pub trait Kernel {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller's contract is that of `new_unchecked`. Every CPU with AVX-512 has the other features.
+    // SAFETY: the caller's contract includes that of `new_unchecked`.
     kernel.run(unsafe { super::Avx512::new_unchecked() })
 }
 

@@ -36,9 +36,8 @@ pub use scalar::Scalar;
 /// A value can only be had from [`Level::dispatch`], on a CPU that has the features. The trait follows the need of the
 /// kernels, not the instruction set: an operation is added when a second kernel needs it.
 ///
-/// Vectors hold [`LANES`](Simd::LANES) elements. Slices given to `load` and `store` must hold at least that many (checked
-/// in debug builds only where the caller is `map`; the safe methods always check), those given to the `_partial` methods at
-/// most that many.
+/// Vectors hold [`LANES`](Simd::LANES) elements. `load` and `store` panic if their slice holds fewer; the `_partial`
+/// methods are for slices that do.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// A vector of `LANES` `f32`.
     type F32: Copy + Send + Sync;

@@ -63,10 +63,11 @@ impl FfnScratch {
 ///
 /// Panics if the shapes do not fit. Equal, bit for bit, to [`ffn_dense`] with [`Activation::Relu`], for finite weights and x.
 /// Accuracy: as the f64 sum but for three dots: `(2 C + F + 12) 2^-24` times the sum over absolute values. Cost: gate is read
-/// in full, up and down_t only in the active rows: at s zeros `(1 + 2 (1 - s)) / 3` of the dense bytes (PAPER, "CPU speed").
+/// in full, up and down_t only in the active rows: at s zeros `(1 + 2 (1 - s)) / 3` of the dense bytes.
 ///
 /// One task does all for a chunk of neurons, from the gate's rows to the chunk's sum, without waiting for the others: the
 /// indices never leave L1, and the threads meet once before the sums are added.
+#[track_caller]
 pub fn ffn_sparse(team: &Team, weights: FfnWeights, x: &[f32], scratch: &mut FfnScratch, y: &mut [f32]) -> usize {
     let d_ff = weights.d_ff("ffn_sparse", x, y);
     let chunk = chunk_len(d_ff);
@@ -115,6 +116,7 @@ impl Kernel for SparseChunk<'_> {
 ///
 /// Panics if the shapes do not fit. Accuracy: as [`ffn_sparse`], and that of the activation. Cost: all three matrices are read
 /// once, 12 F C bytes: memory-bound.
+#[track_caller]
 pub fn ffn_dense(
     team: &Team,
     weights: FfnWeights,

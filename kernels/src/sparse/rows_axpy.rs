@@ -10,6 +10,7 @@ use crate::simd::{Kernel, Simd};
 /// Panics if a length does not fit, a row lies outside w, or rows descend. The sum runs within fixed chunks of rows of w, and
 /// the chunk sums are added in order: an element's bits depend on F and the level, not on the threads, and adding rows
 /// with h = 0 changes none. Accuracy: `(n + 4) 2^-24 sum_j |h_j w_j|` for n rows. Cost: the rows are read once, 4 C bytes each.
+#[track_caller]
 pub fn rows_axpy(team: &Team, w: &[f32], rows: &[u32], h: &[f32], y: &mut [f32], partial: &mut Vec<f32>) {
     let c = y.len();
     assert!(

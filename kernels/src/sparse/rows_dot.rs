@@ -9,6 +9,7 @@ use crate::simd::{Kernel, Simd};
 /// Panics if a length does not fit or a row lies outside w. The bits of an element are those that
 /// [`gemv`](crate::gemv::gemv) gives for that row. Accuracy: `(C + 4) 2^-24 sum_k |w_k x_k|`. Cost: the rows are read once, 4 C
 /// bytes each, the next ones prefetched: memory-bound.
+#[track_caller]
 pub fn rows_dot(team: &Team, w: &[f32], rows: &[u32], x: &[f32], out: &mut [f32]) {
     let c = x.len();
     assert!(

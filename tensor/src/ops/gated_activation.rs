@@ -3,7 +3,7 @@ use crate::check::{expect_shape, reads, rows_and_cols};
 use crate::{Activation, DType, Tensor};
 use kernels::activation as kernel;
 
-/// `h = psi(g) * u` (paper, "the layer"). Shapes: g, u, h `[.., F]`; a row is a token of the mask site.
+/// `h = psi(g) * u` (arXiv 2509.22358). Shapes: g, u, h `[.., F]`; a row is a token of the mask site.
 #[track_caller]
 pub fn gated_activation(act: Activation, g: &Tensor, u: &Tensor) -> Tensor {
     let (_, d_ff) = rows_and_cols("gated_activation", "g", g);
