@@ -1,12 +1,11 @@
 //! `silurian generate`: continues a prompt, streaming.
 
 use crate::source::{self, parse_psi};
-use crate::terminal::{complain, say};
+use crate::terminal::{complain, print, say};
 use infer::{
     CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, StopReason, Utf8Stream, generate,
 };
 use model::Psi;
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -106,15 +105,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Prints the prompt and what follows it, piece by piece.
 fn stream(engine: &mut CpuEngine, sampler: &mut Sampler, request: Request, prompt: &str) -> anyhow::Result<Generation> {
-    let mut out = std::io::stdout().lock();
     let mut utf8 = Utf8Stream::default();
     let mut failure = None;
-    write!(out, "{prompt}")?;
-    out.flush()?;
+    print(prompt)?;
     let done = generate(engine, sampler, request, |token| {
         let mut piece = String::new();
         utf8.push(&[token as u8], &mut piece);
-        match write!(out, "{piece}").and_then(|()| out.flush()) {
+        match print(piece) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 failure = Some(error);
@@ -127,7 +124,7 @@ fn stream(engine: &mut CpuEngine, sampler: &mut Sampler, request: Request, promp
     }
     let mut rest = String::new();
     utf8.finish(&mut rest);
-    writeln!(out, "{rest}")?;
+    say(rest)?;
     Ok(done)
 }
 

@@ -10,6 +10,7 @@ mod source;
 mod terminal;
 mod train;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kernels::{Level, Team};
 use std::process::ExitCode;
@@ -25,9 +26,12 @@ struct Cli {
     command: Option<Command>,
 
     /// Threads of the kernels [default: all cores]. Results do not depend on it.
-    #[arg(short, long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
 }
+
+/// More than the cores of any machine, and few enough that no system runs out of what a thread takes.
+const MAX_THREADS: i64 = 4096;
 
 const EXAMPLES: &str = "\
 First steps:
@@ -53,7 +57,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if terminal::is_closed_pipe(&error) => terminal::CLOSED_PIPE.into(),
         Err(error) => {
-            terminal::complain(format_args!("error: {error:#}"));
+            terminal::complain(format_args!("error: {}", terminal::in_words(&error)));
             ExitCode::FAILURE
         }
     }
@@ -62,7 +66,10 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let level = Level::from_env()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let team = Arc::new(Team::new(level, cli.threads.map_or(cores, usize::from)));
+    let threads = cli.threads.map_or(cores, usize::from);
+    let team =
+        Team::try_new(level, threads).with_context(|| format!("--threads {threads}: the system refuses them"))?;
+    let team = Arc::new(team);
     team.install(|| match cli.command {
         None => quickstart::run(quickstart::Args::default()),
         Some(Command::Quickstart(args)) => quickstart::run(args),

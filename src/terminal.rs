@@ -11,6 +11,15 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
 
+/// An error and its causes, each said once: some errors quote their cause, some leave it to the chain.
+pub fn in_words(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .reduce(|all, cause| if all.ends_with(&cause) { all } else { format!("{all}: {cause}") })
+        .unwrap_or_default()
+}
+
 /// One line on standard error; nothing if nobody reads it.
 pub fn complain(line: fmt::Arguments) {
     let _ = writeln!(io::stderr(), "{line}");
@@ -18,9 +27,14 @@ pub fn complain(line: fmt::Arguments) {
 
 /// One line on standard output. Fails when it cannot be written: see [`is_closed_pipe`].
 pub fn say(line: impl fmt::Display) -> io::Result<()> {
+    print(format_args!("{line}\n"))
+}
+
+/// Text on standard output, at once. The error keeps its kind and says where it arose.
+pub fn print(text: impl fmt::Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
+    let printed = write!(out, "{text}").and_then(|()| out.flush());
+    printed.map_err(|e| io::Error::new(e.kind(), format!("standard output cannot be written: {e}")))
 }
 
 /// `1234567` as `1,234,567`.

@@ -10,6 +10,7 @@
 use crate::simd::Level;
 use std::any::Any;
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::io;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -30,23 +31,26 @@ pub struct Team {
 }
 
 impl Team {
-    /// A team of `threads` threads (the caller is one of them) that runs kernels at `level`. Panics if `threads` is 0.
+    /// A team of `threads` threads (the caller is one of them) that runs kernels at `level`. Panics if `threads` is 0, or the
+    /// system refuses a thread: see [`try_new`](Team::try_new).
     pub fn new(level: Level, threads: usize) -> Team {
+        Team::try_new(level, threads).expect("the system refused a new thread")
+    }
+
+    /// [`new`](Team::new) for a number that comes from outside: an error if the system refuses a thread. Those that had
+    /// begun end first. Panics if `threads` is 0.
+    pub fn try_new(level: Level, threads: usize) -> io::Result<Team> {
         assert!(threads > 0, "Team::new: a team has at least one thread");
-        if threads == 1 {
-            return Team { level, threads, shared: None, helpers: Vec::new() };
+        let mut team = Team { level, threads, shared: None, helpers: Vec::new() };
+        if threads > 1 {
+            let shared = team.shared.insert(Arc::new(Shared::new()));
+            for i in 1..threads {
+                let shared = Arc::clone(shared);
+                let thread = std::thread::Builder::new().name(format!("team-{i}"));
+                team.helpers.push(thread.spawn(move || shared.help())?);
+            }
         }
-        let shared = Arc::new(Shared::new());
-        let helpers = (1..threads)
-            .map(|i| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("team-{i}"))
-                    .spawn(move || shared.help())
-                    .expect("the system refused a new thread")
-            })
-            .collect();
-        Team { level, threads, shared: Some(shared), helpers }
+        Ok(team)
     }
 
     /// The caller alone, at `level`.
