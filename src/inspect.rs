@@ -21,7 +21,7 @@ pub struct Args {
     preset: Option<String>,
 
     /// Tokens that a preset's vocabulary has
-    #[arg(long, value_name = "V", default_value_t = 256, requires = "preset")]
+    #[arg(long, value_name = "V", default_value_t = 256, conflicts_with = "model")]
     vocab_size: usize,
 
     /// Tokens of a sequence [default: 256, or the model's context if that is shorter]
@@ -60,6 +60,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if args.micro_batch == 0 {
         bail!("--micro-batch 0: must be at least 1");
+    }
+    // As in training.
+    if args.micro_batch.checked_mul(seq_len).is_none_or(|tokens| u32::try_from(tokens).is_err()) {
+        bail!("--micro-batch {}: micro-batch x seq-len must be below 2^32", args.micro_batch);
     }
     tell(&name, &config, seq_len, args.micro_batch)?;
     Ok(ExitCode::SUCCESS)

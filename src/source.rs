@@ -26,7 +26,7 @@ pub fn folder(path: &Path) -> anyhow::Result<PathBuf> {
         return Ok(path.to_path_buf());
     }
     if !path.exists() {
-        bail!("-m {}: there is no such folder", path.display());
+        bail!("{}: there is no such folder", path.display());
     }
     let checkpoints = path.join("checkpoints");
     let whole = |folder: &PathBuf| train::checkpoint::read_state(folder).is_ok();
@@ -35,8 +35,7 @@ pub fn folder(path: &Path) -> anyhow::Result<PathBuf> {
     } else {
         None
     };
-    newest
-        .with_context(|| format!("-m {}: neither a model (no config.json) nor a run with a checkpoint", path.display()))
+    newest.with_context(|| format!("{}: neither a model (no config.json) nor a run with a checkpoint", path.display()))
 }
 
 /// Bytes are the only tokens so far: anything else needs a tokenizer that is not there.
