@@ -137,8 +137,11 @@ impl Observer for Narrator {
             // The last one is named below; the others are in the folder.
             Event::Checkpoint { .. } => {}
             Event::Interrupted { steps_done } => {
-                self.bar.abandon();
-                let resume = format!("silurian train --resume {}", self.folder.display());
+                // Left on the screen, it would promise a rest of the way that nobody goes.
+                self.bar.finish_and_clear();
+                let folder = self.folder.display().to_string();
+                let folder = if folder.contains(char::is_whitespace) { format!("'{folder}'") } else { folder };
+                let resume = format!("silurian train --resume {folder}");
                 self.line(format_args!("stopped   after step {steps_done}, saved; to go on: {resume}"));
             }
             Event::Finished { steps_done, seconds } => {
