@@ -136,6 +136,11 @@ impl RunDir {
     }
 }
 
+/// Whether a folder is that of a run.
+pub(crate) fn is_run(path: &Path) -> bool {
+    path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
+}
+
 /// The records of a run, in order, as a reader of the folder has them. Lines that are none are skipped.
 pub fn read_metrics(run: &Path) -> Result<Vec<StepMetrics>, files::Error> {
     let path = run.join(METRICS);

@@ -4,9 +4,10 @@
 //!   Each record is a document.
 //! - Any other file is one document of UTF-8 text.
 //! - Of a folder, and all folders in it, the files that end in [`EXTENSIONS`] are taken, in the order of their paths.
-//!   Hidden files and folders are left out.
+//!   Hidden files and folders are left out, and so are the folders of runs, whose metrics are no text to learn.
 
 use super::DataError;
+use crate::run_dir;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use tensor::mapped_file::MappedFile;
@@ -73,7 +74,9 @@ impl Documents {
                 take(as_text(&bytes, file.path(), 1)?)?;
                 continue;
             }
-            for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
+            // Some editors begin a file with a byte order mark, which is no JSON.
+            let records = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+            for (i, line) in records.split(|&b| b == b'\n').enumerate() {
                 let line = as_text(line, file.path(), i + 1)?;
                 if !line.trim().is_empty() {
                     take(&self.text_of(line, file.path(), i + 1)?)?;
@@ -85,7 +88,12 @@ impl Documents {
 
     fn text_of(&self, line: &str, path: &Path, number: usize) -> Result<String, DataError> {
         let fail = |reason: String| DataError::Record { path: path.to_path_buf(), line: number, reason };
-        let record = serde_json::from_str(line).map_err(|e| fail(format!("not JSON: {e}")))?;
+        let record = serde_json::from_str(line).map_err(|e| {
+            // The parser saw one line and calls it the first.
+            let reason = e.to_string();
+            let reason = reason.split(" at line ").next().unwrap_or_default();
+            fail(format!("not JSON: {reason} at column {}", e.column()))
+        })?;
         let serde_json::Value::Object(mut record) = record else {
             return Err(fail("not a JSON object".to_string()));
         };
@@ -137,7 +145,9 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), DataError> {
             continue; // a link to a folder can lead back here
         }
         if path.is_dir() {
-            walk(&path, found)?;
+            if !run_dir::is_run(&path) {
+                walk(&path, found)?;
+            }
         } else if path.extension().is_some_and(|e| EXTENSIONS.iter().any(|&known| e == known)) {
             found.push(path);
         }
