@@ -1,7 +1,7 @@
 //! `silurian train`: from a text to a model.
 
 use crate::narrator::Narrator;
-use crate::source::parse_psi;
+use crate::source::{self, parse_psi};
 use crate::terminal::complain;
 use anyhow::{Context, bail};
 use model::{HiddenAct, Psi, Switch};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use train::config::{ActivationKind, ActivationSection, TrainConfig};
+use train::config::{ActivationKind, ActivationSection, ConfigError, TrainConfig};
 use train::trainer::{Outcome, Trainer};
 
 /// Train a model on text files, folders of text, or .jsonl files.
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
     preset: Option<String>,
 
-    /// Start from the weights of a Hugging Face folder
+    /// Start from the weights of a run folder (its newest checkpoint) or a Hugging Face folder
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
 
@@ -199,13 +199,14 @@ impl Args {
         if self.preset.is_some() {
             config.model.preset = self.preset.clone();
         }
-        if self.from.is_some() {
+        if let Some(from) = &self.from {
             config.model.preset = None;
-            config.model.from = self.from.clone();
+            config.model.from = Some(source::folder(from)?);
         }
         if !self.data.is_empty() {
             config.data.paths = self.data.clone();
         }
+        config.check()?;
         self.set.iter().try_fold(config, |config, assignment| set(config, assignment))
     }
 }
@@ -216,8 +217,9 @@ fn set(config: TrainConfig, assignment: &str) -> anyhow::Result<TrainConfig> {
     let (key, value) = assignment.split_once('=').with_context(|| format!("{}: expected KEY=VALUE", flag()))?;
     let mut all: toml::Table = toml::from_str(&config.to_toml()).context("a configuration is TOML")?;
     let value: toml::Value = match toml::from_str::<toml::Table>(&format!("value = {value}")) {
-        Ok(mut parsed) => parsed.remove("value").expect("it was just set"),
-        Err(_) => toml::Value::String(value.to_string()),
+        // More keys come from a line break in the value, which TOML would take for the next key.
+        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("value").expect("it was just set"),
+        _ => toml::Value::String(value.to_string()),
     };
     let mut keys: Vec<&str> = key.split('.').collect();
     let last = keys.pop().expect("split gives at least one part");
@@ -228,7 +230,13 @@ fn set(config: TrainConfig, assignment: &str) -> anyhow::Result<TrainConfig> {
     }
     table.insert(last.to_string(), value);
     let text = toml::to_string(&all).context("a table is TOML")?;
-    TrainConfig::from_toml(&text, Path::new(&flag())).map_err(Into::into)
+    TrainConfig::from_toml(&text, Path::new(&flag())).map_err(|e| match e {
+        // The line is one of a text that the user does not see.
+        ConfigError::Value { key, value, expected, .. } => {
+            ConfigError::Value { place: Some(format!("{}: ", flag())), key, value, expected }.into()
+        }
+        e => e.into(),
+    })
 }
 
 /// `path`, or `path-2`, `path-3`, .. if it is taken.

@@ -34,12 +34,18 @@ fn data() {
     fs::create_dir(place.path("folder")).unwrap();
     refuse(&mut train("folder"), &["folder", ".txt"]);
     refuse(&mut place.silurian(&["train"]), &["no data"]);
+    place.write(
+        "third.jsonl",
+        "\u{feff}{\"text\":\"a mark before the first record\"}\n{\"text\":\"b\"}\n{\"text\" 3}\n",
+    );
+    refuse(&mut train("third.jsonl"), &["third.jsonl line 3: not JSON: expected `:` at column 9\n"]);
     assert!(!place.path("runs").join("r").exists(), "a run folder was left behind");
 }
 
 #[test]
 fn configuration() {
     let place = Place::new();
+    let most = u64::MAX.to_string();
     let with = |text: &str| {
         place.write("run.toml", text);
         place.silurian(&["train", "text.txt", "--name", "r", "--config", "run.toml"])
@@ -62,7 +68,22 @@ fn configuration() {
     let flag = |flags: &[&str]| place.silurian(&[&["train", "text.txt", "--name", "r"], flags].concat());
     refuse(&mut flag(&["--set", "train.setps=3"]), &["--set train.setps=3", "setps"]);
     refuse(&mut flag(&["--set", "train.steps"]), &["--set train.steps", "KEY=VALUE"]);
+    refuse(&mut flag(&["--set", "train.steps=3\nlr = 5"]), &["steps", "expected usize"]);
     refuse(&mut flag(&["--alpha", "2"]), &["train.switch.alpha = 2"]);
+    refuse(&mut flag(&["--alpha", "2", "--set", "train.lr=0.1"]), &["error: train.switch.alpha = 2"]);
+    refuse(&mut flag(&["--set", "train.lr=nan"]), &["error: --set train.lr=nan: train.lr = NaN"]);
+    for name in ["--steps", "--seq-len", "--micro-batch", "--batch-tokens", "--seed"] {
+        let key = format!("error: train.{} = {most}: must be", &name[2..].replace('-', "_"));
+        refuse(&mut flag(&[name, &most]), &[&key]);
+        refuse(&mut flag(&[name, &most, "--set", "train.lr=0.1"]), &[&key]);
+    }
+    refuse(&mut place.silurian(&["inspect", "--preset", "tiny", "--micro-batch", &most]), &["--micro-batch", "2^32"]);
+    let output = place.silurian(&["inspect", "runs/r", "--vocab-size", "3"]).output().unwrap();
+    assert!(said(&output).contains("cannot be used with '--vocab-size <V>'"), "{}", said(&output));
+    // Petabytes, which no system gives.
+    let large = ["model.d_model=1048576", "model.n_heads=2", "model.n_kv_heads=1", "model.d_ff=1048576"];
+    let large = large.iter().flat_map(|size| ["--set", *size]).chain(["--set", "model.n_layers=10000"]);
+    refuse(&mut flag(&large.collect::<Vec<_>>()), &["takes about", "GiB of memory", "train.micro_batch"]);
     refuse(&mut flag(&["--config", "none.toml"]), &["none.toml"]);
     // clap's own: exit code 2.
     let output = flag(&["--activation", "stochastic:1.1"]).output().unwrap();
@@ -73,6 +94,34 @@ fn configuration() {
         &["KERNELS_SIMD=avx1024", "portable"],
     );
     assert!(!place.path("runs").join("r").exists(), "a run folder was left behind");
+}
+
+/// A name that TOML cannot hold.
+#[cfg(target_os = "linux")] // elsewhere file systems refuse such names
+#[test]
+fn names_that_are_not_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.txt");
+    fs::copy(place.path("text.txt"), place.path("").join(name)).unwrap();
+    refuse(place.silurian(&["train", "--name", "r"]).arg(name), &["data.paths = caf", "not UTF-8"]);
+    refuse(
+        place.silurian(&["train", "--name", "r", "--set", "train.steps=3"]).arg(name),
+        &["data.paths = caf", "not UTF-8"],
+    );
+    assert!(!place.path("runs").exists(), "a run folder was left behind");
+}
+
+/// A process may have few threads, and 4096 is more than a limit on the address space leaves room for.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_the_system_refuses() {
+    let place = Place::new();
+    let script = format!("ulimit -v 2000000; exec {} inspect -t 4096", env!("CARGO_BIN_EXE_silurian"));
+    let mut command = std::process::Command::new("sh");
+    refuse(command.args(["-c", &script]), &["--threads 4096: the system refuses them"]);
+    let output = place.silurian(&["inspect", "-t", "60000"]).output().unwrap();
+    assert!(said(&output).contains("60000 is not in 1..=4096"), "{}", said(&output));
 }
 
 #[test]
@@ -198,6 +247,9 @@ fn run_folders() {
     refuse(&mut place.train(&["--name", "m"]), &["runs/m", "exists"]);
     refuse(&mut place.silurian(&["train", "--resume", "runs/none"]), &["runs/none", "config.toml"]);
     let resume = |flags: &[&str]| place.silurian(&[&["train", "--resume", "runs/m"], flags].concat());
+    // Another error's words once, not twice.
+    let output = place.train(&["--name", "n", "--set", "model.from=nowhere"]).output().unwrap();
+    assert_eq!(said(&output).matches("nowhere").count(), 1, "{}", said(&output));
     refuse(&mut resume(&["--lr", "0.5"]), &["runs/m", "train.lr", "0.002", "0.5"]);
     refuse(&mut resume(&["--steps", "99", "--set", "train.beta1=0.5"]), &["train.steps", "20", "99", "train.beta1"]);
     let text = fs::read_to_string(place.path("text.txt")).unwrap();
@@ -206,6 +258,18 @@ fn run_folders() {
     place.write("text.txt", text);
     assert_eq!(before, fs::read(run.join("metrics.jsonl")).unwrap(), "metrics.jsonl was touched");
     succeed(&mut resume(&["--set", "train.keep_last=1"]));
+    // A run that lies among its data is no text of theirs, and does not change them.
+    fs::create_dir(place.path("notes")).unwrap();
+    fs::copy(place.path("text.txt"), place.path("notes/text.txt")).unwrap();
+    let mut command = place.silurian(&["train", "notes", "--out", "notes/run", "--steps", "3"]);
+    succeed(command.args(SMALL));
+    succeed(&mut place.silurian(&["train", "--resume", "notes/run"]));
+    // More steps than the run has.
+    let state = run.join("checkpoints/step-20/state.json");
+    let text = fs::read_to_string(&state).unwrap().replace("\"steps_done\": 20", "\"steps_done\": 21");
+    fs::write(&state, text).unwrap();
+    let output = succeed(&mut resume(&[]));
+    assert!(said(&output).contains("steps_done = 21, of 20 steps; skipped"), "{}", said(&output));
 }
 
 #[test]
@@ -258,6 +322,14 @@ fn a_full_disk() {
     assert!(run.join("checkpoints/step-20/state.json").exists());
     fs::remove_file(run.join("checkpoints/step-20/state.json")).unwrap();
     refuse(&mut limited(64, "train --resume runs/m"), &["runs/m"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_that_is_full() {
+    let place = Place::new();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    refuse(place.silurian(&["inspect"]).stdout(full()), &["standard output cannot be written", "No space left"]);
 }
 
 #[cfg(unix)]

@@ -47,7 +47,8 @@ pub struct TrainingMemory {
 impl TrainingMemory {
     /// All of it. An estimate: the kernels' scratch is not counted (a few MiB a thread), nor what the pool rounds up.
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.moments + self.activations + self.workspace
+        let parts = [self.parameters, self.gradients, self.moments, self.activations, self.workspace];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -92,7 +93,7 @@ impl Config {
         let saved = self.n_layers * layer + 2 * c + 2;
         // dh, h, dg, du; dy and dx.
         let workspace = 4 * f + 2 * c;
-        let bytes = |numbers: usize| F32 * tokens as u64 * numbers as u64;
+        let bytes = |numbers: usize| (F32 * tokens as u64).saturating_mul(numbers as u64);
         TrainingMemory {
             parameters,
             gradients: parameters,

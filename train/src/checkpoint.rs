@@ -159,6 +159,10 @@ pub fn read_state(path: &Path) -> Result<State, CheckpointError> {
     if state.format != FORMAT {
         return Err(invalid(format!("{STATE}: format {}, expected {FORMAT}", state.format)));
     }
+    if state.steps_done > state.config.train.steps {
+        let steps = state.config.train.steps;
+        return Err(invalid(format!("{STATE}: steps_done = {}, of {steps} steps", state.steps_done)));
+    }
     let sizes = sizes(path)?;
     for (name, &size) in &state.files {
         match sizes.get(name) {

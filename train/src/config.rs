@@ -283,7 +283,7 @@ impl TrainConfig {
             path: path.to_path_buf(),
             reason: e.to_string().trim_end().to_string(),
         })?;
-        config.check_ranges().map_err(|e| match e {
+        config.check().map_err(|e| match e {
             ConfigError::Value { place: None, key, value, expected } => {
                 let line = line_of(text, &key).map_or(String::new(), |n| format!(" line {n}"));
                 ConfigError::Value { place: Some(format!("{}{line}: ", path.display())), key, value, expected }
@@ -293,7 +293,8 @@ impl TrainConfig {
         Ok(config)
     }
 
-    /// The text of a file that [`read`](TrainConfig::read) reads back to the same configuration.
+    /// The text of a file that [`read`](TrainConfig::read) reads back to the same configuration. Panics on what
+    /// [`check`](TrainConfig::check) refuses.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration is made of tables, numbers and strings")
     }
@@ -301,7 +302,7 @@ impl TrainConfig {
     /// Fills in what was left out and depends on other keys, and checks everything. With `model.from`, `sizes` are those of
     /// that checkpoint; else they must be `None` and come from preset and overrides. `vocab_size` is the tokenizer's.
     pub fn resolve(mut self, vocab_size: usize, sizes: Option<Config>) -> Result<(TrainConfig, Config), ConfigError> {
-        self.check_ranges()?;
+        self.check()?;
         if self.data.paths.is_empty() {
             return Err(value_error("data.paths", "[]", "must name at least one file or folder"));
         }
@@ -337,8 +338,9 @@ impl TrainConfig {
         Ok((self, sizes))
     }
 
-    /// The ranges of the values that stand on their own.
-    fn check_ranges(&self) -> Result<(), ConfigError> {
+    /// Checks what stands on its own: ranges, and that TOML can hold the values, so that [`to_toml`](TrainConfig::to_toml)
+    /// cannot fail.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let (a, d, t) = (&self.activation, &self.data, &self.train);
         match (a.kind, a.p) {
             (ActivationKind::Stochastic, None) => {
@@ -351,6 +353,18 @@ impl TrainConfig {
             (ActivationKind::Stochastic, Some(p)) => within("activation.p", p, 0.0, 1.0)?,
             (_, Some(p)) => return Err(value_error("activation.p", p, "goes with kind = \"stochastic\" only")),
             (_, None) => {}
+        }
+        let paths = d.paths.iter().map(|path| ("data.paths", path));
+        let paths = paths.chain(d.cache.iter().map(|path| ("data.cache", path)));
+        for (key, path) in paths.chain(self.model.from.iter().map(|path| ("model.from", path))) {
+            if path.to_str().is_none() {
+                let name = path.display();
+                return Err(value_error(
+                    key,
+                    name,
+                    "the name is not UTF-8, and config.toml could not hold it: rename it",
+                ));
+            }
         }
         if !(d.val_fraction > 0.0 && d.val_fraction < 1.0) {
             return Err(value_error("data.val_fraction", d.val_fraction, "must be above 0 and below 1"));
@@ -365,8 +379,10 @@ impl TrainConfig {
             ("train.checkpoint_every", Some(t.checkpoint_every)),
             ("train.keep_last", Some(t.keep_last)),
         ] {
-            if value == Some(0) {
-                return Err(value_error(key, 0, "must be at least 1"));
+            match value {
+                Some(0) => return Err(value_error(key, 0, "must be at least 1")),
+                Some(n) if i64::try_from(n).is_err() => return Err(value_error(key, n, "must be below 2^63")),
+                _ => {}
             }
         }
         // The last value is the step of evaluation draws. Both are words of a draw's counter.

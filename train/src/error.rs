@@ -24,6 +24,15 @@ pub enum Error {
     /// A sample.
     #[error("sample: {0}")]
     Sample(#[from] infer::Error),
+    /// More memory than the system gives.
+    #[error(
+        "training takes about {:.1} GiB of memory, and the system refuses that: choose a smaller model or train.micro_batch",
+        *bytes as f64 / (1u64 << 30) as f64
+    )]
+    Memory {
+        /// The estimate.
+        bytes: u64,
+    },
     /// A new run where there is one.
     #[error("{}: exists already; resume it, or choose another name", path.display())]
     Exists {

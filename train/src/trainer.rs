@@ -76,6 +76,7 @@ impl Trainer {
         let sizes = start.as_ref().map(|w| w.config().clone());
         let (config, sizes) = config.resolve(tokenizer.vocab_size(), sizes)?;
         check_prompt(&config, tokenizer, &sizes)?;
+        check_memory(&config, &sizes)?;
         let batches = open_data(&config, tokenizer, observer)?;
         let run = RunDir::create(path, &config)?;
         let weights = start.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
@@ -114,6 +115,7 @@ impl Trainer {
         }
 
         check_prompt(&config, tokenizer, &sizes)?;
+        check_memory(&config, &sizes)?;
         let batches = open_data(&config, tokenizer, observer)?;
         if let Some((_, state)) = &newest {
             if state.data_hash != batches.tokens().hash() {
@@ -353,6 +355,18 @@ fn open_data(config: &TrainConfig, tokenizer: Tokenizer, observer: &mut dyn Obse
     let dir = d.cache.clone().unwrap_or_else(cache::default_dir);
     let tokens = Tokens::open(&documents, tokenizer, &dir, &mut |text| observer.event(Event::Note(&text)))?;
     Ok(Batches::new(tokens, d.val_fraction, t.seq_len.expect("resolved"), t.seed)?)
+}
+
+/// Asks the system for the memory of training in one piece, and gives it back: what it will never have is found before the
+/// run, where later the process would end without a word on what to change.
+fn check_memory(config: &TrainConfig, sizes: &Config) -> Result<(), Error> {
+    let t = &config.train;
+    let bytes = sizes.training_memory(t.micro_batch * t.seq_len.expect("resolved")).total();
+    let mut piece = Vec::<u8>::new();
+    let refused = usize::try_from(bytes).map_or(true, |bytes| piece.try_reserve_exact(bytes).is_err());
+    // Without this, the compiler may leave out a piece that nobody uses.
+    std::hint::black_box(&mut piece);
+    if refused { Err(Error::Memory { bytes }) } else { Ok(()) }
 }
 
 /// A prompt beyond the context is found before the run, not at its first sample.
