@@ -101,12 +101,16 @@ const DEFAULT_ALPHA: f64 = 0.1;
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &args.resume {
-        let base = match &args.config {
-            Some(file) => Some(TrainConfig::read(file)?),
-            None if args.changes_the_config() => Some(TrainConfig::read(folder.join("config.toml"))?),
-            None => None,
+        let stored = folder.join("config.toml");
+        let config = match (&args.config, stored.is_file()) {
+            (Some(file), _) => Some(args.apply(TrainConfig::read(file)?)?),
+            (None, true) => {
+                let base = TrainConfig::read(stored)?;
+                Some(args.apply(base.clone())?).filter(|config| *config != base)
+            }
+            // Not a run: the trainer says so.
+            (None, false) => None,
         };
-        let config = base.map(|base| args.apply(base)).transpose()?;
         let mut narrator = Narrator::new(folder);
         let trainer = Trainer::resume(folder, config, &mut narrator)?;
         return drive(trainer, &mut narrator);
@@ -160,18 +164,6 @@ fn drive(mut trainer: Trainer, narrator: &mut Narrator) -> anyhow::Result<ExitCo
 }
 
 impl Args {
-    fn changes_the_config(&self) -> bool {
-        !self.data.is_empty()
-            || !self.set.is_empty()
-            || self.preset.is_some()
-            || self.from.is_some()
-            || self.activation.is_some()
-            || self.alpha.is_some()
-            || self.lr.is_some()
-            || self.seed.is_some()
-            || [self.steps, self.seq_len, self.batch_tokens, self.micro_batch].iter().any(Option::is_some)
-    }
-
     /// The configuration with the flags' values in place of its own.
     fn apply(&self, mut config: TrainConfig) -> anyhow::Result<TrainConfig> {
         fn put<T: Clone>(place: &mut T, value: &Option<T>) {

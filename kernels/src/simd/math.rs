@@ -184,25 +184,25 @@ mod tests {
     // All floats: `cargo test --release -p kernels --lib every_float -- --ignored --nocapture`
 
     #[test]
-    #[ignore = "2^32 floats on every level take minutes"]
+    #[ignore = "2^32 floats on every level take minutes: cargo test --release -p kernels --lib every_float -- --ignored --nocapture"]
     fn exp_at_every_float() {
         check_exp(1);
     }
 
     #[test]
-    #[ignore = "2^32 floats on every level take minutes"]
+    #[ignore = "2^32 floats on every level take minutes: cargo test --release -p kernels --lib every_float -- --ignored --nocapture"]
     fn sigmoid_at_every_float() {
         check_sigmoid(1);
     }
 
     #[test]
-    #[ignore = "2^32 floats on every level take minutes"]
+    #[ignore = "2^32 floats on every level take minutes: cargo test --release -p kernels --lib every_float -- --ignored --nocapture"]
     fn silu_at_every_float() {
         check_silu(1);
     }
 
     #[test]
-    #[ignore = "2^32 floats on every level take minutes"]
+    #[ignore = "2^32 floats on every level take minutes: cargo test --release -p kernels --lib every_float -- --ignored --nocapture"]
     fn silu_derivative_at_every_float() {
         check_silu_derivative(1);
     }
