@@ -17,6 +17,7 @@ use kernels::sparse::{FfnScratch, ffn_dense, ffn_sparse};
 use kernels::{Beta, Mat, MatMut, Team};
 use model::{Config, Psi, PsiAt, Weights, attention_scale};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Tokens that a prompt is cut into. A gemm of 256 rows uses each packed weight 256 times, which is near its full rate; the
 /// three hidden buffers then take 24 MiB at d_ff = 8192, whatever the length of the prompt.
@@ -34,6 +35,7 @@ pub struct CpuEngine {
     activations: Activations,
     logits: Vec<f32>,
     density: Vec<LayerDensity>,
+    ffn_time: Duration,
     sample: u32,
 }
 
@@ -51,6 +53,7 @@ impl CpuEngine {
             activations: Activations::default(),
             logits: vec![0.0; config.vocab_size],
             density: vec![LayerDensity::default(); config.n_layers],
+            ffn_time: Duration::ZERO,
             sample: 0,
             config,
             options,
@@ -70,9 +73,9 @@ impl CpuEngine {
     }
 
     /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the last
-    /// block in the activations. `counted`: whether the density counts them.
+    /// block in the activations. `counted`: whether density and FFN time count them.
     fn append(&mut self, tokens: &[u32], counted: bool) {
-        let CpuEngine { config, options, team, weights, cache, activations, density, .. } = self;
+        let CpuEngine { config, options, team, weights, cache, activations, density, ffn_time, .. } = self;
         let (n, position) = (tokens.len(), cache.len());
         cache.reserve(n);
         activations.resize(config, n);
@@ -82,10 +85,11 @@ impl CpuEngine {
         for (layer, weights) in weights.layers.iter().enumerate() {
             pass.attention(layer, weights, cache, activations);
             if n == 1 {
-                let active = pass.ffn_of_one(layer, weights, options.ffn, activations);
+                let (active, time) = pass.ffn_of_one(layer, weights, options.ffn, activations);
                 if counted {
                     density[layer].active += active as u64;
                     density[layer].neurons += config.d_ff as u64;
+                    *ffn_time += time;
                 }
             } else {
                 pass.ffn(layer, weights, activations);
@@ -125,6 +129,7 @@ impl Engine for CpuEngine {
     fn reset(&mut self, sample: u32) {
         self.cache.truncate(0);
         self.density.fill(LayerDensity::default());
+        self.ffn_time = Duration::ZERO;
         self.sample = sample;
     }
 
@@ -151,6 +156,10 @@ impl Engine for CpuEngine {
 
     fn density(&self) -> &[LayerDensity] {
         &self.density
+    }
+
+    fn ffn_time(&self) -> Duration {
+        self.ffn_time
     }
 }
 
@@ -253,23 +262,27 @@ impl Pass<'_> {
         gemm(self.team, h, down_proj_t, Beta::One, MatMut::new(&mut a.x, n, c));
     }
 
-    /// The same for one token, in the kernels where sparse equals dense. Returns the number of active neurons.
-    fn ffn_of_one(&self, layer: usize, w: &LayerWeights, mode: FfnMode, a: &mut Activations) -> usize {
+    /// The same for one token, in the kernels where sparse equals dense. Returns the number of active neurons
+    /// and the time of the kernels.
+    fn ffn_of_one(&self, layer: usize, w: &LayerWeights, mode: FfnMode, a: &mut Activations) -> (usize, Duration) {
         let psi = self.psi.layer(layer);
         rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
-        let active = match mode {
-            FfnMode::Sparse => ffn_sparse(self.team, w.ffn(), &a.normed, &mut a.ffn, &mut a.y),
+        let start = Instant::now();
+        let (active, time) = match mode {
+            FfnMode::Sparse => (ffn_sparse(self.team, w.ffn(), &a.normed, &mut a.ffn, &mut a.y), start.elapsed()),
             FfnMode::Dense => {
                 ffn_dense(self.team, w.ffn(), psi, &a.normed, &mut a.ffn, &mut a.y);
-                match self.psi.psi {
+                let time = start.elapsed();
+                let active = match self.psi.psi {
                     // What the sparse form would select.
                     Psi::Relu => a.ffn.g().iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
                     Psi::Silu | Psi::Stochastic { .. } => a.ffn.h().iter().filter(|&&h| h != 0.0).count(),
-                }
+                };
+                (active, time)
             }
         };
         axpy(self.team, 1.0, &a.y, &mut a.x);
-        active
+        (active, time)
     }
 
     /// `y = x W^T`. Shapes: x `[N, in]`, w `[out, in]`, y `[N, out]`.

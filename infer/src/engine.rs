@@ -2,6 +2,7 @@
 
 use crate::Error;
 use model::{Config, Psi};
+use std::time::Duration;
 
 /// A model on a device, with the key-value cache of one sequence.
 ///
@@ -40,6 +41,10 @@ pub trait Engine {
 
     /// For each layer, how many neurons were active in the [`decode`](Engine::decode) calls since the last reset.
     fn density(&self) -> &[LayerDensity];
+
+    /// Time spent in the FFNs of the [`decode`](Engine::decode) calls since the last reset, all layers together: from the
+    /// normalised x to y. The norm before and the addition to the residual stream after are not in it.
+    fn ffn_time(&self) -> Duration;
 }
 
 /// How a model is run.

@@ -45,6 +45,9 @@ pub struct Generation {
     pub decode_steps: usize,
     /// Time of the decode steps, without sampling and without the receiver.
     pub decode: Duration,
+    /// The part of [`decode`](Generation::decode) that went to the FFNs: from the normalised x to y, without the norm before and
+    /// the addition after.
+    pub ffn_time: Duration,
     /// Time of sampling.
     pub sampling: Duration,
     /// How the FFN of decoded tokens ran.
@@ -124,6 +127,7 @@ pub fn generate(
         prefill,
         decode_steps,
         decode,
+        ffn_time: engine.ffn_time(),
         sampling,
         ffn: engine.options().ffn,
         density: engine.density().to_vec(),

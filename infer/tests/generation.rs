@@ -8,6 +8,7 @@ use infer::{Generation, generate, score};
 use model::reference::Reference;
 use model::{Config, Psi, PsiAt};
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 const SAMPLING: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 11 };
 
@@ -106,6 +107,7 @@ fn a_generation_ends_for_each_of_its_reasons() {
     let text = run(&mut engine, SAMPLING, request);
     assert_eq!((text.tokens.len(), text.stop, text.decode_steps), (5, StopReason::MaxTokens, 4));
     assert_eq!((text.prompt_tokens, text.ffn), (10, FfnMode::Sparse));
+    assert!(text.ffn_time > Duration::ZERO && text.ffn_time < text.decode, "ffn_time is a part of decode");
     assert!(text.prefill_rate() > 0.0 && text.decode_rate().unwrap() > 0.0);
     for layer in &text.density {
         assert_eq!(layer.neurons, 4 * config().d_ff as u64, "density counts the decode steps");
@@ -125,6 +127,7 @@ fn a_generation_ends_for_each_of_its_reasons() {
 
     let nothing = run(&mut engine, SAMPLING, Request { max_tokens: 0, ..request });
     assert_eq!((nothing.tokens.len(), nothing.stop, nothing.decode_rate()), (0, StopReason::MaxTokens, None));
+    assert_eq!(nothing.ffn_time, Duration::ZERO, "ffn_time: what came before was not forgotten");
     assert_eq!(nothing.mean_density(), None);
     // A prompt of one token is a prompt.
     let single = run(&mut engine, SAMPLING, Request { prompt: &prompt[..1], max_tokens: 3, ..request });
