@@ -6,7 +6,7 @@
 //! - [`step`] and [`optimizer`]: one step. [`evaluate`](mod@evaluate): loss, zeros, dead neurons. [`sample`](mod@sample).
 //! - [`trainer`]: the loop. [`run_dir`] and [`checkpoint`]: its folder, and how a kill at any instant loses no more than the
 //!   steps since the last checkpoint.
-//! - [`almanac`]: the generated corpus.
+//! - [`almanac`]: the generated corpus. [`questions`]: files of questions with their answers.
 #![forbid(unsafe_code)]
 
 pub mod almanac;
@@ -17,8 +17,10 @@ mod error;
 pub mod evaluate;
 pub mod events;
 pub mod files;
+mod jsonl;
 pub mod metrics;
 pub mod optimizer;
+pub mod questions;
 pub mod run_dir;
 pub mod sample;
 pub mod schedule;

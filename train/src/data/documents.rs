@@ -7,8 +7,9 @@
 //!   Hidden files and folders are left out, and so are the folders of runs, whose metrics are no text to learn.
 
 use super::DataError;
-use crate::run_dir;
+use crate::{jsonl, run_dir};
 use rayon::prelude::*;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tensor::mapped_file::MappedFile;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
@@ -71,49 +72,25 @@ impl Documents {
         for file in &self.files {
             let bytes = file.as_slice::<u8>(0..file.len()).map_err(DataError::from)?;
             if !is_jsonl(file.path()) {
-                take(as_text(&bytes, file.path(), 1)?)?;
+                take(as_text(&bytes, file.path())?)?;
                 continue;
             }
-            // Some editors begin a file with a byte order mark, which is no JSON.
-            let records = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-            for (i, line) in records.split(|&b| b == b'\n').enumerate() {
-                let line = as_text(line, file.path(), i + 1)?;
-                if !line.trim().is_empty() {
-                    take(&self.text_of(line, file.path(), i + 1)?)?;
-                }
+            for (number, line) in jsonl::lines(&bytes) {
+                let text = line.and_then(|line| self.text_of(line));
+                let fail = |reason| DataError::Record { path: file.path().to_path_buf(), line: number, reason };
+                take(&text.map_err(fail)?)?;
             }
         }
         Ok(())
     }
 
-    fn text_of(&self, line: &str, path: &Path, number: usize) -> Result<String, DataError> {
-        let fail = |reason: String| DataError::Record { path: path.to_path_buf(), line: number, reason };
-        let record = serde_json::from_str(line).map_err(|e| {
-            // The parser saw one line and calls it the first.
-            let reason = e.to_string();
-            let reason = reason.split(" at line ").next().unwrap_or_default();
-            fail(format!("not JSON: {reason} at column {}", e.column()))
-        })?;
-        let serde_json::Value::Object(mut record) = record else {
-            return Err(fail("not a JSON object".to_string()));
-        };
+    /// The text of a record.
+    fn text_of(&self, line: &str) -> Result<String, String> {
+        let mut record = jsonl::object(line)?;
         match record.swap_remove(&self.field) {
-            Some(serde_json::Value::String(text)) => Ok(text),
-            Some(other) => {
-                let kind = match other {
-                    serde_json::Value::Null => "null",
-                    serde_json::Value::Bool(_) => "a boolean",
-                    serde_json::Value::Number(_) => "a number",
-                    serde_json::Value::Array(_) => "an array",
-                    _ => "an object",
-                };
-                Err(fail(format!("field \"{}\" is {kind}, expected a string", self.field)))
-            }
-            None => {
-                let has: Vec<String> = record.keys().map(|key| format!("\"{key}\"")).collect();
-                let has = if has.is_empty() { "none".to_string() } else { has.join(", ") };
-                Err(fail(format!("no field \"{}\"; its fields are {has}", self.field)))
-            }
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(format!("field \"{}\" is {}, expected a string", self.field, jsonl::kind(&other))),
+            None => Err(format!("no field \"{}\"; its fields are {}", self.field, jsonl::fields(&record))),
         }
     }
 }
@@ -122,10 +99,10 @@ fn is_jsonl(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "jsonl")
 }
 
-/// Text that begins on line `first_line` of the file, or the line where it is none.
-fn as_text<'a>(bytes: &'a [u8], path: &Path, first_line: usize) -> Result<&'a str, DataError> {
+/// The text of a file, or the line where it is none.
+fn as_text<'a>(bytes: &'a [u8], path: &Path) -> Result<&'a str, DataError> {
     std::str::from_utf8(bytes).map_err(|e| {
-        let line = first_line + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+        let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
         DataError::Record { path: path.to_path_buf(), line, reason: "not UTF-8".to_string() }
     })
 }
