@@ -26,6 +26,7 @@ fn elementwise_kernels(c: &mut Criterion) {
     let level = Level::from_env().unwrap_or_else(|e| panic!("{e}"));
     let len = TOKENS * D_MODEL;
     let (a, b, weight) = (uniform(1, len), uniform(2, len), uniform(3, D_MODEL));
+    let positive: Vec<f32> = a.iter().map(|a| a.abs()).collect();
     let (mut y, mut m, mut v) = (vec![0.0; len], vec![0.0; len], vec![1.0; len]);
     let (mut inv_rms, mut d_weight) = (vec![1.0; TOKENS], vec![0.0; D_MODEL]);
     let table = uniform(4, VOCAB * D_MODEL);
@@ -42,6 +43,7 @@ fn elementwise_kernels(c: &mut Criterion) {
         row(&mut group, "copy", 8, || elementwise::scale(&team, 1.0, black_box(&a), &mut y));
         row(&mut group, "add", 12, || elementwise::add(&team, black_box(&a), &b, &mut y));
         row(&mut group, "exp", 8, || elementwise::exp(&team, black_box(&a), &mut y));
+        row(&mut group, "log", 8, || elementwise::log(&team, black_box(&positive), &mut y));
         row(&mut group, "sum_squares", 4, || {
             black_box(reduce::sum_squares(&team, black_box(&a)));
         });

@@ -22,6 +22,8 @@ fn panics_name_op_and_shapes_and_point_at_the_caller() {
         ("add", &["[2, 3]", "[2, 4]"], line!(), Box::new(|| drop(&x(&[2, 3]) + &x(&[2, 4])))),
         ("sub", &["[2, 3]", "[2]"], line!(), Box::new(|| drop(x(&[2, 3]) - x(&[2])))),
         ("mul", &["[2, 3]", "[3, 1]"], line!(), Box::new(|| drop(x(&[2, 3]) * &x(&[3, 1])))),
+        ("div", &["[2, 3]", "[4]"], line!(), Box::new(|| drop(x(&[2, 3]) / &x(&[4])))),
+        ("sum_to", &["[2, 3]", "[3, 1]"], line!(), Box::new(|| drop(x(&[2, 3]).sum_to([3, 1])))),
         ("matmul", &["[2, 3]", "[4, 5]"], line!(), Box::new(|| drop(x(&[2, 3]).matmul(&x(&[4, 5]))))),
         ("linear", &["[2, 3]", "[5, 4]"], line!(), Box::new(|| drop(x(&[2, 3]).linear(&x(&[5, 4]))))),
         ("rms_norm", &["[4]", "[3]"], line!(), Box::new(|| drop(x(&[2, 3]).rms_norm(&x(&[4]), 1e-5)))),

@@ -150,6 +150,20 @@ pub fn exp(team: &Team, a: &[f32], dst: &mut [f32]) {
     map(team, "exp", Exp, [a], dst);
 }
 
+/// `dst = ln a`, within 0.51 ULP: -inf at 0, NaN below. Panics if a length differs.
+///
+/// Scalar code at every level, in f64: no step of training and no token of inference takes logarithms of many numbers, so
+/// it has not earned a vector form.
+#[track_caller]
+pub fn log(team: &Team, a: &[f32], dst: &mut [f32]) {
+    assert_eq!(a.len(), dst.len(), "log: input 0 has {} elements, dst {}", a.len(), dst.len());
+    team.run_chunks_mut(dst, ELEMENTS_PER_TASK, |task, dst| {
+        for (dst, &a) in dst.iter_mut().zip(&a[task * ELEMENTS_PER_TASK..]) {
+            *dst = (a as f64).ln() as f32;
+        }
+    });
+}
+
 /// `dst = sigmoid(a) = 1 / (1 + e^-a)`. Panics if a length differs. Accuracy: [`math::sigmoid`].
 #[track_caller]
 pub fn sigmoid(team: &Team, a: &[f32], dst: &mut [f32]) {
@@ -280,6 +294,25 @@ mod tests {
                     });
                 }
             }
+        }
+    }
+
+    #[test]
+    fn log_matches_reference() {
+        for team in teams() {
+            for len in long_lengths() {
+                let x: Vec<f32> = uniform(1, len).into_iter().map(|x| (40.0 * x).exp()).collect();
+                let mut dst = vec![f32::NAN; len];
+                log(&team, &x, &mut dst);
+                let expected: Vec<f64> = x.iter().map(|&x| (x as f64).ln()).collect();
+                let bound = |i: usize| 2.0 * 0.51 * ROUNDING * expected[i].abs();
+                assert_within(&format!("log {} len={len}", team.level()), &dst, &expected, bound);
+            }
+            let special = [0.0, -0.0, f32::INFINITY, 1.0, 1e-45, -1.0, f32::NAN];
+            let mut dst = [7.0; 7];
+            log(&team, &special, &mut dst);
+            assert_eq!(dst[..4], [f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY, 0.0], "log {}", team.level());
+            assert!(dst[4] == -103.278_93 && dst[5].is_nan() && dst[6].is_nan(), "log {}: {dst:?}", team.level());
         }
     }
 

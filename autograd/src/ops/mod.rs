@@ -8,12 +8,15 @@
 //! | `add`              | `a + b`                                  | `da = dy`, `db = dy`                                |
 //! | `sub`              | `a - b`                                  | `da = dy`, `db = -dy`                               |
 //! | `mul`              | `a * b`                                  | `da = dy * b`, `db = dy * a`                        |
+//! | `div`              | `a / b`                                  | `da = dy / b`, `db = -da * y`                       |
 //! | `scale`, `neg`     | `factor x`                               | `dx = factor dy`                                    |
 //! | `exp`              | `e^x`                                    | `dx = dy * y`                                       |
+//! | `log`              | `ln x`                                   | `dx = dy / x`                                       |
 //! | `sigmoid`          | `s(x) = 1 / (1 + e^-x)`                  | `dx = dy * s(x) s(-x)`                              |
 //! | `relu`             | `max(x, 0)`                              | `dx = dy` where `x > 0`, else 0                     |
 //! | `silu`             | `x s(x)`                                 | `dx = dy * s (1 + x (1 - s))`                       |
 //! | `sum`, `mean`      | sum of all elements, over n              | `dx = dy`, `dy / n` everywhere                      |
+//! | `sum_to`           | sums over some axes                      | `dx` = dy, repeated along them                      |
 //! | `reshape`          | the same elements                        | `dx = dy` in the shape of x                         |
 //! | `transpose`        | two axes exchanged                       | `dx` = dy, exchanged                                |
 //! | `narrow`           | a range of one axis                      | `dx = dy` in the range, 0 elsewhere                 |
@@ -29,12 +32,14 @@
 
 mod add;
 mod attention;
+mod div;
 mod embedding;
 mod exp;
 mod gated_activation;
 mod gated_down_proj;
 mod linear;
 mod lm_head_loss;
+mod log;
 mod matmul;
 mod mul;
 mod narrow;
@@ -47,6 +52,7 @@ mod sigmoid;
 mod silu;
 mod sub;
 mod sum;
+mod sum_to;
 mod transpose;
 
 use crate::tape::Var;
@@ -81,6 +87,7 @@ macro_rules! by_value {
 by_value!(Add, add);
 by_value!(Sub, sub);
 by_value!(Mul, mul);
+by_value!(Div, div);
 
 impl<'t> std::ops::Neg for Var<'t> {
     type Output = Var<'t>;

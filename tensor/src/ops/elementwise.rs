@@ -60,6 +60,12 @@ pub fn exp(x: &Tensor) -> Tensor {
     unary("exp", kernel::exp, x)
 }
 
+/// `ln x`: -inf at 0, NaN below.
+#[track_caller]
+pub fn log(x: &Tensor) -> Tensor {
+    unary("log", kernel::log, x)
+}
+
 /// `1 / (1 + e^-x)`.
 #[track_caller]
 pub fn sigmoid(x: &Tensor) -> Tensor {

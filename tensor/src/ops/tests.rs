@@ -71,8 +71,9 @@ fn elementwise_ops_are_their_kernels() {
         }
     }
     type Unary = (&'static str, fn(&Tensor) -> Tensor, fn(&Team, &[f32], &mut [f32]));
-    let unaries: [Unary; 4] = [
+    let unaries: [Unary; 5] = [
         ("exp", exp, kernel::exp),
+        ("log", log, kernel::log),
         ("sigmoid", sigmoid, kernel::sigmoid),
         ("relu", relu, kernel::relu),
         ("silu", silu, kernel::silu),
