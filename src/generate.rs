@@ -139,7 +139,7 @@ fn report(done: &Generation, psi: Psi) {
     complain(format_args!(
         "[{} prompt tokens at {}, {} new at {}{ended}]",
         done.prompt_tokens,
-        rate(Some(done.prefill_rate())),
+        rate(done.prefill_rate()),
         done.tokens.len(),
         rate(done.decode_rate()),
     ));

@@ -3,6 +3,7 @@
 //! Several tokens at once run on gemm, a single one on gemv and the FFN of one token, dense or sparse; nothing else differs.
 
 use crate::kv_cache::KvCache;
+use crate::sampler::best;
 use crate::weights::{DecodeWeights, LayerWeights};
 use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity};
 use kernels::activation::gated_activation;
@@ -23,6 +24,10 @@ use std::time::{Duration, Instant};
 /// three hidden buffers then take 24 MiB at d_ff = 8192, whatever the length of the prompt.
 const PREFILL_CHUNK: usize = 256;
 
+/// Logits that [`Engine::log_probs`] holds at once, 32 MiB: every product packs all of lm_head, which many rows must pay for. 65
+/// rows at a vocabulary of 128256; of bytes, a whole chunk.
+const ROW_LOGITS: usize = 8 << 20;
+
 /// A model in f32 on the CPU, with the cache of one sequence.
 ///
 /// Memory: one copy of the weights (tied embeddings once), the cache, and the activations of 256 tokens.
@@ -34,6 +39,8 @@ pub struct CpuEngine {
     cache: KvCache,
     activations: Activations,
     logits: Vec<f32>,
+    /// Logits of several positions, while [`log_probs`](Engine::log_probs) needs them.
+    row_logits: Vec<f32>,
     density: Vec<LayerDensity>,
     ffn_time: Duration,
     sample: u32,
@@ -52,6 +59,7 @@ impl CpuEngine {
             cache: KvCache::new(config.n_layers, config.kv_width(), context, options.cache),
             activations: Activations::default(),
             logits: vec![0.0; config.vocab_size],
+            row_logits: Vec::new(),
             density: vec![LayerDensity::default(); config.n_layers],
             ffn_time: Duration::ZERO,
             sample: 0,
@@ -65,6 +73,11 @@ impl CpuEngine {
         if tokens.len() > context - position {
             return Err(Error::Context { tokens: tokens.len(), position, context });
         }
+        self.check_vocab(tokens, position)
+    }
+
+    /// Whether the vocabulary has all `tokens`, the first of which is for `position`.
+    fn check_vocab(&self, tokens: &[u32], position: usize) -> Result<(), Error> {
         let vocab_size = self.config.vocab_size;
         match tokens.iter().position(|&token| token as usize >= vocab_size) {
             Some(i) => Err(Error::Token { token: tokens[i], position: position + i, vocab_size }),
@@ -109,6 +122,37 @@ impl CpuEngine {
     }
 }
 
+impl CpuEngine {
+    /// `ln P(target)` after each of the tokens that were appended from `position` on.
+    fn log_probs_of_appended(
+        &mut self,
+        position: usize,
+        targets: &[u32],
+        log_probs: &mut Vec<f64>,
+    ) -> Result<(), Error> {
+        let CpuEngine { config, team, weights, activations: a, row_logits, .. } = self;
+        let (c, v) = (config.d_model, config.vocab_size);
+        rms_norm(team, &a.x, &weights.norm, config.norm_eps, &mut a.normed, &mut a.inv_rms);
+        let lm_head = Mat::new(weights.lm_head(), v, c).t();
+        let most_rows = (ROW_LOGITS / v).clamp(1, PREFILL_CHUNK);
+        for (i, (targets, normed)) in targets.chunks(most_rows).zip(a.normed.chunks(most_rows * c)).enumerate() {
+            let rows = targets.len();
+            row_logits.resize(rows * v, 0.0);
+            gemm(team, Mat::new(normed, rows, c), lm_head, Beta::Zero, MatMut::new(row_logits, rows, v));
+            let first = log_probs.len();
+            log_probs.resize(first + rows, 0.0);
+            team.run_chunks_mut(&mut log_probs[first..], 1, |row, log_prob| {
+                log_prob[0] = log_softmax_at(&row_logits[row * v..][..v], targets[row] as usize);
+            });
+            if let Some(row) = log_probs[first..].iter().position(|log_prob| log_prob.is_nan()) {
+                let position = position + i * most_rows + row + 1;
+                best(&row_logits[row * v..][..v], position)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Engine for CpuEngine {
     fn config(&self) -> &Config {
         &self.config
@@ -126,11 +170,19 @@ impl Engine for CpuEngine {
         self.cache.context()
     }
 
-    fn reset(&mut self, sample: u32) {
-        self.cache.truncate(0);
+    fn rewind(&mut self, len: usize, sample: u32) {
+        self.cache.truncate(len);
         self.density.fill(LayerDensity::default());
         self.ffn_time = Duration::ZERO;
         self.sample = sample;
+    }
+
+    fn set_activation(&mut self, psi: Psi, ffn: FfnMode) -> Result<(), Error> {
+        let options = EngineOptions { psi, ffn, ..self.options.clone() };
+        options.validate(&self.config)?;
+        self.options = options;
+        self.reset(0);
+        Ok(())
     }
 
     fn truncate(&mut self, len: usize) {
@@ -152,6 +204,23 @@ impl Engine for CpuEngine {
         self.check(&[token])?;
         self.append(&[token], true);
         Ok(self.last_logits())
+    }
+
+    fn log_probs(&mut self, tokens: &[u32], targets: &[u32], log_probs: &mut Vec<f64>) -> Result<(), Error> {
+        let (n, m) = (tokens.len(), targets.len());
+        assert_eq!(n, m, "CpuEngine::log_probs: {n} tokens and {m} targets");
+        self.check(tokens)?;
+        self.check_vocab(targets, self.cache.len() + 1)?;
+        let (before, scored) = (self.cache.len(), log_probs.len());
+        for (tokens, targets) in tokens.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
+            let position = self.cache.len();
+            self.append(tokens, false);
+            self.log_probs_of_appended(position, targets, log_probs).inspect_err(|_| {
+                self.cache.truncate(before);
+                log_probs.truncate(scored);
+            })?;
+        }
+        Ok(())
     }
 
     fn density(&self) -> &[LayerDensity] {
@@ -310,4 +379,11 @@ impl Pass<'_> {
         let shape = RopeShape { n_heads, head_dim, seq_len: self.n, first_position: self.position };
         rope(self.team, x, self.cos, self.sin, shape, Rotation::Forward, y);
     }
+}
+
+/// `logits[i] - ln sum_j exp(logits[j])`, in f64; NaN if the logits make no distribution.
+fn log_softmax_at(logits: &[f32], i: usize) -> f64 {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)) as f64;
+    let sum: f64 = logits.iter().map(|&x| (x as f64 - max).exp()).sum();
+    logits[i] as f64 - max - sum.ln()
 }

@@ -24,7 +24,18 @@ pub trait Engine {
 
     /// Forgets all positions and counts, and begins sample number `sample`: the last word of the counter of every draw.
     /// Without effect on the logits unless the activation is stochastic.
-    fn reset(&mut self, sample: u32);
+    fn reset(&mut self, sample: u32) {
+        self.rewind(0, sample);
+    }
+
+    /// The same, but for the positions before `len`, which stay as they are: under a stochastic activation they are those of
+    /// the former sample.
+    fn rewind(&mut self, len: usize, sample: u32);
+
+    /// Runs with `psi` and `ffn` from now on, and forgets all positions, counts and the sample's number.
+    ///
+    /// Errors: those of [`EngineOptions::validate`]; the engine is then as it was.
+    fn set_activation(&mut self, psi: Psi, ffn: FfnMode) -> Result<(), Error>;
 
     /// Forgets the positions from `len` on, if there are any: the next token goes to position `len`.
     fn truncate(&mut self, len: usize);
@@ -38,6 +49,14 @@ pub trait Engine {
     ///
     /// Errors: [`Error::Context`], [`Error::Token`].
     fn decode(&mut self, token: u32) -> Result<&[f32], Error>;
+
+    /// Appends `tokens` and adds to `log_probs`, for each of them, `ln P(targets[i])` given all positions up to its own: the
+    /// logits' log-softmax at temperature 1. One pass for all, as in [`prefill`](Engine::prefill); the logits exist for a few
+    /// positions at a time.
+    ///
+    /// Errors: [`Error::Context`], [`Error::Token`] (in which a target stands at the position after its token's). Panics if
+    /// there are not as many targets as tokens.
+    fn log_probs(&mut self, tokens: &[u32], targets: &[u32], log_probs: &mut Vec<f64>) -> Result<(), Error>;
 
     /// For each layer, how many neurons were active in the [`decode`](Engine::decode) calls since the last reset.
     fn density(&self) -> &[LayerDensity];
@@ -66,8 +85,7 @@ pub struct EngineOptions {
 impl EngineOptions {
     /// A model that runs with `psi`: sparse if that is RELU, else dense; seed 0, the model's whole context, a growing cache.
     pub fn new(psi: Psi) -> EngineOptions {
-        let ffn = if psi == Psi::Relu { FfnMode::Sparse } else { FfnMode::Dense };
-        EngineOptions { psi, ffn, seed: 0, context: None, cache: CacheMemory::Growing }
+        EngineOptions { psi, ffn: FfnMode::of(psi), seed: 0, context: None, cache: CacheMemory::Growing }
     }
 
     /// The context for a model of `config`, if the options fit it.
@@ -103,6 +121,13 @@ pub enum FfnMode {
     /// gate_proj in full, then up_proj and down_proj for the neurons with `g > 0` alone. For RELU only, where it gives the
     /// same bits as [`FfnMode::Dense`].
     Sparse,
+}
+
+impl FfnMode {
+    /// What `psi` runs with unless something else is asked for: sparse if it is RELU, else dense.
+    pub fn of(psi: Psi) -> FfnMode {
+        if psi == Psi::Relu { FfnMode::Sparse } else { FfnMode::Dense }
+    }
 }
 
 impl std::fmt::Display for FfnMode {

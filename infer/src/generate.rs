@@ -39,7 +39,7 @@ pub struct Generation {
     pub stop: StopReason,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Time of the prompt.
+    /// Time of the prompt; zero if its pass was there already ([`Samples`]).
     pub prefill: Duration,
     /// Decode steps; the last token is drawn and not fed back, so there is one less than tokens, or as many.
     pub decode_steps: usize,
@@ -57,9 +57,18 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Tokens of the prompt a second.
-    pub fn prefill_rate(&self) -> f64 {
-        self.prompt_tokens as f64 / self.prefill.as_secs_f64()
+    /// Tokens of the prompt a second; `None` if its pass was there already.
+    pub fn prefill_rate(&self) -> Option<f64> {
+        (self.prefill > Duration::ZERO).then(|| self.prompt_tokens as f64 / self.prefill.as_secs_f64())
+    }
+
+    /// The tokens that were drawn: those of the text, and the stop token if one ended it. What [`rank`](crate::rank()) scores.
+    pub fn drawn(&self) -> Vec<u32> {
+        let stop = match self.stop {
+            StopReason::StopToken(token) => Some(token),
+            _ => None,
+        };
+        self.tokens.iter().copied().chain(stop).collect()
     }
 
     /// Decode steps a second; `None` if there was none.
@@ -82,56 +91,97 @@ pub fn generate(
     engine: &mut dyn Engine,
     sampler: &mut Sampler,
     request: Request,
-    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+    on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation, Error> {
-    let Request { prompt, max_tokens, stop, sample } = request;
-    engine.reset(sample);
-    let context = engine.context();
-    let mut tokens = Vec::new();
-    let (mut decode, mut sampling, mut decode_steps) = (Duration::ZERO, Duration::ZERO, 0);
+    Samples::new(engine, request.prompt).draw(sampler, request.max_tokens, request.stop, request.sample, on_token)
+}
 
-    let start = Instant::now();
-    let mut logits = engine.prefill(prompt)?;
-    let prefill = start.elapsed();
-    let mut position = prompt.len();
-    let stop = loop {
-        if tokens.len() == max_tokens {
-            break StopReason::MaxTokens;
+/// Several texts after one prompt, whose pass is kept from one to the next, unless the activation is stochastic: its draws
+/// are different ones for each sample, in the prompt too, so each sample feeds the prompt again. A text is the one that
+/// [`generate`] gives, bit for bit.
+pub struct Samples<'a> {
+    engine: &'a mut dyn Engine,
+    prompt: &'a [u32],
+    /// After the prompt; empty before its first pass.
+    logits: Vec<f32>,
+}
+
+impl<'a> Samples<'a> {
+    /// Texts after `prompt`. Nothing is computed yet. Holds the engine, which the kept pass is in.
+    pub fn new(engine: &'a mut dyn Engine, prompt: &'a [u32]) -> Samples<'a> {
+        Samples { engine, prompt, logits: Vec::new() }
+    }
+
+    /// Generates sample number `sample`: see [`Request`] for the arguments and [`generate`] for errors.
+    pub fn draw(
+        &mut self,
+        sampler: &mut Sampler,
+        max_tokens: usize,
+        stop: &[u32],
+        sample: u32,
+        mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generation, Error> {
+        let prefill = self.begin(sample)?;
+        let engine = &mut *self.engine;
+        let context = engine.context();
+        let mut tokens = Vec::new();
+        let (mut decode, mut sampling, mut decode_steps) = (Duration::ZERO, Duration::ZERO, 0);
+        let mut logits = self.logits.as_slice();
+        let mut position = self.prompt.len();
+        let stop = loop {
+            if tokens.len() == max_tokens {
+                break StopReason::MaxTokens;
+            }
+            let start = Instant::now();
+            let token = sampler.sample(logits, position, sample)?;
+            sampling += start.elapsed();
+            if stop.contains(&token) {
+                break StopReason::StopToken(token);
+            }
+            tokens.push(token);
+            if on_token(token).is_break() {
+                break StopReason::Receiver;
+            }
+            if tokens.len() == max_tokens {
+                break StopReason::MaxTokens;
+            }
+            if position == context {
+                break StopReason::ContextFull;
+            }
+            let start = Instant::now();
+            logits = engine.decode(token)?;
+            decode += start.elapsed();
+            decode_steps += 1;
+            position += 1;
+        };
+        Ok(Generation {
+            tokens,
+            stop,
+            prompt_tokens: self.prompt.len(),
+            prefill,
+            decode_steps,
+            decode,
+            ffn_time: engine.ffn_time(),
+            sampling,
+            ffn: engine.options().ffn,
+            density: engine.density().to_vec(),
+        })
+    }
+
+    /// Brings the engine to the end of the prompt, with the logits there. Returns the time of the pass, zero if it was kept.
+    fn begin(&mut self, sample: u32) -> Result<Duration, Error> {
+        if !self.logits.is_empty() && !self.engine.options().psi.draws() {
+            self.engine.rewind(self.prompt.len(), sample);
+            return Ok(Duration::ZERO);
         }
+        self.engine.reset(sample);
         let start = Instant::now();
-        let token = sampler.sample(logits, position, sample)?;
-        sampling += start.elapsed();
-        if stop.contains(&token) {
-            break StopReason::StopToken(token);
-        }
-        tokens.push(token);
-        if on_token(token).is_break() {
-            break StopReason::Receiver;
-        }
-        if tokens.len() == max_tokens {
-            break StopReason::MaxTokens;
-        }
-        if position == context {
-            break StopReason::ContextFull;
-        }
-        let start = Instant::now();
-        logits = engine.decode(token)?;
-        decode += start.elapsed();
-        decode_steps += 1;
-        position += 1;
-    };
-    Ok(Generation {
-        tokens,
-        stop,
-        prompt_tokens: prompt.len(),
-        prefill,
-        decode_steps,
-        decode,
-        ffn_time: engine.ffn_time(),
-        sampling,
-        ffn: engine.options().ffn,
-        density: engine.density().to_vec(),
-    })
+        let logits = self.engine.prefill(self.prompt)?;
+        let time = start.elapsed();
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        Ok(time)
+    }
 }
 
 /// The log-likelihood of a continuation.
@@ -147,36 +197,51 @@ impl Score {
         self.log_probs.iter().sum()
     }
 
-    /// The mean over tokens, by which texts of different lengths are compared; NaN for an empty continuation.
-    pub fn per_token(&self) -> f64 {
-        self.total() / self.log_probs.len() as f64
+    /// The mean over tokens, by which texts of different lengths are compared; `None` for an empty continuation.
+    pub fn per_token(&self) -> Option<f64> {
+        (!self.log_probs.is_empty()).then(|| self.total() / self.log_probs.len() as f64)
     }
 }
 
-/// Resets the engine (sample 0) and scores `continuation` after `prompt`, a decode step a token.
+/// Resets the engine (sample 0) and scores `continuation` after `prompt`, all its tokens in one pass.
 ///
-/// Errors: those of [`Engine::prefill`], also for a continuation that does not fit (its last token needs no position).
+/// Errors: those of [`Engine::log_probs`], also for a continuation that does not fit (its last token needs no position).
 pub fn score(engine: &mut dyn Engine, prompt: &[u32], continuation: &[u32]) -> Result<Score, Error> {
-    engine.reset(0);
-    let vocab_size = engine.config().vocab_size;
-    let mut log_probs = Vec::with_capacity(continuation.len());
-    let mut logits = engine.prefill(prompt)?;
-    for (i, &token) in continuation.iter().enumerate() {
-        let position = prompt.len() + i;
-        if token as usize >= vocab_size {
-            return Err(Error::Token { token, position, vocab_size });
-        }
-        log_probs.push(log_softmax_at(logits, token as usize));
-        if i + 1 < continuation.len() {
-            logits = engine.decode(token)?;
-        }
-    }
-    Ok(Score { log_probs })
+    Scorer::new(engine, prompt)?.score(continuation)
 }
 
-/// `logits[i] - ln sum_j exp(logits[j])`, in f64.
-fn log_softmax_at(logits: &[f32], i: usize) -> f64 {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)) as f64;
-    let sum: f64 = logits.iter().map(|&x| (x as f64 - max).exp()).sum();
-    logits[i] as f64 - max - sum.ln()
+/// Scores continuations of one prompt, whose pass is kept from one to the next.
+pub struct Scorer<'a> {
+    engine: &'a mut dyn Engine,
+    /// The prompt's last token. Those before it are in the engine: the pass of a continuation begins with it, because the
+    /// logits after it are those of the first token.
+    last: u32,
+    /// Position of the last token.
+    position: usize,
+}
+
+impl<'a> Scorer<'a> {
+    /// Resets the engine (sample 0) and feeds it the prompt but for the last token. Errors: those of [`Engine::prefill`].
+    pub fn new(engine: &'a mut dyn Engine, prompt: &[u32]) -> Result<Scorer<'a>, Error> {
+        engine.reset(0);
+        let (&last, before) = prompt.split_last().ok_or(Error::EmptyPrompt)?;
+        if prompt.len() > engine.context() {
+            return Err(Error::Context { tokens: prompt.len(), position: 0, context: engine.context() });
+        }
+        if !before.is_empty() {
+            engine.prefill(before)?;
+        }
+        Ok(Scorer { engine, last, position: before.len() })
+    }
+
+    /// Scores `continuation` after the prompt. Errors: those of [`Engine::log_probs`].
+    pub fn score(&mut self, continuation: &[u32]) -> Result<Score, Error> {
+        let mut log_probs = Vec::with_capacity(continuation.len());
+        if let Some((_, but_last)) = continuation.split_last() {
+            let tokens: Vec<u32> = [&[self.last], but_last].concat();
+            self.engine.truncate(self.position);
+            self.engine.log_probs(&tokens, continuation, &mut log_probs)?;
+        }
+        Ok(Score { log_probs })
+    }
 }

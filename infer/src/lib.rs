@@ -1,7 +1,8 @@
 //! The token path: from a prompt to text, without a tape.
 //!
 //! - [`Engine`]: what a device implements, `prefill` and `decode` with a key-value cache. [`CpuEngine`] is the one on the CPU.
-//! - [`Sampler`]: from logits to a token. [`generate`]: from a prompt to a [`Generation`]. [`score`]: the likelihood of a text.
+//! - [`Sampler`]: from logits to a token. [`generate`]: from a prompt to a [`Generation`]. [`Samples`]: several of them.
+//! - [`score`]: the likelihood of a text. [`rank`](rank()): best-of-N by it. [`diversity`]: how different texts are.
 //! - [`Utf8Stream`]: from bytes to text while they come.
 //!
 //! ```
@@ -27,10 +28,12 @@
 
 mod buffer;
 mod cpu;
+pub mod diversity;
 mod engine;
 mod error;
 mod generate;
 mod kv_cache;
+mod rank;
 mod sampler;
 mod utf8;
 mod weights;
@@ -38,6 +41,7 @@ mod weights;
 pub use cpu::CpuEngine;
 pub use engine::{CacheMemory, Engine, EngineOptions, FfnMode, LayerDensity};
 pub use error::Error;
-pub use generate::{Generation, Request, Score, StopReason, generate, score};
+pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, generate, score};
+pub use rank::{Ranked, rank};
 pub use sampler::{Sampler, Sampling};
 pub use utf8::Utf8Stream;

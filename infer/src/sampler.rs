@@ -121,8 +121,8 @@ impl Sampler {
     }
 }
 
-/// The index of the largest logit, the first one of several.
-fn best(logits: &[f32], position: usize) -> Result<usize, Error> {
+/// The index of the largest logit, the first one of several. Errors: [`Error::Logit`] if they make no distribution.
+pub(crate) fn best(logits: &[f32], position: usize) -> Result<usize, Error> {
     assert!(!logits.is_empty(), "Sampler::sample: no logits");
     let mut best = 0;
     for (i, &logit) in logits.iter().enumerate() {

@@ -108,7 +108,7 @@ fn a_generation_ends_for_each_of_its_reasons() {
     assert_eq!((text.tokens.len(), text.stop, text.decode_steps), (5, StopReason::MaxTokens, 4));
     assert_eq!((text.prompt_tokens, text.ffn), (10, FfnMode::Sparse));
     assert!(text.ffn_time > Duration::ZERO && text.ffn_time < text.decode, "ffn_time is a part of decode");
-    assert!(text.prefill_rate() > 0.0 && text.decode_rate().unwrap() > 0.0);
+    assert!(text.prefill_rate().unwrap() > 0.0 && text.decode_rate().unwrap() > 0.0);
     for layer in &text.density {
         assert_eq!(layer.neurons, 4 * config().d_ff as u64, "density counts the decode steps");
     }
@@ -180,7 +180,7 @@ fn score_is_the_log_softmax_along_the_text() {
     }
     // Sums of 8 and of 61 numbers in f64, whose roundings come to some 1e-14.
     assert!((scored.total() - scored.log_probs.iter().sum::<f64>()).abs() < 1e-12);
-    assert!((scored.per_token() - scored.total() / 8.0).abs() < 1e-12);
+    assert!((scored.per_token().unwrap() - scored.total() / 8.0).abs() < 1e-12);
 
     // The probabilities of all continuations of one token sum to 1.
     let all: f64 = (0..61).map(|token| score(&mut engine, &text, &[token]).unwrap().total().exp()).sum();

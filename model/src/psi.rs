@@ -39,6 +39,11 @@ pub struct Switch {
 }
 
 impl Psi {
+    /// Whether it draws: two passes of the same tokens are then the same only for the same seed and sample.
+    pub fn draws(&self) -> bool {
+        matches!(self, Psi::Stochastic { .. })
+    }
+
     /// What a model of this activation is meant to run with: itself if it draws nothing, else RELU.
     pub fn hidden_act(&self) -> HiddenAct {
         match self {
