@@ -1,11 +1,14 @@
-//! `silurian generate`: continues a prompt, streaming.
+//! `silurian generate`: continues a prompt, streaming, or ranks several continuations.
 
 use crate::source::{self, parse_psi};
-use crate::terminal::{complain, print, say};
+use crate::terminal::{complain, print, progress_bar, say};
+use anyhow::bail;
+use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, StopReason, Utf8Stream, generate,
+    CpuEngine, EngineOptions, FfnMode, Generation, Ranked, Sampler, Samples, Sampling, StopReason, Utf8Stream, rank,
 };
 use model::Psi;
+use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +19,7 @@ use train::data::Tokenizer;
 /// The text goes to standard output as it comes, what it took to standard error. The same model, prompt, flags and seed give
 /// the same text, on any number of threads.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// A run folder (its newest checkpoint) or a Hugging Face folder
     #[arg(short, long, value_name = "DIR")]
@@ -64,6 +68,22 @@ pub struct Args {
     /// Positions of the context [default: the model's]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+
+    /// Print the samples best first: by ln P(text | prompt) / tokens, in nats, at temperature 1. A token that ended the text counts
+    #[arg(long)]
+    rank: bool,
+
+    /// The activation that samples are ranked under; it must not draw [default: what the model is meant to run with]
+    #[arg(long, value_name = "PSI", value_parser = parse_psi, requires = "rank")]
+    rank_under: Option<Psi>,
+
+    /// Words that the type-token ratio is taken over: the first B of all samples together
+    #[arg(long, value_name = "B", default_value_t = 100, value_parser = parse_budget)]
+    ttr_budget: usize,
+
+    /// How the samples are written
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: Output,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -74,14 +94,48 @@ enum Ffn {
     Sparse,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// The texts on standard output, figures on standard error
+    Text,
+    /// One object on standard output with texts, scores and diversity
+    Json,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  silurian generate -m runs/book -p 'It was '
+  silurian generate -m runs/book -p 'It was ' -n 20 --rank                best of 20, drawn at temperature 0.8
+  silurian generate -m runs/book -p 'It was ' -n 20 --rank --activation stochastic:0.7 --temp 0
+                                                                      drawn by the activation alone";
+
+/// The value of a `--ttr-budget` flag.
+pub fn parse_budget(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(budget) if budget > 0 => Ok(budget),
+        _ => Err("expected a number of words, 1 or more".to_string()),
+    }
+}
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling =
         Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p, seed: args.seed };
     let mut sampler = Sampler::new(sampling)?;
+    if args.rank && args.samples == 1 {
+        bail!("--rank: one sample needs no rank; say how many with -n, as in -n 20");
+    }
     let source = source::load(&args.model)?;
     source::require_bytes(&source)?;
-    let psi = args.activation.unwrap_or_else(|| source.checkpoint.meta.hidden_act().into());
+    let hidden_act: Psi = source.checkpoint.meta.hidden_act().into();
+    let psi = args.activation.unwrap_or(hidden_act);
+    if args.rank {
+        source::require_draws("--rank", psi, args.temp)?;
+    }
+    let rank_under = args.rank.then(|| args.rank_under.unwrap_or(hidden_act));
+    if let Some(psi) = rank_under {
+        source::require_deterministic("--rank-under", psi)?;
+    }
     let mut options = EngineOptions { seed: args.seed, context: args.context, ..EngineOptions::new(psi) };
     if let Some(ffn) = args.ffn {
         options.ffn = match ffn {
@@ -91,58 +145,172 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
     let prompt = Tokenizer::Bytes.encode(&args.prompt);
-    let stop = &source.checkpoint.meta.eos_token_ids;
+
+    let streams = !args.rank && args.output == Output::Text;
+    let bar = if streams { progress_bar(0) } else { progress_bar(args.samples.into()) };
+    let mut texts = Vec::new();
+    let mut samples = Samples::new(&mut engine, &prompt);
     for sample in 0..args.samples {
-        if args.samples > 1 {
+        if streams && args.samples > 1 {
             say(format_args!("{}--- sample {} of {}", if sample > 0 { "\n" } else { "" }, sample + 1, args.samples))?;
         }
-        let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop, sample };
-        let done = stream(&mut engine, &mut sampler, request, &args.prompt)?;
-        report(&done, psi);
+        let text = write(&args, &source.checkpoint.meta.eos_token_ids, &mut samples, &mut sampler, sample, streams)?;
+        if streams {
+            report(&text.generation, psi);
+        }
+        bar.inc(1);
+        texts.push(text);
+    }
+    let ranking = match rank_under {
+        Some(psi) => {
+            let drawn: Vec<Vec<u32>> = texts.iter().map(|text| text.generation.drawn()).collect();
+            rank(&mut engine, psi, &prompt, &drawn)?
+        }
+        None => (0..texts.len()).map(|index| Ranked { index, score: None }).collect(),
+    };
+    bar.finish_and_clear();
+    match (args.output, rank_under) {
+        (Output::Json, _) => say(format_args!("{:#}", json_of(&args, psi, rank_under, &ranking, &texts)))?,
+        (Output::Text, Some(under)) => say_ranked(&args, psi, under, &ranking, &texts)?,
+        (Output::Text, None) => {}
+    }
+    if args.output == Output::Text && args.samples > 1 {
+        complain(format_args!("[{}]", Diversity::of(&texts, args.ttr_budget).in_words()));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the prompt and what follows it, piece by piece.
-fn stream(engine: &mut CpuEngine, sampler: &mut Sampler, request: Request, prompt: &str) -> anyhow::Result<Generation> {
+/// A sample.
+struct Text {
+    /// What follows the prompt.
+    text: String,
+    generation: Generation,
+}
+
+/// Generates a sample; prints the prompt and what follows it, piece by piece, if it `streams`.
+fn write(
+    args: &Args,
+    stop: &[u32],
+    samples: &mut Samples,
+    sampler: &mut Sampler,
+    sample: u32,
+    streams: bool,
+) -> anyhow::Result<Text> {
     let mut utf8 = Utf8Stream::default();
-    let mut failure = None;
-    print(prompt)?;
-    let done = generate(engine, sampler, request, |token| {
-        let mut piece = String::new();
-        utf8.push(&[token as u8], &mut piece);
-        match print(piece) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    if let Some(error) = failure {
-        return Err(error.into());
+    let mut text = String::new();
+    let mut printed = Ok(());
+    if streams {
+        print(&args.prompt)?;
     }
-    let mut rest = String::new();
-    utf8.finish(&mut rest);
-    say(rest)?;
-    Ok(done)
+    let generation = samples.draw(sampler, args.max_tokens, stop, sample, |token| {
+        let before = text.len();
+        utf8.push(&[token as u8], &mut text);
+        if streams {
+            printed = print(&text[before..]);
+        }
+        if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    printed?;
+    let before = text.len();
+    utf8.finish(&mut text);
+    if streams {
+        say(&text[before..])?;
+    }
+    Ok(Text { text, generation })
 }
 
 /// What a text took, in a line or two on standard error.
 fn report(done: &Generation, psi: Psi) {
-    let rate = |r: Option<f64>| r.map_or("-".to_string(), |r| format!("{r:.0} tokens/s"));
+    let prompt = done.prefill_rate().map_or("kept".to_string(), |r| format!("at {r:.0} tokens/s"));
+    let rate = done.decode_rate().map_or("-".to_string(), |r| format!("{r:.0} tokens/s"));
     let ended = match done.stop {
         StopReason::ContextFull => "; the context is full",
         StopReason::StopToken(_) => "; the text has ended",
         _ => "",
     };
-    complain(format_args!(
-        "[{} prompt tokens at {}, {} new at {}{ended}]",
-        done.prompt_tokens,
-        rate(done.prefill_rate()),
-        done.tokens.len(),
-        rate(done.decode_rate()),
-    ));
+    let (prompt_tokens, new) = (done.prompt_tokens, done.tokens.len());
+    complain(format_args!("[{prompt_tokens} prompt tokens {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
     complain(format_args!("[{psi}, FFN {}{zeros}]", done.ffn));
+}
+
+/// The samples, best first, and how they came about.
+fn say_ranked(args: &Args, psi: Psi, under: Psi, ranking: &[Ranked], texts: &[Text]) -> anyhow::Result<()> {
+    for (place, ranked) in ranking.iter().enumerate() {
+        let score = ranked.score.map_or("no token to score".to_string(), |s| format!("{s:.4} nats a token"));
+        let (gap, place, n) = (if place > 0 { "\n" } else { "" }, place + 1, ranking.len());
+        say(format_args!("{gap}--- rank {place} of {n}: sample {}, {score}", ranked.index + 1))?;
+        say(format_args!("{}{}", args.prompt, texts[ranked.index].text))?;
+    }
+    complain(format_args!(
+        "[drawn under {psi} at temperature {}; ranked by the mean ln P of a token under {under} at temperature 1]",
+        args.temp
+    ));
+    Ok(())
+}
+
+/// How different the samples are.
+struct Diversity {
+    samples: usize,
+    distinct_texts: usize,
+    ttr: infer::diversity::TypeTokenRatio,
+    distinct_2: Option<f64>,
+}
+
+impl Diversity {
+    fn of(texts: &[Text], budget: usize) -> Diversity {
+        let texts: Vec<&str> = texts.iter().map(|text| text.text.as_str()).collect();
+        Diversity {
+            samples: texts.len(),
+            distinct_texts: distinct(&texts),
+            ttr: type_token_ratio(&texts, budget),
+            distinct_2: distinct_n(&texts, 2),
+        }
+    }
+
+    fn in_words(&self) -> String {
+        let (budget, words) = (self.ttr.budget, self.ttr.words);
+        let ttr = match self.ttr.ratio {
+            Some(ratio) => format!("type-token ratio {ratio:.3} over the first {budget} words"),
+            None => format!("no type-token ratio: {words} words together, fewer than --ttr-budget {budget}"),
+        };
+        let distinct_2 = self.distinct_2.map_or(String::new(), |d| format!("; distinct-2 {d:.3}"));
+        format!("{} of {} texts are distinct; {ttr}{distinct_2}", self.distinct_texts, self.samples)
+    }
+}
+
+fn json_of(args: &Args, psi: Psi, rank_under: Option<Psi>, ranking: &[Ranked], texts: &[Text]) -> Value {
+    let sample = |ranked: &Ranked| {
+        let Text { text, generation } = &texts[ranked.index];
+        let ended = match generation.stop {
+            StopReason::MaxTokens => "max_tokens",
+            StopReason::ContextFull => "context_full",
+            StopReason::StopToken(_) => "stop_token",
+            StopReason::Receiver => "receiver",
+        };
+        json!({
+            "sample": ranked.index + 1,
+            "score": ranked.score,
+            "tokens": generation.tokens.len(),
+            "ended": ended,
+            "text": text,
+        })
+    };
+    let diversity = Diversity::of(texts, args.ttr_budget);
+    json!({
+        "prompt": args.prompt,
+        "activation": psi.to_string(),
+        "temperature": args.temp,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "seed": args.seed,
+        "rank_under": rank_under.map(|psi| psi.to_string()),
+        "samples": ranking.iter().map(sample).collect::<Vec<_>>(),
+        "distinct_texts": diversity.distinct_texts,
+        "ttr": diversity.ttr.ratio,
+        "ttr_budget": diversity.ttr.budget,
+        "words": diversity.ttr.words,
+        "distinct_2": diversity.distinct_2,
+    })
 }

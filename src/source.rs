@@ -50,6 +50,25 @@ pub fn require_bytes(source: &Source) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses samples that would all be the same one.
+pub fn require_draws(flag: &str, psi: Psi, temperature: f32) -> anyhow::Result<()> {
+    if temperature == 0.0 && !psi.draws() {
+        bail!(
+            "{flag}: all samples are the same at --temp 0 under {psi}, which draw nothing: raise --temp, or draw with \
+             --activation stochastic:P"
+        );
+    }
+    Ok(())
+}
+
+/// Refuses an activation under which a text has not one likelihood but one for each draw.
+pub fn require_deterministic(flag: &str, psi: Psi) -> anyhow::Result<()> {
+    if psi.draws() {
+        bail!("{flag} {psi}: must be an activation that draws nothing, such as relu");
+    }
+    Ok(())
+}
+
 /// The value of an `--activation` flag: `relu`, `silu` or `stochastic:P`.
 pub fn parse_psi(text: &str) -> Result<Psi, String> {
     match (text, text.strip_prefix("stochastic:")) {

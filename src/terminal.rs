@@ -1,5 +1,6 @@
 //! Writing to a terminal, a file or a pipe that may close.
 
+use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
 use std::io::{self, Write};
 
@@ -18,6 +19,15 @@ pub fn in_words(error: &anyhow::Error) -> String {
         .map(ToString::to_string)
         .reduce(|all, cause| if all.ends_with(&cause) { all } else { format!("{all}: {cause}") })
         .unwrap_or_default()
+}
+
+/// A bar on standard error for `n` things, with rate and time left; none if nobody watches or there is nothing to count.
+pub fn progress_bar(n: u64) -> ProgressBar {
+    if n == 0 {
+        return ProgressBar::hidden();
+    }
+    let style = "{bar:32} {pos}/{len} {percent:>3} %  {per_sec}  {eta} left";
+    ProgressBar::new(n).with_style(ProgressStyle::with_template(style).expect("the template is valid"))
 }
 
 /// One line on standard error; nothing if nobody reads it.

@@ -7,6 +7,7 @@
 //! - [`trainer`]: the loop. [`run_dir`] and [`checkpoint`]: its folder, and how a kill at any instant loses no more than the
 //!   steps since the last checkpoint.
 //! - [`almanac`]: the generated corpus. [`questions`]: files of questions with their answers.
+//! - [`qa`]: how well a model answers them, greedily and by the best of N samples.
 #![forbid(unsafe_code)]
 
 pub mod almanac;
@@ -20,6 +21,7 @@ pub mod files;
 mod jsonl;
 pub mod metrics;
 pub mod optimizer;
+pub mod qa;
 pub mod questions;
 pub mod run_dir;
 pub mod sample;

@@ -7,6 +7,7 @@ use crate::files;
 use crate::jsonl;
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A question.
@@ -19,6 +20,36 @@ pub struct Question {
     /// What it asks for: `birth year`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+}
+
+impl Question {
+    /// Whether `answer` is right: [`normalized`], it equals one of the answers.
+    pub fn accepts(&self, answer: &str) -> bool {
+        let answer = normalized(answer);
+        self.answers.iter().any(|right| normalized(right) == answer)
+    }
+}
+
+/// An answer as it is compared: without surrounding whitespace and one final full stop, in lower case.
+pub fn normalized(answer: &str) -> String {
+    let answer = answer.trim();
+    answer.strip_suffix('.').unwrap_or(answer).trim_end().to_lowercase()
+}
+
+/// The accuracy of the most frequent answer: what one would get who knows of each question its kind, and of each kind the answer
+/// that is right most often, and nothing else. The baseline of an exact match. NaN for no questions.
+pub fn most_frequent_answer_share<'a>(questions: impl IntoIterator<Item = &'a Question>) -> f64 {
+    let mut kinds: HashMap<Option<&str>, HashMap<String, usize>> = HashMap::new();
+    let mut n = 0;
+    for question in questions {
+        n += 1;
+        let counts = kinds.entry(question.kind.as_deref()).or_default();
+        for answer in question.answers.iter().map(|answer| normalized(answer)).collect::<HashSet<_>>() {
+            *counts.entry(answer).or_default() += 1;
+        }
+    }
+    let right: usize = kinds.values().filter_map(|counts| counts.values().max()).sum();
+    right as f64 / n as f64
 }
 
 /// What is wrong with a file of questions.
@@ -182,5 +213,32 @@ mod tests {
         let missing = folder.path().join("missing.jsonl");
         let error = read(&missing).unwrap_err().to_string();
         assert!(error.contains("missing.jsonl: cannot be read: No such file"), "{error}");
+    }
+
+    #[test]
+    fn answers_are_compared_without_case_space_and_full_stop() {
+        let q = question("p", &["a Baker.", " 3.5 "], None);
+        for right in ["a baker", "  A BAKER . \n", "3.5", "3.5."] {
+            assert!(q.accepts(right), "{right:?}");
+        }
+        for wrong in ["", "baker", "a baker..", "3", "a baker. He"] {
+            assert!(!q.accepts(wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_most_frequent_answer_is_taken_kind_by_kind() {
+        // Of kind a: "x" is right for 2 of 3, by its second answers too. Of kind b, 1 of 2. Without a kind, 1 of 1.
+        let questions = [
+            question("1", &["x", "X."], Some("a")),
+            question("2", &["x"], Some("b")),
+            question("3", &["y", "x"], Some("a")),
+            question("4", &["z"], Some("a")),
+            question("5", &["y"], Some("b")),
+            question("6", &["w"], None),
+        ];
+        assert_eq!(most_frequent_answer_share(&questions), 4.0 / 6.0);
+        assert_eq!(most_frequent_answer_share(&questions[..1]), 1.0);
+        assert!(most_frequent_answer_share([]).is_nan());
     }
 }
