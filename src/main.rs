@@ -6,6 +6,7 @@ mod generate;
 mod inspect;
 mod narrator;
 mod quickstart;
+mod report;
 mod source;
 mod terminal;
 mod train;
@@ -39,6 +40,7 @@ First steps:
   silurian train book.txt --steps 2000 --name book     StochA(0.5), then RELU for the last tenth
   silurian generate -m runs/book -p 'It was '          continue a prompt, with the sparse FFN
   silurian eval -m runs/book other.txt                 loss and zeros on another text
+  silurian report runs/book runs/other                 one page with plots of both
 
 KERNELS_SIMD=scalar|portable|avx512 forces an instruction set.";
 
@@ -49,6 +51,7 @@ enum Command {
     Generate(generate::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -77,5 +80,6 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Generate(args)) => generate::run(args),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Report(args)) => report::run(args),
     })
 }

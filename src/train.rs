@@ -10,11 +10,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use train::config::{ActivationKind, ActivationSection, ConfigError, TrainConfig};
+use train::report;
 use train::trainer::{Outcome, Trainer};
 
 /// Train a model on text files, folders of text, or .jsonl files.
 ///
-/// A run is a folder (runs/NAME): config.toml, metrics.jsonl, checkpoints/step-N. Ctrl-C saves a checkpoint; --resume goes on
+/// A run is a folder (runs/NAME): config.toml, metrics.jsonl, checkpoints/step-N, report.html. Ctrl-C saves a checkpoint; --resume goes on
 /// from the newest one, to the same bits as an uninterrupted run.
 ///
 /// What is not given here comes from --config, and else from the defaults, which suit models of 1 to 15 million parameters.
@@ -113,7 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let mut narrator = Narrator::new(folder);
         let trainer = Trainer::resume(folder, config, &mut narrator)?;
-        return drive(trainer, &mut narrator);
+        return drive(trainer, folder, &mut narrator);
     }
     let mut config = match &args.config {
         Some(file) => TrainConfig::read(file)?,
@@ -141,11 +142,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 pub fn start(folder: &Path, config: TrainConfig) -> anyhow::Result<ExitCode> {
     let mut narrator = Narrator::new(folder);
     let trainer = Trainer::create(folder, config, &mut narrator)?;
-    drive(trainer, &mut narrator)
+    drive(trainer, folder, &mut narrator)
 }
 
-/// Runs until the end or Ctrl-C.
-fn drive(mut trainer: Trainer, narrator: &mut Narrator) -> anyhow::Result<ExitCode> {
+/// Runs until the end or Ctrl-C. At the end, the report goes into the folder.
+fn drive(mut trainer: Trainer, folder: &Path, narrator: &mut Narrator) -> anyhow::Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
@@ -157,7 +158,15 @@ fn drive(mut trainer: Trainer, narrator: &mut Narrator) -> anyhow::Result<ExitCo
     })
     .context("cannot listen for Ctrl-C")?;
     match trainer.run(&stop, narrator)? {
-        Outcome::Finished => Ok(ExitCode::SUCCESS),
+        Outcome::Finished => {
+            let report = folder.join(report::FILE);
+            match report::write(&[folder], &report) {
+                Ok(()) => narrator.line(format_args!("report    {}", report.display())),
+                // The run is whole without it.
+                Err(e) => complain(format_args!("note: no report: {e}")),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         // 128 + SIGINT, as shells report it.
         Outcome::Interrupted => Ok(ExitCode::from(130)),
     }

@@ -104,3 +104,31 @@ fn eval_and_inspect() {
         succeed(command.env("KERNELS_SIMD", level.to_string()));
     }
 }
+
+#[test]
+fn train_leaves_a_report_and_report_compares_runs() {
+    let place = Place::new();
+    let flags = ["--name", "one", "--steps", "20", "--alpha", "0.2", "--set", "train.sample_every=8"];
+    let text = said(&succeed(place.train(&flags).args(["--set", "train.sample_tokens=5"])));
+    assert!(text.contains("report    runs/one/report.html"), "{text}");
+    let page = fs::read_to_string(place.path("runs/one/report.html")).unwrap();
+    for words in ["<h1><bdi>one</bdi></h1>", "RELU from step 16", "After step 8 ", "After step 20 ", "<svg ", "</html>"]
+    {
+        assert!(page.contains(words), "the report does not say {words:?}");
+    }
+    // The same samples, once, after a resume that does the last steps again.
+    let samples = |run: &str| fs::read_to_string(place.path(run).join("samples.jsonl")).unwrap();
+    assert_eq!(samples("runs/one").lines().count(), 3);
+    let before = samples("runs/one");
+    fs::remove_file(place.path("runs/one/checkpoints/step-20/state.json")).unwrap();
+    succeed(&mut place.silurian(&["train", "--resume", "runs/one"]));
+    assert_eq!(samples("runs/one"), before);
+
+    place.trained("two");
+    let text = said(&succeed(&mut place.silurian(&["report", "runs/one", "runs/two"])));
+    assert_eq!(text, "report    runs/report.html\n");
+    let page = fs::read_to_string(place.path("runs/report.html")).unwrap();
+    assert!(page.contains("<h1>2 runs</h1>") && page.contains("train.sample_every"), "{page}");
+    let text = said(&succeed(&mut place.silurian(&["report", "runs/two", "-o", "two.html"])));
+    assert!(text.contains("two.html") && place.path("two.html").exists(), "{text}");
+}

@@ -273,6 +273,47 @@ fn run_folders() {
 }
 
 #[test]
+fn reports() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let report = |arguments: &[&str]| place.silurian(&[&["report"], arguments].concat());
+    refuse(&mut report(&["runs/none"]), &["runs/none", "there is no such folder"]);
+    refuse(&mut report(&["text.txt"]), &["text.txt", "not a run: not a folder"]);
+    refuse(&mut report(&["runs"]), &["runs", "not a run", "config.toml"]);
+    refuse(&mut report(&["runs/m", "./runs/m"]), &["./runs/m", "named twice"]);
+    refuse(&mut report(&["runs/m", "-o", "text.txt"]), &["text.txt", "not a report", "choose another"]);
+    refuse(&mut report(&["runs/m", "-o", "runs"]), &["runs", "not a report"]);
+    refuse(&mut report(&["runs/m", "-o", "none/r.html"]), &["none/r.html", "cannot be written"]);
+    assert!(fs::read_to_string(place.path("text.txt")).unwrap().contains("born"), "text.txt was touched");
+    // Begun, but no step is done.
+    fs::create_dir_all(place.path("runs/new")).unwrap();
+    fs::copy(run.join("config.toml"), place.path("runs/new/config.toml")).unwrap();
+    refuse(&mut report(&["runs/new"]), &["runs/new", "no metrics yet"]);
+    place.write("runs/new/metrics.jsonl", "{\"step\":0,\"tok");
+    refuse(&mut report(&["runs/new"]), &["runs/new", "no metrics yet"]);
+    // Broken, each part of it.
+    let records = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    place.write("runs/new/metrics.jsonl", records.replacen("\"loss\"", "\"lost\"", 1));
+    refuse(&mut report(&["runs/new"]), &["runs/new/metrics.jsonl line 1", "lost"]);
+    place.write("runs/new/metrics.jsonl", records);
+    for (file, contents, words) in [
+        ("samples.jsonl", "{}\n", ["samples.jsonl line 1", "steps_done"]),
+        ("sessions.jsonl", "[1]\n", ["sessions.jsonl line 1", "not a record"]),
+        ("results.json", "{\"question\": 3}", ["results.json", "`question`"]),
+        ("config.toml", "[trane]\n", ["config.toml", "trane"]),
+    ] {
+        let path = place.write(&format!("runs/new/{file}"), contents);
+        refuse(&mut report(&["runs/new"]), &words);
+        if file != "config.toml" {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    assert!(!place.path("runs/new/report.html").exists(), "a report was left behind");
+    let output = report(&[]).output().unwrap();
+    assert!(output.status.code() == Some(2) && said(&output).contains("<RUN>"), "{}", said(&output));
+}
+
+#[test]
 fn a_run_folder_in_use() {
     let place = Place::new();
     let mut command = place.train(&["--name", "m", "--steps", "1000000"]);

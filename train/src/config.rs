@@ -191,7 +191,7 @@ pub struct TrainSection {
     pub eval_every: usize,
     /// Tokens of an evaluation, from the start of the validation data; rounded down to sequences, all if there are fewer.
     pub eval_tokens: usize,
-    /// Steps between samples; 0 for none.
+    /// Steps between samples, with one after the last step; 0 for none.
     pub sample_every: usize,
     /// What a sample continues.
     pub sample_prompt: String,

@@ -1,7 +1,7 @@
 //! The model on the validation data: loss under the training activation and under RELU, zeros, dead neurons.
 
 use crate::data::{Batch, Batches, DataError};
-use crate::metrics::{Evaluation, SMALL_ROW};
+use crate::metrics::{Evaluation, NORM_QUANTILES, SMALL_ROW};
 use autograd::Tape;
 use model::{LayerNames, Probe, Psi, PsiAt, Transformer, Weights};
 use tensor::ops;
@@ -46,6 +46,7 @@ pub fn evaluate(
         let draws = PsiAt { psi, seed, first_token: 0, step: EVALUATION_STEP };
         mean_loss(model, batches, shape, draws, None)?
     };
+    let rows = gate_norms(model.weights());
     Ok(Evaluation {
         steps_done,
         tokens: (shape.sequences * shape.seq_len) as u64,
@@ -54,7 +55,8 @@ pub fn evaluate(
         relu_loss,
         zeros: probe.zeros(),
         dead: probe.never_active(),
-        small_rows: small_rows(model.weights()),
+        small_rows: rows.iter().map(|norms| small_rows(norms)).collect(),
+        gate_norms: rows.iter().map(|norms| NORM_QUANTILES.map(|q| quantile(norms, q))).collect(),
     })
 }
 
@@ -77,20 +79,55 @@ fn mean_loss(
     Ok(sum / (shape.sequences * shape.seq_len) as f64)
 }
 
-/// For each layer, the number of rows of gate_proj `[F, C]` with a norm below [`SMALL_ROW`] times the mean norm of its rows.
-pub fn small_rows(weights: &Weights) -> Vec<usize> {
+/// For each layer, the norms of the rows of gate_proj `[F, C]`, ascending.
+fn gate_norms(weights: &Weights) -> Vec<Vec<f64>> {
     (0..weights.config().n_layers)
         .map(|layer| {
             let gate = &weights.tensors()[LayerNames::new(layer).gate_proj];
             let squares = ops::sum_to(&ops::mul(gate, gate), [gate.dim(0), 1]);
-            let norms: Vec<f64> = squares
-                .to_vec::<f32>()
-                .unwrap_or_else(|e| panic!("small_rows: {e}"))
-                .iter()
-                .map(|&s| (s as f64).sqrt())
-                .collect();
-            let mean = norms.iter().sum::<f64>() / norms.len() as f64;
-            norms.iter().filter(|&&norm| norm < SMALL_ROW * mean).count()
+            let squares = squares.to_vec::<f32>().unwrap_or_else(|e| panic!("gate_norms: {e}"));
+            let mut norms: Vec<f64> = squares.iter().map(|&s| (s as f64).sqrt()).collect();
+            norms.sort_by(f64::total_cmp);
+            norms
         })
         .collect()
+}
+
+/// The number of norms below [`SMALL_ROW`] times their mean.
+fn small_rows(norms: &[f64]) -> usize {
+    let mean = norms.iter().sum::<f64>() / norms.len() as f64;
+    norms.iter().filter(|&&norm| norm < SMALL_ROW * mean).count()
+}
+
+/// The value that a share `q` of the ascending values lies at or below, interpolated between neighbours.
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let place = q * (values.len() - 1) as f64;
+    let (below, share) = (place.floor() as usize, place.fract());
+    let above = (below + 1).min(values.len() - 1);
+    values[below] + share * (values[above] - values[below])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_the_ends() {
+        let values: Vec<f64> = (0..=200).map(|n| n as f64).collect();
+        let expected = [0.0, 2.0, 10.0, 50.0, 100.0, 150.0, 190.0, 198.0, 200.0];
+        // A place is the product of two roundings.
+        for (q, expected) in NORM_QUANTILES.into_iter().zip(expected) {
+            let found = quantile(&values, q);
+            assert!((found - expected).abs() <= 2.0 * f64::EPSILON * 200.0, "quantile {q}: {found}, not {expected}");
+        }
+        assert_eq!([0.0, 0.5, 1.0].map(|q| quantile(&[3.0], q)), [3.0; 3]);
+        assert_eq!(quantile(&[1.0, 2.0], 0.25), 1.25);
+    }
+
+    #[test]
+    fn small_rows_are_those_far_below_the_mean() {
+        // The mean is 0.7505; a twentieth of it lies between the first two.
+        assert_eq!(small_rows(&[0.001, 1.0, 1.0, 1.001]), 1);
+        assert_eq!(small_rows(&[1.0; 7]), 0);
+    }
 }

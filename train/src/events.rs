@@ -1,6 +1,8 @@
 //! What a run tells while it runs. The words and the progress bar are the listener's.
 
 use crate::metrics::{Evaluation, StepMetrics};
+use model::Config;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Something that happened in a run.
@@ -39,8 +41,8 @@ pub enum Event<'a> {
     },
 }
 
-/// What a run is about to do.
-#[derive(Clone, Debug)]
+/// What a run is about to do: a line of `sessions.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Started {
     /// Which activation from which step, in words.
     pub schedule: String,
@@ -48,6 +50,8 @@ pub struct Started {
     pub steps_done: usize,
     /// Steps in all.
     pub steps: usize,
+    /// Of the model.
+    pub sizes: Config,
     /// Of the model.
     pub parameters: usize,
     /// T.
@@ -87,8 +91,8 @@ pub enum SwitchReport {
     },
 }
 
-/// A text that the model wrote.
-#[derive(Clone, Debug)]
+/// A text that the model wrote: a line of `samples.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Steps done.
     pub steps_done: usize,

@@ -8,6 +8,7 @@
 //!   steps since the last checkpoint.
 //! - [`almanac`]: the generated corpus. [`questions`]: files of questions with their answers.
 //! - [`qa`]: how well a model answers them, greedily and by the best of N samples.
+//! - [`records`]: files of one record a line. [`report`](mod@report): a run, or several, as a page with plots.
 #![forbid(unsafe_code)]
 
 pub mod almanac;
@@ -23,11 +24,14 @@ pub mod metrics;
 pub mod optimizer;
 pub mod qa;
 pub mod questions;
+pub mod records;
+pub mod report;
 pub mod run_dir;
 pub mod sample;
 pub mod schedule;
 pub mod step;
 pub mod trainer;
+pub mod words;
 
 pub use config::TrainConfig;
 pub use error::Error;

@@ -53,7 +53,14 @@ pub struct Evaluation {
     /// For each layer, neurons whose row of gate_proj has a norm below [`SMALL_ROW`] of the layer's mean: the paper's sign of
     /// dead neurons, which needs no data.
     pub small_rows: Vec<usize>,
+    /// For each layer, the norms of the rows of gate_proj at the [`NORM_QUANTILES`]. Empty in records from before they were kept.
+    #[serde(default)]
+    pub gate_norms: Vec<[f64; NORM_QUANTILES.len()]>,
 }
+
+/// The shares of a layer's rows with a norm of at most what [`Evaluation::gate_norms`] says: from the smallest to the largest,
+/// close together at the ends, where dead neurons and outliers are.
+pub const NORM_QUANTILES: [f64; 9] = [0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0];
 
 /// A row of gate_proj is near zero below this share of the mean norm of the layer's rows. Initial norms lie within a few
 /// percent of each other.

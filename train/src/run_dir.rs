@@ -2,21 +2,29 @@
 //!
 //! ```text
 //! runs/<name>/config.toml            the resolved configuration
-//! runs/<name>/metrics.jsonl          one record a step
+//! runs/<name>/metrics.jsonl          one record a step: [`StepMetrics`]
+//! runs/<name>/samples.jsonl          one record a text that the model wrote in training: [`Sample`]
+//! runs/<name>/sessions.jsonl         one record each time that a process began or went on: [`Started`]
+//! runs/<name>/results.json           what was measured after training, if it was: [`Results`](crate::report::Results)
+//! runs/<name>/report.html            all of this as a page: see [`report`](mod@crate::report)
 //! runs/<name>/checkpoints/step-N/    see `checkpoint`
 //! runs/<name>/lock                   held by the process that trains; its number is in it
 //! ```
 
 use crate::config::TrainConfig;
 use crate::error::Error;
+use crate::events::{Sample, Started};
 use crate::files;
 use crate::metrics::StepMetrics;
+use crate::records::{self, Records, RecordsError};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "config.toml";
+pub(crate) const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
+const SAMPLES: &str = "samples.jsonl";
+const SESSIONS: &str = "sessions.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 const LOCK: &str = "lock";
 
@@ -24,7 +32,9 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    metrics: File,
+    metrics: Records<StepMetrics>,
+    samples: Records<Sample>,
+    sessions: Records<Started>,
     _lock: File,
 }
 
@@ -51,7 +61,7 @@ impl RunDir {
             files::create_dir_all(&temporary.join(CHECKPOINTS))?;
             files::write_synced(&temporary.join(CONFIG), config.to_toml().as_bytes())?;
             let lock = lock(&temporary, true)?;
-            let metrics = open_metrics(&temporary)?;
+            open_records(&temporary)?; // so that they are there from the first moment
             files::sync_dir(&temporary)?;
             match std::fs::rename(&temporary, path) {
                 Ok(()) => {}
@@ -59,7 +69,7 @@ impl RunDir {
                 Err(reason) => return Err(files::Error::new("renamed", &temporary, reason).into()),
             }
             files::sync_dir(parent)?;
-            Ok(RunDir { path: path.to_path_buf(), metrics, _lock: lock })
+            RunDir::with_lock(path, lock)
         })();
         if made.is_err() {
             // What is reported is the error that led here.
@@ -75,8 +85,12 @@ impl RunDir {
         }
         let lock = lock(path, true)?;
         files::create_dir_all(&path.join(CHECKPOINTS))?;
-        let metrics = open_metrics(path)?;
-        Ok(RunDir { path: path.to_path_buf(), metrics, _lock: lock })
+        RunDir::with_lock(path, lock)
+    }
+
+    fn with_lock(path: &Path, lock: File) -> Result<RunDir, Error> {
+        let (metrics, samples, sessions) = open_records(path)?;
+        Ok(RunDir { path: path.to_path_buf(), metrics, samples, sessions, _lock: lock })
     }
 
     /// The folder.
@@ -99,40 +113,36 @@ impl RunDir {
         Ok(files::replace(&self.path.join(CONFIG), config.to_toml().as_bytes())?)
     }
 
-    /// Appends a record.
+    /// Appends the record of a step.
     pub fn append(&mut self, record: &StepMetrics) -> Result<(), Error> {
-        let mut line = serde_json::to_vec(record).expect("a record is made of numbers and strings");
-        line.push(b'\n');
-        let path = || self.path.join(METRICS);
-        self.metrics.write_all(&line).map_err(|reason| files::Error::new("written", &path(), reason).into())
+        Ok(self.metrics.append(record)?)
+    }
+
+    /// Appends a text that the model wrote.
+    pub fn append_sample(&mut self, sample: &Sample) -> Result<(), Error> {
+        Ok(self.samples.append(sample)?)
+    }
+
+    /// Appends what a process is about to do here.
+    pub fn append_session(&mut self, started: &Started) -> Result<(), Error> {
+        Ok(self.sessions.append(started)?)
     }
 
     /// Waits until all records are on the disk.
-    pub fn sync_metrics(&self) -> Result<(), Error> {
-        let path = || self.path.join(METRICS);
-        self.metrics.sync_data().map_err(|reason| files::Error::new("synced", &path(), reason).into())
+    pub fn sync_records(&self) -> Result<(), Error> {
+        self.metrics.sync()?;
+        self.samples.sync()?;
+        Ok(self.sessions.sync()?)
     }
 
-    /// Cuts `metrics.jsonl` back to the records of the first `steps_done` steps. Returns how many those are; fewer than the
-    /// steps if records were lost. A line that was half written when a process ended is dropped.
-    pub fn cut_metrics(&mut self, steps_done: usize) -> Result<usize, Error> {
-        let path = self.path.join(METRICS);
-        let text = std::fs::read(&path).map_err(|reason| files::Error::new("read", &path, reason))?;
-        let mut kept = Vec::new();
-        let mut records = 0;
-        for line in text.split_inclusive(|&b| b == b'\n') {
-            let whole = line.ends_with(b"\n");
-            let record = serde_json::from_slice::<StepMetrics>(line).ok().filter(|r| whole && r.step < steps_done);
-            if record.is_some() {
-                kept.extend_from_slice(line);
-                records += 1;
-            }
-        }
-        if kept.len() != text.len() {
-            files::replace(&path, &kept)?;
-            self.metrics = open_metrics(&self.path)?;
-        }
-        Ok(records)
+    /// Cuts the records back to those of the first `steps_done` steps, which come again if they are done again. Returns how
+    /// many steps are left; fewer than `steps_done` if records were lost. A line that was half written when a process ended is
+    /// dropped.
+    pub fn cut_records(&mut self, steps_done: usize) -> Result<usize, Error> {
+        self.samples.cut(|sample| sample.steps_done <= steps_done)?;
+        // A session from here or later left nothing that is kept.
+        self.sessions.cut(|started| started.steps_done < steps_done)?;
+        Ok(self.metrics.cut(|record| record.step < steps_done)?)
     }
 }
 
@@ -141,17 +151,34 @@ pub(crate) fn is_run(path: &Path) -> bool {
     path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
 }
 
-/// The records of a run, in order, as a reader of the folder has them. Lines that are none are skipped.
-pub fn read_metrics(run: &Path) -> Result<Vec<StepMetrics>, files::Error> {
-    let path = run.join(METRICS);
-    let text = std::fs::read_to_string(&path).map_err(|reason| files::Error::new("read", &path, reason))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+/// Whether a run's folder has a file for the records of its steps.
+pub(crate) fn has_metrics(run: &Path) -> bool {
+    run.join(METRICS).is_file()
 }
 
-fn open_metrics(run: &Path) -> Result<File, Error> {
-    let path = run.join(METRICS);
-    let opened = OpenOptions::new().append(true).create(true).open(&path);
-    opened.map_err(|reason| files::Error::new("opened", &path, reason).into())
+/// The records of a run's steps, in order, as a reader of the folder has them: also while it goes on.
+pub fn read_metrics(run: &Path) -> Result<Vec<StepMetrics>, RecordsError> {
+    records::read(&run.join(METRICS))
+}
+
+/// The texts that the model wrote in training; none for a run from before they were kept.
+pub fn read_samples(run: &Path) -> Result<Vec<Sample>, RecordsError> {
+    read_if_there(&run.join(SAMPLES))
+}
+
+/// How the processes began that did the run's steps; none for a run from before that was kept.
+pub fn read_sessions(run: &Path) -> Result<Vec<Started>, RecordsError> {
+    read_if_there(&run.join(SESSIONS))
+}
+
+fn read_if_there<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>, RecordsError> {
+    if path.exists() { records::read(path) } else { Ok(Vec::new()) }
+}
+
+type OpenRecords = (Records<StepMetrics>, Records<Sample>, Records<Started>);
+
+fn open_records(run: &Path) -> Result<OpenRecords, files::Error> {
+    Ok((Records::open(run.join(METRICS))?, Records::open(run.join(SAMPLES))?, Records::open(run.join(SESSIONS))?))
 }
 
 /// Locks the run for this process, and writes its number into the lock file if `own`.

@@ -136,7 +136,7 @@ impl Trainer {
             run.write_config(&config)?;
         }
         let steps_done = newest.map(|(_, state)| state.steps_done);
-        let records = run.cut_metrics(steps_done.unwrap_or(0))?;
+        let records = run.cut_records(steps_done.unwrap_or(0))?;
         if records < steps_done.unwrap_or(0) {
             let (steps, path) = (steps_done.unwrap_or(0), path.display());
             observer.event(Event::Note(&format!("{path}: metrics.jsonl has {records} records of {steps} steps")));
@@ -199,7 +199,9 @@ impl Trainer {
     /// Errors: [`Error::NonFinite`]; files that cannot be written. Checkpoints saved before stay.
     pub fn run(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         let start = Instant::now();
-        observer.event(Event::Started(&self.started()));
+        let started = self.started();
+        self.run.append_session(&started)?;
+        observer.event(Event::Started(&started));
         let steps = self.config.train.steps;
         while self.steps_done < steps && !stop.load(Ordering::Relaxed) {
             self.step(observer)?;
@@ -226,6 +228,7 @@ impl Trainer {
             schedule: self.phases.to_string(),
             steps_done: self.steps_done,
             steps: t.steps,
+            sizes: self.model.weights().config().clone(),
             parameters: self.model.weights().config().parameters(),
             seq_len: self.shape.seq_len,
             batch_tokens: self.shape.tokens(),
@@ -273,12 +276,12 @@ impl Trainer {
                 observer.event(Event::Switch(&report));
             }
         }
-        let every = self.config.train.sample_every;
-        if every > 0 && self.steps_done.is_multiple_of(every) {
-            let t = &self.config.train;
+        let (n, t) = (self.steps_done, &self.config.train);
+        if t.sample_every > 0 && (n.is_multiple_of(t.sample_every) || n == t.steps) {
             let text = sample(self.model.weights(), self.tokenizer, psi, &t.sample_prompt, t.sample_tokens, t.seed)?;
-            let (steps_done, prompt) = (self.steps_done, t.sample_prompt.clone());
-            observer.event(Event::Sample(&Sample { steps_done, prompt, text: text.text, how: text.how }));
+            let sample = Sample { steps_done: n, prompt: t.sample_prompt.clone(), text: text.text, how: text.how };
+            self.run.append_sample(&sample)?;
+            observer.event(Event::Sample(&sample));
         }
         Ok(())
     }
@@ -321,7 +324,7 @@ impl Trainer {
             });
         }
         // Records first: a checkpoint never knows more steps than they do.
-        self.run.sync_metrics()?;
+        self.run.sync_records()?;
         let psi = self.phases.psi(n.saturating_sub(1));
         let level = Team::current().level().to_string();
         let state = State::new(n, psi, level, self.batches.tokens().hash(), &self.config);
