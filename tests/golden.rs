@@ -178,7 +178,7 @@ fn the_stochastic_activation_matches_pytorch_under_the_same_mask() {
             let [mut forward, mut dg, mut du, mut h] = [(); 4].map(|_| vec![f32::NAN; n]);
             kernels::activation::gated_activation(&team, act, &g, &u, case.d_ff, &mut forward);
             kernels::activation::gated_activation_backward(
-                &team, act, &dh, &g, &u, case.d_ff, &mut dg, &mut du, &mut h,
+                &team, act, 0.0, &dh, &g, &u, case.d_ff, &mut dg, &mut du, &mut h,
             );
             assert_eq!(forward, h, "gated_activation: forward and backward differ");
             let negatives_kept = (0..n).filter(|&i| g[i] < 0.0 && h[i] != 0.0).count();

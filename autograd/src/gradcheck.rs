@@ -62,6 +62,12 @@ pub fn input(seed: u64, shape: impl Into<Shape>) -> Tensor {
     Tensor::from_slice(&values, shape)
 }
 
+/// r: the weights of the results in the sum whose gradient is checked. A reference that adds a term of its own to that sum
+/// divides it by the weight of the result that it puts it in.
+pub(crate) fn weights_of_results(results: usize) -> Vec<f32> {
+    uniform(0x5EED, results)
+}
+
 impl<'a> GradCheck<'a> {
     /// A check of `name` at these inputs; what is not differentiated (tokens, tables) stays with the closures of
     /// [`run`](GradCheck::run).
@@ -90,7 +96,7 @@ impl<'a> GradCheck<'a> {
         let values: Vec<Vec<f32>> = self.inputs.iter().map(to_vec).collect();
         let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
         let out = reference(&values);
-        let r = uniform(0x5EED, out.len());
+        let r = weights_of_results(out.len());
         let tape = |wanted: &dyn Fn(usize) -> bool, grads: &mut Gradients| self.gradients(&forward, &r, wanted, grads);
 
         let once = tape(&|_| true, &mut Gradients::default());

@@ -1,10 +1,10 @@
 //! The FFN's gated activation, `h = psi(g) * u`, fused with the stochastic draws.
 //!
-//! A deterministic psi is a `Pointwise` struct, a stochastic one a `Stochastic` of three of them. A further activation
-//! or pair is an arm of [`Activation`] and of the matches below; the kernels do not change.
+//! A psi that draws nothing is a `Pointwise` struct, one that draws a `Stochastic` of three of them. A further activation is
+//! such a struct, and an arm of [`Fixed`], of [`Activation`] and of the matches on them; the kernels do not change.
 
 use crate::elementwise::ELEMENTS_PER_TASK;
-use crate::pointwise::{Relu, Silu};
+use crate::pointwise::{Gelu, Relu, Relu2, Silu, Tanh};
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::stochastic::{Draws, Psi, Stochastic, blocks};
@@ -17,23 +17,103 @@ pub enum Activation {
     Relu,
     /// `x sigmoid(x)`.
     Silu,
-    /// For `x < 0`, SILU with probability `threshold / 65536` and else RELU (0); for `x >= 0`, the identity (with RELU's
-    /// derivative at 0, so that `threshold` 0 is RELU in every bit).
+    /// `x Phi(x)`, Phi the normal distribution function: the exact form, Hugging Face's `gelu` (arXiv 1606.08415).
+    Gelu,
+    /// `max(x, 0)^2` (arXiv 2109.08668).
+    Relu2,
+    /// `tanh(x)`.
+    Tanh,
+    /// For `x < 0`, `negative[1]` with probability `threshold / 65536` and else `negative[0]`; for `x >= 0`, `positive`.
     /// The draw of an element is a function of `site`, its row and its column alone (StochA, arXiv 2509.22358).
     Stochastic {
-        /// SILU where the element's 16-bit draw is below this; `0..=65536`. See [`Activation::stochastic`].
+        /// The pair; the paper's is RELU and SILU.
+        negative: [Fixed; 2],
+        /// What is not negative goes through this.
+        positive: Positive,
+        /// The second of the pair where the element's 16-bit draw is below this; `0..=65536`. See [`Activation::pair`].
         threshold: u32,
         /// Where the draws come from.
         site: MaskSite,
     },
 }
 
-impl Activation {
-    /// StochA(p): `threshold = round(65536 p)`. Panics unless `0 <= p <= 1`.
-    pub fn stochastic(p: f64, site: MaskSite) -> Activation {
-        assert!((0.0..=1.0).contains(&p), "Activation::stochastic: p = {p} is not in 0..=1");
-        Activation::Stochastic { threshold: (p * 65536.0).round() as u32, site }
+/// An activation that draws nothing: what a stochastic one chooses from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fixed {
+    /// [`Activation::Relu`].
+    Relu,
+    /// [`Activation::Silu`].
+    Silu,
+    /// [`Activation::Gelu`].
+    Gelu,
+    /// [`Activation::Relu2`].
+    Relu2,
+    /// [`Activation::Tanh`].
+    Tanh,
+}
+
+/// What a stochastic activation does with `x >= 0`, where it draws nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positive {
+    /// x itself, with RELU's derivative at 0, so that with RELU as the first of the pair, `threshold` 0 is RELU in every bit.
+    Identity,
+    /// `x sigmoid(x)`.
+    Silu,
+}
+
+impl From<Fixed> for Activation {
+    fn from(fixed: Fixed) -> Activation {
+        match fixed {
+            Fixed::Relu => Activation::Relu,
+            Fixed::Silu => Activation::Silu,
+            Fixed::Gelu => Activation::Gelu,
+            Fixed::Relu2 => Activation::Relu2,
+            Fixed::Tanh => Activation::Tanh,
+        }
     }
+}
+
+impl Activation {
+    /// The paper's StochA(p): for negative x SILU with probability p and else RELU, for others the identity. Panics unless
+    /// `0 <= p <= 1`.
+    #[track_caller]
+    pub fn stochastic(p: f64, site: MaskSite) -> Activation {
+        Activation::pair(p, [Fixed::Relu, Fixed::Silu], Positive::Identity, site)
+    }
+
+    /// For negative x the second of the pair with probability p and else the first: `threshold = round(65536 p)`. Panics
+    /// unless `0 <= p <= 1`.
+    #[track_caller]
+    pub fn pair(p: f64, negative: [Fixed; 2], positive: Positive, site: MaskSite) -> Activation {
+        assert!((0.0..=1.0).contains(&p), "Activation::pair: p = {p} is not in 0..=1");
+        Activation::Stochastic { negative, positive, threshold: (p * 65536.0).round() as u32, site }
+    }
+
+    /// Runs `kernel` with this psi. The paper's pair is compiled for itself, and so is what draws nothing; all other pairs
+    /// share one kernel, which chooses for every vector: 25 pairs with two positive sides would be 50 kernels a level.
+    fn run(self, kernel: impl PsiKernel) {
+        match self {
+            Activation::Relu => kernel.run(Relu),
+            Activation::Silu => kernel.run(Silu),
+            Activation::Gelu => kernel.run(Gelu),
+            Activation::Relu2 => kernel.run(Relu2),
+            Activation::Tanh => kernel.run(Tanh),
+            Activation::Stochastic {
+                negative: [Fixed::Relu, Fixed::Silu],
+                positive: Positive::Identity,
+                threshold,
+                site,
+            } => kernel.run(Stochastic { negative: (Relu, Silu), positive: Relu, threshold, site }),
+            Activation::Stochastic { negative: [first, second], positive, threshold, site } => {
+                kernel.run(Stochastic { negative: (first, second), positive, threshold, site })
+            }
+        }
+    }
+}
+
+/// A kernel over any psi.
+trait PsiKernel {
+    fn run(self, psi: impl Psi);
 }
 
 /// The coordinates of a tensor's draws. Element `(row, column)` takes 16 bits of the Philox4x32 call with counter
@@ -61,7 +141,8 @@ pub struct MaskSite {
 ///
 /// A NaN in g gives NaN, under RELU too: it is not hidden as 0. Panics if a length differs or is no multiple of `d_ff`.
 ///
-/// Accuracy: relu exact but for the rounding of the product; silu as [`math::silu`](crate::simd::math::silu) and that rounding.
+/// Accuracy: that of psi ([`math::silu`](crate::simd::math::silu), [`math::gelu`](crate::simd::math::gelu) and
+/// [`math::tanh`](crate::simd::math::tanh) within 5 ULP, relu2 one rounding, relu none) and the rounding of the product.
 /// Draws equal to `reference::draw16` in every bit. Cost: 12 bytes an element moved (8 read, 4 written).
 /// Source: arXiv 2509.22358.
 #[track_caller]
@@ -73,22 +154,27 @@ pub fn gated_activation(team: &Team, act: Activation, g: &[f32], u: &[f32], d_ff
         u.len(),
         h.len()
     );
-    match act {
-        Activation::Relu => forward(team, Relu, g, u, d_ff, h),
-        Activation::Silu => forward(team, Silu, g, u, d_ff, h),
-        Activation::Stochastic { threshold, site } => {
-            forward(team, Stochastic::relu_silu(threshold, site), g, u, d_ff, h)
-        }
-    }
+    act.run(GatedActivation { team, g, u, d_ff, h });
 }
 
-fn forward(team: &Team, psi: impl Psi, g: &[f32], u: &[f32], d_ff: usize, h: &mut [f32]) {
-    let level = team.level();
-    team.run_chunks_mut(h, ELEMENTS_PER_TASK, |task, h| {
-        let first = task * ELEMENTS_PER_TASK;
-        let (g, u) = (&g[first..][..h.len()], &u[first..][..h.len()]);
-        level.dispatch(Forward { psi, first, d_ff, g, u, h });
-    });
+struct GatedActivation<'a> {
+    team: &'a Team,
+    g: &'a [f32],
+    u: &'a [f32],
+    d_ff: usize,
+    h: &'a mut [f32],
+}
+
+impl PsiKernel for GatedActivation<'_> {
+    fn run(self, psi: impl Psi) {
+        let GatedActivation { team, g, u, d_ff, h } = self;
+        let level = team.level();
+        team.run_chunks_mut(h, ELEMENTS_PER_TASK, |task, h| {
+            let first = task * ELEMENTS_PER_TASK;
+            let (g, u) = (&g[first..][..h.len()], &u[first..][..h.len()]);
+            level.dispatch(Forward { psi, first, d_ff, g, u, h });
+        });
+    }
 }
 
 struct Forward<'a, P> {
@@ -117,20 +203,25 @@ impl<P: Psi> Kernel for Forward<'_, P> {
     }
 }
 
-/// The gradients of [`gated_activation`] in one pass: `dg = dh * u * psi'(g)`, `du = dh * psi(g)`, and h again (the saved
-/// tensors are g and u; the gradient of down_proj needs h), with the draws and the bits of the forward pass.
+/// The gradients of [`gated_activation`] in one pass: `dg = dh' * u * psi'(g)`, `du = dh' * psi(g)` with
+/// `dh' = dh + l1 * sign(h)`, and h again (the saved tensors are g and u; the gradient of down_proj needs h), with the draws and
+/// the bits of the forward pass.
+///
+/// `l1` adds the gradient of the penalty `l1 * sum |h|` (sign(0) is 0). At `l1` 0 nothing is added: the bits are those of dh.
 ///
 /// Shapes: all `[N, F]`, F = `d_ff`. The old contents of dg, du and h are not read.
 ///
 /// A NaN in g gives NaN in all three. Panics if a length differs or is no multiple of `d_ff`.
 ///
-/// Accuracy: `dg` within `|dh u| (4 + 3) 2^-24` (psi' and three roundings), `du` and h as the forward pass.
-/// Cost: 24 bytes an element moved (12 read, 12 written).
+/// Accuracy: `dg` within `|dh' u| (4 + 3) 2^-24`, where psi' is within `4 2^-24` (relu2: exact, and three roundings); du and h as
+/// the forward pass; with l1 a rounding more. Cost: 24 bytes an element moved (12 read, 12 written).
+/// Source: arXiv 2509.22358; the penalty is that of arXiv 2603.23198.
 #[allow(clippy::too_many_arguments)] // the backward of a fused kernel has this many tensors
 #[track_caller]
 pub fn gated_activation_backward(
     team: &Team,
     act: Activation,
+    l1: f32,
     dh: &[f32],
     g: &[f32],
     u: &[f32],
@@ -149,30 +240,37 @@ pub fn gated_activation_backward(
         dg.len(),
         du.len()
     );
-    let (inputs, outputs) = ([dh, g, u], [dg, du, h]);
-    match act {
-        Activation::Relu => backward(team, Relu, inputs, d_ff, outputs),
-        Activation::Silu => backward(team, Silu, inputs, d_ff, outputs),
-        Activation::Stochastic { threshold, site } => {
-            backward(team, Stochastic::relu_silu(threshold, site), inputs, d_ff, outputs)
-        }
-    }
+    act.run(GatedActivationBackward { team, l1, inputs: [dh, g, u], d_ff, outputs: [dg, du, h] });
 }
 
-fn backward(team: &Team, psi: impl Psi, inputs: [&[f32]; 3], d_ff: usize, [dg, du, h]: [&mut [f32]; 3]) {
-    let level = team.level();
-    let (du, h) = (SharedMut::new(du), SharedMut::new(h));
-    team.run_chunks_mut(dg, ELEMENTS_PER_TASK, |task, dg| {
-        let (first, len) = (task * ELEMENTS_PER_TASK, dg.len());
-        let [dh, g, u] = inputs.map(|input| &input[first..][..len]);
-        // SAFETY: task t alone touches the elements of its own piece, the same in du and h as in dg.
-        let (du, h) = unsafe { (du.slice(first, len), h.slice(first, len)) };
-        level.dispatch(Backward { psi, first, d_ff, dh, g, u, dg, du, h });
-    });
+struct GatedActivationBackward<'a> {
+    team: &'a Team,
+    l1: f32,
+    /// dh, g, u.
+    inputs: [&'a [f32]; 3],
+    d_ff: usize,
+    /// dg, du, h.
+    outputs: [&'a mut [f32]; 3],
+}
+
+impl PsiKernel for GatedActivationBackward<'_> {
+    fn run(self, psi: impl Psi) {
+        let GatedActivationBackward { team, l1, inputs, d_ff, outputs: [dg, du, h] } = self;
+        let level = team.level();
+        let (du, h) = (SharedMut::new(du), SharedMut::new(h));
+        team.run_chunks_mut(dg, ELEMENTS_PER_TASK, |task, dg| {
+            let (first, len) = (task * ELEMENTS_PER_TASK, dg.len());
+            let [dh, g, u] = inputs.map(|input| &input[first..][..len]);
+            // SAFETY: task t alone touches the elements of its own piece, the same in du and h as in dg.
+            let (du, h) = unsafe { (du.slice(first, len), h.slice(first, len)) };
+            level.dispatch(Backward { psi, l1, first, d_ff, dh, g, u, dg, du, h });
+        });
+    }
 }
 
 struct Backward<'a, P> {
     psi: P,
+    l1: f32,
     first: usize,
     d_ff: usize,
     dh: &'a [f32],
@@ -194,11 +292,18 @@ impl<P: Psi> Kernel for Backward<'_, P> {
             let (dh, g, u) = (&self.dh[block.range()], &self.g[block.range()], &self.u[block.range()]);
             let (dg, du, h) = (&mut self.dg[block.range()], &mut self.du[block.range()], &mut self.h[block.range()]);
             for at in spans(s, h.len()) {
-                let (dh, u) = (at.load(s, dh), at.load(s, u));
+                let (mut dh, u) = (at.load(s, dh), at.load(s, u));
                 let (value, derivative) = self.psi.eval(s, draws.at(block.phase + at.start()), at.load(s, g));
+                let latent = s.mul(value, u);
+                // The same way for every vector: a branch that costs nothing beside the memory.
+                if self.l1 != 0.0 {
+                    let (zero, l1) = (s.splat(0.0), s.splat(self.l1));
+                    dh = s.select(s.lt(zero, latent), s.add(dh, l1), dh);
+                    dh = s.select(s.lt(latent, zero), s.sub(dh, l1), dh);
+                }
                 at.store(s, s.mul(s.mul(dh, u), derivative), dg);
                 at.store(s, s.mul(dh, value), du);
-                at.store(s, s.mul(value, u), h);
+                at.store(s, latent, h);
             }
         }
     }
@@ -214,8 +319,38 @@ mod tests {
 
     const SITE: MaskSite = MaskSite { seed: 0x0123_4567_89AB_CDEF, first_token: 5, layer: 3, stream: 1, step: 77 };
 
-    fn acts() -> [Activation; 3] {
-        [Activation::Relu, Activation::Silu, Activation::stochastic(0.3, SITE)]
+    const FIXED: [Fixed; 5] = [Fixed::Relu, Fixed::Silu, Fixed::Gelu, Fixed::Relu2, Fixed::Tanh];
+
+    /// Every member of a pair in both places, and both positive sides; none is the paper's pair, which has its own kernel.
+    const PAIRS: [([Fixed; 2], Positive); 5] = [
+        ([Fixed::Relu, Fixed::Silu], Positive::Silu),
+        ([Fixed::Silu, Fixed::Gelu], Positive::Identity),
+        ([Fixed::Gelu, Fixed::Relu2], Positive::Silu),
+        ([Fixed::Relu2, Fixed::Tanh], Positive::Identity),
+        ([Fixed::Tanh, Fixed::Relu], Positive::Silu),
+    ];
+
+    fn acts() -> impl Iterator<Item = Activation> {
+        let fixed = FIXED.into_iter().map(Activation::from);
+        let pairs = PAIRS.into_iter().map(|(negative, positive)| Activation::pair(0.4, negative, positive, SITE));
+        fixed.chain([Activation::stochastic(0.3, SITE)]).chain(pairs)
+    }
+
+    /// How far psi may be off in roundings of itself, and psi' in units of 2^-24: as `simd::math` states, 1 ULP being at most 2
+    /// roundings.
+    fn accuracy(act: Activation) -> (f64, f64) {
+        match act {
+            Activation::Relu => (0.0, 0.0),
+            Activation::Relu2 => (1.0, 0.0),
+            Activation::Tanh => (4.0, 4.0),
+            Activation::Silu => (8.0, 4.0),
+            Activation::Gelu => (10.0, 4.0),
+            Activation::Stochastic { negative, positive, .. } => {
+                let positive = if positive == Positive::Silu { Activation::Silu } else { Activation::Relu };
+                let parts = [negative[0].into(), negative[1].into(), positive].map(accuracy);
+                parts.into_iter().fold((0.0, 0.0), |a: (f64, f64), b| (a.0.max(b.0), a.1.max(b.1)))
+            }
+        }
     }
 
     /// g of both signs and all sizes that matter to a sigmoid, with the special values in front.
@@ -234,8 +369,21 @@ mod tests {
 
     /// `[dg, du, h]`.
     fn backward(team: &Team, act: Activation, dh: &[f32], g: &[f32], u: &[f32], d_ff: usize) -> [Vec<f32>; 3] {
+        penalised(team, act, 0.0, dh, g, u, d_ff)
+    }
+
+    /// The same with a penalty.
+    fn penalised(
+        team: &Team,
+        act: Activation,
+        l1: f32,
+        dh: &[f32],
+        g: &[f32],
+        u: &[f32],
+        d_ff: usize,
+    ) -> [Vec<f32>; 3] {
         let [mut dg, mut du, mut h] = [(); 3].map(|_| vec![f32::NAN; g.len()]);
-        gated_activation_backward(team, act, dh, g, u, d_ff, &mut dg, &mut du, &mut h);
+        gated_activation_backward(team, act, l1, dh, g, u, d_ff, &mut dg, &mut du, &mut h);
         [dg, du, h]
     }
 
@@ -252,18 +400,27 @@ mod tests {
                 for act in acts() {
                     let what = format!("{} d_ff={d_ff} {act:?}", team.level());
                     let h = forward(&team, act, &g, &u, d_ff);
-                    let [dg, du, h_again] = backward(&team, act, &dh, &g, &u, d_ff);
-                    assert_eq!(bits(&h), bits(&h_again), "gated_activation_backward h {what}");
-                    let (dg_ref, du_ref, h_ref) = reference::gated_activation_backward(act, &dh, &g, &u, d_ff);
-                    // 4 ULP of silu are at most 8 roundings; the product is one more. 2^-149: products may be subnormal.
-                    let relative = |x: f64| 9.0 * ROUNDING * x.abs() + f64::powi(2.0, -149);
-                    assert_within(&format!("gated_activation {what}"), &h, &h_ref, |i| relative(h_ref[i]));
-                    assert_within(&format!("gated_activation_backward du {what}"), &du, &du_ref, |i| {
-                        relative(du_ref[i])
-                    });
-                    assert_within(&format!("gated_activation_backward dg {what}"), &dg, &dg_ref, |i| {
-                        7.0 * ROUNDING * (dh[i] as f64 * u[i] as f64).abs()
-                    });
+                    let (value, derivative) = accuracy(act);
+                    for l1 in [0.0, 0.03] {
+                        let [dg, du, h_again] = penalised(&team, act, l1, &dh, &g, &u, d_ff);
+                        let what = format!("{what} l1={l1}");
+                        assert_eq!(bits(&h), bits(&h_again), "gated_activation_backward h {what}");
+                        let (dg_ref, du_ref, h_ref) = reference::gated_activation_backward(act, l1, &dh, &g, &u, d_ff);
+                        // Of psi, of the product, and of dh' if there is a penalty. 2^-149: products may be subnormal.
+                        let penalty = f64::from(l1 != 0.0);
+                        let relative = |x: f64, k: f64| k * ROUNDING * x.abs() + f64::powi(2.0, -149);
+                        assert_within(&format!("gated_activation {what}"), &h, &h_ref, |i| {
+                            relative(h_ref[i], value + 1.0)
+                        });
+                        assert_within(&format!("gated_activation_backward du {what}"), &du, &du_ref, |i| {
+                            relative(du_ref[i], value + 1.0 + penalty)
+                        });
+                        // psi', three roundings of the products, and that of dh'.
+                        let factor = |i: usize| (dh[i].abs() + l1) as f64 * u[i].abs() as f64;
+                        assert_within(&format!("gated_activation_backward dg {what}"), &dg, &dg_ref, |i| {
+                            relative(factor(i), derivative) + relative(dg_ref[i], 3.0 + penalty)
+                        });
+                    }
                 }
             }
         }
@@ -277,7 +434,8 @@ mod tests {
         let dg = [1.0, 0.0, 0.0, -0.0, f32::NAN, 1.0, 0.0, 1.0, 0.0];
         for team in teams() {
             // p = 0 is RELU in every bit, forward and backward.
-            for act in [Activation::Relu, Activation::stochastic(0.0, SITE)] {
+            let pairs = FIXED.map(|second| Activation::pair(0.0, [Fixed::Relu, second], Positive::Identity, SITE));
+            for act in [Activation::Relu].into_iter().chain(pairs) {
                 let what = format!("gated_activation {} {act:?}", team.level());
                 let ones = [1.0; 9];
                 let actual = backward(&team, act, &ones, &g, &ones, 9);
@@ -291,48 +449,116 @@ mod tests {
         }
     }
 
+    /// NaN, the infinities and the ends of the range: (g, psi, psi').
     #[test]
-    fn p_1_is_silu_below_0_and_the_identity_above() {
+    fn special_values_of_each_activation() {
+        const INF: f32 = f32::INFINITY;
+        const NAN: f32 = f32::NAN;
+        let silu = [(INF, INF, NAN), (-INF, NAN, NAN), (NAN, NAN, NAN), (0.0, 0.0, 0.5)];
+        let gelu =
+            [(INF, INF, 1.0), (-INF, -0.0, 0.0), (NAN, NAN, NAN), (-f32::MAX, -0.0, 0.0), (f32::MAX, f32::MAX, 1.0)];
+        let relu2 = [(INF, INF, INF), (-INF, 0.0, 0.0), (NAN, NAN, NAN), (f32::MAX, INF, INF), (-1.0, 0.0, 0.0)];
+        let tanh = [(INF, 1.0, 0.0), (-INF, -1.0, 0.0), (NAN, NAN, NAN), (0.0, 0.0, 1.0), (f32::MAX, 1.0, 0.0)];
+        let cases: [(Activation, &[(f32, f32, f32)]); 4] = [
+            (Activation::Silu, &silu),
+            (Activation::Gelu, &gelu),
+            (Activation::Relu2, &relu2),
+            (Activation::Tanh, &tanh),
+        ];
         for team in teams() {
-            let (len, d_ff) = (6 * 1003, 1003);
-            let (g, u, dh) = (gates(1, len), uniform(2, len), uniform(3, len));
-            let actual = backward(&team, Activation::stochastic(1.0, SITE), &dh, &g, &u, d_ff);
-            let silu = backward(&team, Activation::Silu, &dh, &g, &u, d_ff);
-            let relu = backward(&team, Activation::Relu, &dh, &g, &u, d_ff);
-            for i in 0..len {
-                let expected = if g[i] < 0.0 { &silu } else { &relu };
-                for k in 0..3 {
-                    let (a, e) = (actual[k][i], expected[k][i]);
-                    assert_eq!(a.to_bits(), e.to_bits(), "gated_activation {} p=1: g = {:e}", team.level(), g[i]);
+            for (act, values) in cases {
+                for &(g, psi, derivative) in values {
+                    let [dg, du, h] = backward(&team, act, &[1.0], &[g], &[1.0], 1);
+                    for (actual, expected) in [(dg[0], derivative), (du[0], psi), (h[0], psi)] {
+                        let same = actual.to_bits() == expected.to_bits() || actual.is_nan() && expected.is_nan();
+                        assert!(
+                            same,
+                            "gated_activation {} {act:?} at {g:e}: {actual:e}, not {expected:e}",
+                            team.level()
+                        );
+                    }
                 }
             }
-            let h = forward(&team, Activation::stochastic(1.0, SITE), &g, &u, d_ff);
-            assert_eq!(bits(&h), bits(&actual[2]), "gated_activation {} p=1", team.level());
         }
     }
 
-    /// A million elements, d_ff no multiple of anything: SILU exactly where the specification's draw is below the threshold.
+    #[test]
+    fn p_0_and_1_are_the_members_of_the_pair() {
+        for team in teams() {
+            let (len, d_ff) = (6 * 1003, 1003);
+            let (g, u, dh) = (gates(1, len), uniform(2, len), uniform(3, len));
+            let run = |act| backward(&team, act, &dh, &g, &u, d_ff);
+            let paper = ([Fixed::Relu, Fixed::Silu], Positive::Identity);
+            for (negative, positive) in PAIRS.into_iter().chain([paper]) {
+                let above = run(if positive == Positive::Silu { Activation::Silu } else { Activation::Relu });
+                for (p, member) in [0.0, 1.0].into_iter().zip(negative) {
+                    let act = Activation::pair(p, negative, positive, SITE);
+                    let (actual, below) = (run(act), run(member.into()));
+                    for i in 0..len {
+                        let expected = if g[i] < 0.0 { &below } else { &above };
+                        for k in 0..3 {
+                            let (a, e) = (actual[k][i], expected[k][i]);
+                            assert_eq!(
+                                a.to_bits(),
+                                e.to_bits(),
+                                "gated_activation {} {act:?}: g = {:e}",
+                                team.level(),
+                                g[i]
+                            );
+                        }
+                    }
+                    let h = forward(&team, act, &g, &u, d_ff);
+                    assert_eq!(bits(&h), bits(&actual[2]), "gated_activation {} {act:?}", team.level());
+                }
+            }
+        }
+    }
+
+    /// A penalty moves dh where h is not 0, by the sign of h, and nothing else.
+    #[test]
+    fn l1_adds_the_sign_of_h_to_dh() {
+        let (len, d_ff, l1) = (3 * 701, 701, 0.25);
+        let (g, u, dh) = (gates(1, len), uniform(2, len), uniform(3, len));
+        for team in teams() {
+            for act in acts() {
+                let h = forward(&team, act, &g, &u, d_ff);
+                let sign = |h: f32| if h == 0.0 { 0.0 } else { h.signum() };
+                let moved: Vec<f32> =
+                    dh.iter().zip(&h).map(|(&dh, &h)| if h == 0.0 { dh } else { dh + l1 * sign(h) }).collect();
+                let expected = backward(&team, act, &moved, &g, &u, d_ff);
+                let actual = penalised(&team, act, l1, &dh, &g, &u, d_ff);
+                let what = format!("gated_activation_backward {} {act:?}: the penalty", team.level());
+                assert!(actual.map(|x| bits(&x)) == expected.map(|x| bits(&x)), "{what}");
+            }
+        }
+    }
+
+    /// A million elements, d_ff no multiple of anything: the second of the pair exactly where the specification's draw is
+    /// below the threshold.
     #[test]
     fn the_mask_is_that_of_the_reference() {
         let (rows, d_ff) = (1003, 997);
         let len = rows * d_ff;
         let draws: Vec<u32> = (0..len).map(|i| reference::draw16(SITE, i / d_ff, i % d_ff)).collect();
         let (g, ones) = (vec![-1.0; len], vec![1.0; len]);
+        let paper = [0.0, 1e-5, 0.3, 0.5, 1.0].map(|p| Activation::stochastic(p, SITE));
+        let pairs = PAIRS.map(|(negative, positive)| Activation::pair(0.3, negative, positive, SITE));
         for team in teams() {
-            for p in [0.0, 1e-5, 0.3, 0.5, 1.0] {
-                let act = Activation::stochastic(p, SITE);
-                let Activation::Stochastic { threshold, .. } = act else { unreachable!() };
-                let what = format!("gated_activation {} p={p}", team.level());
+            let one = |act: Fixed| backward(&team, act.into(), &[1.0], &[-1.0], &[1.0], 1).map(|x| x[0]);
+            for act in paper.into_iter().chain(pairs) {
+                let Activation::Stochastic { negative, threshold, .. } = act else { unreachable!() };
+                let what = format!("gated_activation {} {act:?}", team.level());
                 let [dg, du, h] = backward(&team, act, &ones, &g, &ones, d_ff);
                 assert_eq!(
                     bits(&forward(&team, act, &g, &ones, d_ff)),
                     bits(&h),
                     "{what}: forward and backward differ"
                 );
+                let members = negative.map(one);
+                assert_ne!(members[0], members[1], "{what}: a mask that does not show");
                 for i in 0..len {
-                    let drawn = draws[i] < threshold;
-                    let is = (h[i] != 0.0, du[i] != 0.0, dg[i] != 0.0);
-                    assert_eq!(is, (drawn, drawn, drawn), "{what}: row {} column {}", i / d_ff, i % d_ff);
+                    let expected = members[usize::from(draws[i] < threshold)];
+                    assert_eq!([dg[i], du[i], h[i]], expected, "{what}: row {} column {}", i / d_ff, i % d_ff);
                 }
             }
         }
@@ -393,17 +619,22 @@ mod tests {
         #[test]
         fn a_split_batch_draws_the_same_mask(
             rows in 1usize..20, split in 0usize..20, d_ff in 1usize..300, p in 0.0..=1.0, seed: u64, first_token: u32,
+            pair in 0..PAIRS.len(),
         ) {
             let split = split.min(rows) * d_ff;
             let site = |first_token| MaskSite { seed, first_token, ..SITE };
             let (g, u) = (gates(seed >> 33, rows * d_ff), uniform(2, rows * d_ff));
-            for level in Level::available() {
+            let second = site(first_token.wrapping_add((split / d_ff) as u32));
+            let (negative, positive) = PAIRS[pair];
+            for (level, own) in Level::available().flat_map(|level| [(level, true), (level, false)]) {
                 let team = Team::serial(level);
-                let whole = forward(&team, Activation::stochastic(p, site(first_token)), &g, &u, d_ff);
-                let second = site(first_token.wrapping_add((split / d_ff) as u32));
-                let mut halves =
-                    forward(&team, Activation::stochastic(p, site(first_token)), &g[..split], &u[..split], d_ff);
-                halves.extend(forward(&team, Activation::stochastic(p, second), &g[split..], &u[split..], d_ff));
+                let act = |site| match own {
+                    true => Activation::stochastic(p, site),
+                    false => Activation::pair(p, negative, positive, site),
+                };
+                let whole = forward(&team, act(site(first_token)), &g, &u, d_ff);
+                let mut halves = forward(&team, act(site(first_token)), &g[..split], &u[..split], d_ff);
+                halves.extend(forward(&team, act(second), &g[split..], &u[split..], d_ff));
                 prop_assert_eq!(bits(&whole), bits(&halves), "gated_activation {}", level);
             }
         }

@@ -4,7 +4,7 @@
 //! work into tasks and owns the loop.
 
 use crate::Team;
-use crate::pointwise::{Pointwise, Relu, Silu};
+use crate::pointwise::{Gelu, Pointwise, Relu, Relu2, Silu, Tanh};
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd, math};
 
@@ -226,6 +226,43 @@ pub fn silu_backward(team: &Team, dy: &[f32], x: &[f32], dx: &mut [f32]) {
     map(team, "silu_backward", Chain(Silu), [dy, x], dx);
 }
 
+/// `dst = a Phi(a)`, Phi being the normal distribution function. Panics if a length differs. Accuracy: [`math::gelu`].
+#[track_caller]
+pub fn gelu(team: &Team, a: &[f32], dst: &mut [f32]) {
+    map(team, "gelu", Value(Gelu), [a], dst);
+}
+
+/// `dx = dy * gelu'(x)`, with `gelu'(x) = Phi(x) + x e^(-x^2 / 2) / sqrt(2 pi)`. Panics if a length differs.
+/// Accuracy: [`math::gelu`] and one rounding.
+#[track_caller]
+pub fn gelu_backward(team: &Team, dy: &[f32], x: &[f32], dx: &mut [f32]) {
+    map(team, "gelu_backward", Chain(Gelu), [dy, x], dx);
+}
+
+/// `dst = max(a, 0)^2`, correctly rounded; NaN stays NaN. Panics if a length differs. Source: So et al., arXiv 2109.08668.
+#[track_caller]
+pub fn relu2(team: &Team, a: &[f32], dst: &mut [f32]) {
+    map(team, "relu2", Value(Relu2), [a], dst);
+}
+
+/// `dx = dy * 2 max(x, 0)`, correctly rounded; NaN where x is NaN. Panics if a length differs.
+#[track_caller]
+pub fn relu2_backward(team: &Team, dy: &[f32], x: &[f32], dx: &mut [f32]) {
+    map(team, "relu2_backward", Chain(Relu2), [dy, x], dx);
+}
+
+/// `dst = tanh(a)`. Panics if a length differs. Accuracy: [`math::tanh`].
+#[track_caller]
+pub fn tanh(team: &Team, a: &[f32], dst: &mut [f32]) {
+    map(team, "tanh", Value(Tanh), [a], dst);
+}
+
+/// `dx = dy * (1 - tanh(x)^2)`. Panics if a length differs. Accuracy: [`math::tanh`] and one rounding.
+#[track_caller]
+pub fn tanh_backward(team: &Team, dy: &[f32], x: &[f32], dx: &mut [f32]) {
+    map(team, "tanh_backward", Chain(Tanh), [dy, x], dx);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +282,7 @@ mod tests {
     #[test]
     fn operations_on_two_inputs_match_reference() {
         type Reference = fn(f64, f64) -> f64;
-        let cases: [(&str, Binary, Reference, [f64; 2]); 6] = [
+        let cases: [(&str, Binary, Reference, [f64; 2]); 9] = [
             ("add", add, |a, b| a + b, [1.0, 0.0]),
             ("sub", sub, |a, b| a - b, [1.0, 0.0]),
             ("mul", mul, |a, b| a * b, [1.0, 0.0]),
@@ -253,6 +290,9 @@ mod tests {
             ("relu_backward", relu_backward, |a, b| a * reference::relu(b).1, [0.0, 0.0]),
             // The derivative within 4 roundings of 1, and the product.
             ("silu_backward", silu_backward, |a, b| a * reference::silu(b).1, [1.0, 4.0]),
+            ("gelu_backward", gelu_backward, |a, b| a * reference::gelu(b).1, [1.0, 4.0]),
+            ("relu2_backward", relu2_backward, |a, b| a * reference::relu2(b).1, [1.0, 0.0]),
+            ("tanh_backward", tanh_backward, |a, b| a * reference::tanh(b).1, [1.0, 4.0]),
         ];
         for team in teams() {
             for len in long_lengths() {
@@ -276,11 +316,14 @@ mod tests {
     fn operations_on_one_input_match_reference() {
         type Reference = fn(f64) -> f64;
         // Bounds in roundings of the result; 1 ULP is at most 2 of them.
-        let cases: [(&str, Unary, Reference, f64); 4] = [
+        let cases: [(&str, Unary, Reference, f64); 7] = [
             ("relu", relu, |x| reference::relu(x).0, 0.0),
             ("exp", exp, f64::exp, 2.0 * 1.18),
             ("sigmoid", sigmoid, reference::sigmoid, 2.0 * 3.0),
             ("silu", silu, |x| reference::silu(x).0, 2.0 * 4.0),
+            ("relu2", relu2, |x| reference::relu2(x).0, 1.0),
+            ("tanh", tanh, |x| reference::tanh(x).0, 2.0 * 2.0),
+            ("gelu", gelu, |x| reference::gelu(x).0, 2.0 * 5.0),
         ];
         for team in teams() {
             for len in long_lengths() {
@@ -290,7 +333,10 @@ mod tests {
                     f(&team, &x, &mut dst);
                     let expected: Vec<f64> = x.iter().map(|&x| reference(x as f64)).collect();
                     assert_within(&format!("{name} {} len={len}", team.level()), &dst, &expected, |i| {
-                        roundings * ROUNDING * expected[i].abs()
+                        // Below -13 gelu has a subnormal factor.
+                        let subnormal =
+                            if name == "gelu" { 3.0 * x[i].abs() as f64 * f64::powi(2.0, -149) } else { 0.0 };
+                        roundings * ROUNDING * expected[i].abs() + subnormal
                     });
                 }
             }

@@ -32,7 +32,7 @@ mod stochastic;
 pub mod team;
 pub mod testing;
 
-pub use activation::{Activation, MaskSite};
+pub use activation::{Activation, Fixed, MaskSite, Positive};
 pub use gemm::{Mat, MatMut};
 pub use simd::{Isa, Level, LevelError};
 pub use team::Team;

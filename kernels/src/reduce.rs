@@ -23,30 +23,43 @@ const ROWS_PER_COUNT: usize = 1 << 16;
 /// Accuracy: within `516 2^-24 sum |x|` for any length (512 additions in a block, 3 to join the accumulators, 1 spare).
 /// The order depends on the level and the length only: the same bits for any number of threads.
 pub fn sum(team: &Team, x: &[f32]) -> f64 {
-    sum_blocks(team, x, false)
+    sum_blocks(team, x, Term::Plain)
+}
+
+/// `sum |x|`, in the order and with the accuracy of [`sum`].
+pub fn sum_abs(team: &Team, x: &[f32]) -> f64 {
+    sum_blocks(team, x, Term::Abs)
 }
 
 /// `sum x^2`, in the order and with the accuracy of [`sum`] (its spare rounding is the square's).
 pub fn sum_squares(team: &Team, x: &[f32]) -> f64 {
-    sum_blocks(team, x, true)
+    sum_blocks(team, x, Term::Square)
 }
 
-fn sum_blocks(team: &Team, x: &[f32], squares: bool) -> f64 {
+/// What is summed of each element.
+#[derive(Clone, Copy)]
+enum Term {
+    Plain,
+    Abs,
+    Square,
+}
+
+fn sum_blocks(team: &Team, x: &[f32], term: Term) -> f64 {
     let level = team.level();
     scratch::with(x.len().div_ceil(BLOCK), |sums| {
         team.run_chunks_mut(sums, BLOCKS_PER_TASK, |task, sums| {
             let x = &x[task * BLOCKS_PER_TASK * BLOCK..];
-            level.dispatch(BlockSums { x: &x[..x.len().min(sums.len() * BLOCK)], squares, sums });
+            level.dispatch(BlockSums { x: &x[..x.len().min(sums.len() * BLOCK)], term, sums });
         });
         // From +0 on: `Iterator::sum` of nothing is -0.
         sums.iter().fold(0.0, |total, &sum| total + sum as f64)
     })
 }
 
-/// `sums[i]`: of block i of x.
+/// `sums[i]`: of the terms of block i of x.
 struct BlockSums<'a> {
     x: &'a [f32],
-    squares: bool,
+    term: Term,
     sums: &'a mut [f32],
 }
 
@@ -56,7 +69,11 @@ impl Kernel for BlockSums<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (sum, x) in self.sums.iter_mut().zip(self.x.chunks(BLOCK)) {
-            *sum = if self.squares { map::dot(s, x, x) } else { map::sum(s, x) };
+            *sum = match self.term {
+                Term::Plain => map::sum(s, x),
+                Term::Abs => map::sum_abs(s, x),
+                Term::Square => map::dot(s, x, x),
+            };
         }
     }
 }
@@ -161,6 +178,7 @@ mod tests {
                 };
                 let (expected, abs) = reference::sum(x);
                 check("sum", sum(&team, x), expected, abs);
+                check("sum_abs", sum_abs(&team, x), abs, abs);
                 let expected = reference::sum_squares(x);
                 check("sum_squares", sum_squares(&team, x), expected, expected);
             }
@@ -172,6 +190,8 @@ mod tests {
         for team in teams() {
             assert_eq!(sum(&team, &[]).to_bits(), 0, "sum {}", team.level());
             assert_eq!(sum_squares(&team, &[]).to_bits(), 0, "sum_squares {}", team.level());
+            assert_eq!(sum_abs(&team, &[]).to_bits(), 0, "sum_abs {}", team.level());
+            assert!(sum_abs(&team, &[1.0, f32::NAN]).is_nan(), "sum_abs {}", team.level());
         }
     }
 
@@ -222,7 +242,7 @@ mod tests {
                     let mut sums = uniform(2, c);
                     sum_rows(&team, &x, &mut sums);
                     let sums: Vec<u32> = sums.into_iter().map(f32::to_bits).collect();
-                    (sum(&team, &x).to_bits(), sum_squares(&team, &x).to_bits(), sums)
+                    (sum(&team, &x).to_bits(), sum_abs(&team, &x).to_bits(), sum_squares(&team, &x).to_bits(), sums)
                 });
                 prop_assert!(results[0] == results[1] && results[0] == results[2], "sum {} [{}, {}]", level, n, c);
             }

@@ -2,7 +2,7 @@
 
 use crate::activation::MaskSite;
 use crate::philox::{DRAWS_PER_CALL, ROUNDS, key, philox4x32_lanes};
-use crate::pointwise::{Pointwise, Relu, Silu};
+use crate::pointwise::Pointwise;
 use crate::simd::Simd;
 
 /// Lanes of the widest level.
@@ -82,17 +82,10 @@ impl<P: Pointwise> Psi for P {
 /// For `x < 0`, `negative.1` where the draw is below `threshold` and else `negative.0`; otherwise, NaN included, `positive`.
 #[derive(Clone, Copy)]
 pub(crate) struct Stochastic<A, B, C> {
-    negative: (A, B),
-    positive: C,
-    threshold: u32,
-    site: MaskSite,
-}
-
-impl Stochastic<Relu, Silu, Relu> {
-    /// The pair of the paper. For `x >= 0` RELU is the identity.
-    pub(crate) fn relu_silu(threshold: u32, site: MaskSite) -> Self {
-        Stochastic { negative: (Relu, Silu), positive: Relu, threshold, site }
-    }
+    pub(crate) negative: (A, B),
+    pub(crate) positive: C,
+    pub(crate) threshold: u32,
+    pub(crate) site: MaskSite,
 }
 
 impl<A: Pointwise, B: Pointwise, C: Pointwise> Psi for Stochastic<A, B, C> {

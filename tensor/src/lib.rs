@@ -31,7 +31,7 @@ mod tensor;
 mod view;
 
 pub use dtype::DType;
-pub use kernels::{Activation, Beta, MaskSite};
+pub use kernels::{Activation, Beta, Fixed, MaskSite, Positive};
 pub use shape::{MAX_RANK, Shape};
 pub use storage::{Device, Storage};
 pub use tensor::{Element, Tensor};

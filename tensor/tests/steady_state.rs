@@ -17,7 +17,7 @@ fn round() -> f32 {
     let rows = ops::add(&attention.out.reshape([b * t, c]), &gain);
     let (g, u) = (ops::matmul(&rows, &gate.t()), ops::matmul(&rows, &up.t()));
     let site = MaskSite { seed: 1, first_token: 0, layer: 0, stream: 0, step: 1 };
-    let gradients = ops::gated_activation_backward(Activation::stochastic(0.5, site), &u, &g, &u);
+    let gradients = ops::gated_activation_backward(Activation::stochastic(0.5, site), 0.0, &u, &g, &u);
     let mut d_gate = Tensor::zeros([d_ff, c]);
     ops::matmul_into(&gradients.dg.t(), &rows, Beta::One, &mut d_gate);
     let (dq, _, _) = ops::attention_backward(&attention.out, &q, &q, &q, &attention, 0.4);

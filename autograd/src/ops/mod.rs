@@ -15,6 +15,9 @@
 //! | `sigmoid`          | `s(x) = 1 / (1 + e^-x)`                  | `dx = dy * s(x) s(-x)`                              |
 //! | `relu`             | `max(x, 0)`                              | `dx = dy` where `x > 0`, else 0                     |
 //! | `silu`             | `x s(x)`                                 | `dx = dy * s (1 + x (1 - s))`                       |
+//! | `gelu`             | `x Phi(x)`, Phi the normal distribution  | `dx = dy (Phi + x phi)`, phi the normal density     |
+//! | `relu2`            | `max(x, 0)^2`                            | `dx = 2 dy max(x, 0)`                               |
+//! | `tanh`             | `tanh(x)`                                | `dx = dy (1 - tanh(x)^2)`                           |
 //! | `sum`, `mean`      | sum of all elements, over n              | `dx = dy`, `dy / n` everywhere                      |
 //! | `sum_to`           | sums over some axes                      | `dx` = dy, repeated along them                      |
 //! | `reshape`          | the same elements                        | `dx = dy` in the shape of x                         |
@@ -27,7 +30,7 @@
 //! | `rope`             | pairs turned by their position's angle   | `dx` = dy, turned back                              |
 //! | `attention`        | `P V`, `P = softmax(scale Q K^T)`        | `dV = P^T dy`, `dS = P (dy V^T - rowsum(dy O))`, `dQ = scale dS K`, `dK = scale dS^T Q` |
 //! | `gated_activation` | `psi(g) * u`                             | `dg = dy u psi'(g)`, `du = dy psi(g)`               |
-//! | `gated_down_proj`  | `h W2^T`, `h = psi(g) * u`               | `dh = dy W2`, `dg`, `du` from it as above, `dW2 = dy^T h` |
+//! | `gated_down_proj`  | `h W2^T`, `h = psi(g) * u`               | `dh = dy W2` (with a penalty `+ l1 sign(h)`), `dg`, `du` from it as above, `dW2 = dy^T h` |
 //! | `lm_head_loss`     | `scale * sum(logsumexp(z) - z[target])`, `z = W x` | `dz = scale (softmax(z) - onehot(target))`, `dx = dy dz W`, `dW = dy dz^T x` |
 
 mod add;
@@ -37,6 +40,7 @@ mod embedding;
 mod exp;
 mod gated_activation;
 mod gated_down_proj;
+mod gelu;
 mod linear;
 mod lm_head_loss;
 mod log;
@@ -44,6 +48,7 @@ mod matmul;
 mod mul;
 mod narrow;
 mod relu;
+mod relu2;
 mod reshape;
 mod rms_norm;
 mod rope;
@@ -53,6 +58,7 @@ mod silu;
 mod sub;
 mod sum;
 mod sum_to;
+mod tanh;
 mod transpose;
 
 use crate::tape::Var;

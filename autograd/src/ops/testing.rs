@@ -1,7 +1,7 @@
 //! What the gradient checks of several ops share.
 
 use kernels::{Mat, reference};
-use tensor::{Activation, MaskSite};
+use tensor::{Activation, Fixed, MaskSite, Positive};
 
 /// Pairs of shapes that broadcast: equal, to more axes, both ways at once, scalars.
 pub fn broadcast_shapes() -> impl Iterator<Item = (&'static [usize], &'static [usize])> {
@@ -42,9 +42,14 @@ pub fn product_sizes(a: Mat, b: Mat, r: &[f32]) -> Vec<Vec<f64>> {
     vec![reference::gemm(r, b.t()).1, reference::gemm(a.t(), r).1]
 }
 
-/// The activations of the paper; of the stochastic ones p = 0.5, and the ends.
+/// All activations; of the paper's pair p = 0.5 and the ends, and two other pairs.
 pub fn activations() -> impl Iterator<Item = Activation> {
     let site = MaskSite { seed: 42, first_token: 1000, layer: 3, stream: 0, step: 7 };
     let stochastic = [0.0, 0.5, 1.0].map(|p| Activation::stochastic(p, site));
-    [Activation::Relu, Activation::Silu].into_iter().chain(stochastic)
+    let pairs = [
+        Activation::pair(0.5, [Fixed::Relu, Fixed::Gelu], Positive::Silu, site),
+        Activation::pair(0.3, [Fixed::Tanh, Fixed::Relu2], Positive::Identity, site),
+    ];
+    let fixed = [Fixed::Relu, Fixed::Silu, Fixed::Gelu, Fixed::Relu2, Fixed::Tanh].map(Activation::from);
+    fixed.into_iter().chain(stochastic).chain(pairs)
 }

@@ -98,19 +98,36 @@ pub fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
 /// `sum_i a_i`, in the order of [`dot`].
 #[inline(always)]
 pub fn sum<S: Simd>(s: S, a: &[f32]) -> f32 {
+    sum_terms::<S, false>(s, a)
+}
+
+/// `sum_i |a_i|`, in the order of [`dot`].
+#[inline(always)]
+pub fn sum_abs<S: Simd>(s: S, a: &[f32]) -> f32 {
+    sum_terms::<S, true>(s, a)
+}
+
+#[inline(always)]
+fn sum_terms<S: Simd, const ABS: bool>(s: S, a: &[f32]) -> f32 {
     let mut acc = [s.splat(0.0); ACCUMULATORS];
     let block = S::LANES * ACCUMULATORS;
     let mut blocks = a.chunks_exact(block);
     for a in &mut blocks {
         for (j, acc) in acc.iter_mut().enumerate() {
-            *acc = s.add(s.load(&a[j * S::LANES..]), *acc);
+            *acc = s.add(term::<S, ABS>(s, s.load(&a[j * S::LANES..])), *acc);
         }
     }
     let a = blocks.remainder();
     for (acc, at) in acc.iter_mut().zip(spans(s, a.len())) {
-        *acc = s.add(at.load(s, a), *acc);
+        *acc = s.add(term::<S, ABS>(s, at.load(s, a)), *acc);
     }
     add_accumulators(s, acc)
+}
+
+#[inline(always)]
+fn term<S: Simd, const ABS: bool>(s: S, x: S::F32) -> S::F32 {
+    // `max` returns its second operand for NaN, which is NaN.
+    if ABS { s.max(x, s.sub(s.splat(0.0), x)) } else { x }
 }
 
 #[inline(always)]

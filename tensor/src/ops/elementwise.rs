@@ -98,6 +98,45 @@ pub fn silu_backward(dy: &Tensor, x: &Tensor) -> Tensor {
     binary("silu_backward", kernel::silu_backward, ("dy", dy), ("x", x))
 }
 
+/// `x Phi(x)`, Phi being the normal distribution function.
+#[track_caller]
+pub fn gelu(x: &Tensor) -> Tensor {
+    unary("gelu", kernel::gelu, x)
+}
+
+/// `max(x, 0)^2`.
+#[track_caller]
+pub fn relu2(x: &Tensor) -> Tensor {
+    unary("relu2", kernel::relu2, x)
+}
+
+/// `tanh(x)`.
+#[track_caller]
+pub fn tanh(x: &Tensor) -> Tensor {
+    unary("tanh", kernel::tanh, x)
+}
+
+/// `dx = dy gelu'(x)`. Panics unless the shapes are equal.
+#[track_caller]
+pub fn gelu_backward(dy: &Tensor, x: &Tensor) -> Tensor {
+    expect_shape("gelu_backward", "dy", dy, &x.shape);
+    binary("gelu_backward", kernel::gelu_backward, ("dy", dy), ("x", x))
+}
+
+/// `dx = dy relu2'(x)`. Panics unless the shapes are equal.
+#[track_caller]
+pub fn relu2_backward(dy: &Tensor, x: &Tensor) -> Tensor {
+    expect_shape("relu2_backward", "dy", dy, &x.shape);
+    binary("relu2_backward", kernel::relu2_backward, ("dy", dy), ("x", x))
+}
+
+/// `dx = dy tanh'(x)`. Panics unless the shapes are equal.
+#[track_caller]
+pub fn tanh_backward(dy: &Tensor, x: &Tensor) -> Tensor {
+    expect_shape("tanh_backward", "dy", dy, &x.shape);
+    binary("tanh_backward", kernel::tanh_backward, ("dy", dy), ("x", x))
+}
+
 /// `factor * x`.
 #[track_caller]
 pub fn scale(factor: f32, x: &Tensor) -> Tensor {

@@ -20,18 +20,18 @@ pub fn gated_activation(act: Activation, g: &Tensor, u: &Tensor) -> Tensor {
 
 /// The result of [`gated_activation_backward`].
 pub struct GatedGradients {
-    /// `dh * u * psi'(g)`.
+    /// `(dh + l1 sign(h)) * u * psi'(g)`.
     pub dg: Tensor,
-    /// `dh * psi(g)`.
+    /// `(dh + l1 sign(h)) * psi(g)`.
     pub du: Tensor,
     /// The forward's result again, for the gradient of down_proj.
     pub h: Tensor,
 }
 
 /// The gradients of [`gated_activation`] and its result once more, in one pass; the draws of the forward are drawn again.
-/// Shapes: all `[.., F]`.
+/// With `dh + l1 sign(h)` for dh: the gradient of `l1 sum |h|` as well. At `l1` 0 nothing is added. Shapes: all `[.., F]`.
 #[track_caller]
-pub fn gated_activation_backward(act: Activation, dh: &Tensor, g: &Tensor, u: &Tensor) -> GatedGradients {
+pub fn gated_activation_backward(act: Activation, l1: f32, dh: &Tensor, g: &Tensor, u: &Tensor) -> GatedGradients {
     let op = "gated_activation_backward";
     let (_, d_ff) = rows_and_cols(op, "g", g);
     expect_shape(op, "u", u, &g.shape);
@@ -41,7 +41,7 @@ pub fn gated_activation_backward(act: Activation, dh: &Tensor, g: &Tensor, u: &T
             let [mut dg, mut du, mut h] = [(); 3].map(|_| Tensor::stale(g.shape, DType::F32));
             let (dh, g, u) = (dh.contiguous(), g.contiguous(), u.contiguous());
             let (dg_s, du_s, h_s) = (dg.slice_mut(), du.slice_mut(), h.slice_mut());
-            kernel::gated_activation_backward(&team, act, dh.slice(), g.slice(), u.slice(), d_ff, dg_s, du_s, h_s);
+            kernel::gated_activation_backward(&team, act, l1, dh.slice(), g.slice(), u.slice(), d_ff, dg_s, du_s, h_s);
             GatedGradients { dg, du, h }
         }
     }

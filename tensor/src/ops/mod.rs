@@ -26,7 +26,7 @@ pub use embedding::{embedding, embedding_backward};
 pub use gated_activation::{GatedGradients, gated_activation, gated_activation_backward};
 pub use lm_head_loss::{LossGradients, lm_head_loss, lm_head_loss_backward};
 pub use matmul::{matmul, matmul_into};
-pub use reduce::{count_positive, first_non_finite, sum, sum_squares, sum_to};
+pub use reduce::{count_positive, first_non_finite, sum, sum_abs, sum_squares, sum_to};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{Rotation, rope};
 

@@ -11,6 +11,14 @@ pub fn sum(x: &Tensor) -> Tensor {
     }
 }
 
+/// The sum of the absolute values of all elements (for the penalty on the latent). Fixed order.
+#[track_caller]
+pub fn sum_abs(x: &Tensor) -> f64 {
+    match place("sum_abs", &[reads("x", x)]) {
+        Place::Cpu(team) => kernel::sum_abs(&team, x.contiguous().slice()),
+    }
+}
+
 /// The sum of the squares of all elements (for the norm of gradients). Fixed order.
 #[track_caller]
 pub fn sum_squares(x: &Tensor) -> f64 {

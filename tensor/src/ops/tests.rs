@@ -1,7 +1,7 @@
 //! Every op gives the bits of its kernel, for contiguous operands and for views; what the kernels give is tested there.
 
 use super::*;
-use crate::{Activation, Beta, DType, Element, MaskSite, Shape, Storage, Tensor};
+use crate::{Activation, Beta, DType, Element, Fixed, MaskSite, Positive, Shape, Storage, Tensor};
 use kernels::attention::{AttentionSaved, AttentionShape};
 use kernels::rope::RopeShape;
 use kernels::testing::{assert_within, dot_bound, uniform};
@@ -56,13 +56,16 @@ fn elementwise_ops_are_their_kernels() {
     use kernels::elementwise as kernel;
     let (a, b) = (uniform(1, 60), uniform(2, 60));
     type Binary = (&'static str, fn(&Tensor, &Tensor) -> Tensor, fn(&Team, &[f32], &[f32], &mut [f32]));
-    let binaries: [Binary; 6] = [
+    let binaries: [Binary; 9] = [
         ("add", add, kernel::add),
         ("sub", sub, kernel::sub),
         ("mul", mul, kernel::mul),
         ("div", div, kernel::div),
         ("relu_backward", relu_backward, kernel::relu_backward),
         ("silu_backward", silu_backward, kernel::silu_backward),
+        ("gelu_backward", gelu_backward, kernel::gelu_backward),
+        ("relu2_backward", relu2_backward, kernel::relu2_backward),
+        ("tanh_backward", tanh_backward, kernel::tanh_backward),
     ];
     for (name, op, kernel) in binaries {
         let expected = written(60, |dst| kernel(&team(), &a, &b, dst));
@@ -71,12 +74,15 @@ fn elementwise_ops_are_their_kernels() {
         }
     }
     type Unary = (&'static str, fn(&Tensor) -> Tensor, fn(&Team, &[f32], &mut [f32]));
-    let unaries: [Unary; 5] = [
+    let unaries: [Unary; 8] = [
         ("exp", exp, kernel::exp),
         ("log", log, kernel::log),
         ("sigmoid", sigmoid, kernel::sigmoid),
         ("relu", relu, kernel::relu),
         ("silu", silu, kernel::silu),
+        ("gelu", gelu, kernel::gelu),
+        ("relu2", relu2, kernel::relu2),
+        ("tanh", tanh, kernel::tanh),
     ];
     for (name, op, kernel) in unaries {
         let expected = written(60, |dst| kernel(&team(), &a, dst));
@@ -108,7 +114,7 @@ fn extents_of_zero_are_shapes_like_others() {
     assert_eq!(super::embedding(&Tensor::zeros([3, 4]), &no_tokens).shape(), [0, 4].into());
     assert_eq!(super::lm_head_loss(&nothing, &Tensor::zeros([3, 4]), &no_tokens), 0.0);
     assert_eq!(super::gated_activation(Activation::Relu, &nothing, &nothing).shape(), [0, 4].into());
-    assert_eq!((sum(&nothing).item(), sum_squares(&nothing)), (0.0, 0.0));
+    assert_eq!((sum(&nothing).item(), sum_abs(&nothing), sum_squares(&nothing)), (0.0, 0.0, 0.0));
     let (exp_of_nothing, mut dst) = (exp(&nothing), Tensor::zeros([0, 4]));
     axpy(1.0, &exp_of_nothing, &mut dst);
     let mut counts = Tensor::from_slice(&[2u32; 4], [4]);
@@ -251,16 +257,19 @@ fn gated_activation_is_its_kernel() {
     let site = MaskSite { seed: 7, first_token: 3, layer: 1, stream: 0, step: 9 };
     let d_ff = 20;
     let (g, u, dh) = (uniform(1, 6 * d_ff), uniform(2, 6 * d_ff), uniform(3, 6 * d_ff));
-    for act in [Activation::Relu, Activation::Silu, Activation::stochastic(0.4, site)] {
+    let pair = Activation::pair(0.4, [Fixed::Gelu, Fixed::Tanh], Positive::Silu, site);
+    let acts = [Activation::Relu, Activation::Silu, Activation::Relu2, Activation::stochastic(0.4, site), pair];
+    for (act, l1) in acts.into_iter().zip([0.0, 0.5, 0.0, 0.25, 0.0]) {
         let h = written(g.len(), |h| kernel::gated_activation(&team(), act, &g, &u, d_ff, h));
         let [mut dg, mut du, mut h_again] = [(); 3].map(|_| vec![0.0; g.len()]);
         let (dg_s, du_s, h_s) = (&mut dg, &mut du, &mut h_again);
-        kernel::gated_activation_backward(&team(), act, &dh, &g, &u, d_ff, dg_s, du_s, h_s);
+        kernel::gated_activation_backward(&team(), act, l1, &dh, &g, &u, d_ff, dg_s, du_s, h_s);
         for i in 0..2 {
             let shape = [2, 3, d_ff];
             let [g, u, dh] = [&g, &u, &dh].map(|data| forms(data, shape)[i].clone());
             assert_bits("gated_activation", &super::gated_activation(act, &g, &u), &h, shape);
-            let GatedGradients { dg: dg_op, du: du_op, h: h_op } = super::gated_activation_backward(act, &dh, &g, &u);
+            let GatedGradients { dg: dg_op, du: du_op, h: h_op } =
+                super::gated_activation_backward(act, l1, &dh, &g, &u);
             assert_bits("gated_activation_backward", &dg_op, &dg, shape);
             assert_bits("gated_activation_backward", &du_op, &du, shape);
             assert_bits("gated_activation_backward", &h_op, &h_again, shape);
@@ -328,6 +337,7 @@ fn reductions_are_their_kernels() {
     for x_op in &forms(&x, [3, 4, 5]) {
         assert_bits("sum", &sum(x_op), &[kernel::sum(&team(), &x) as f32], []);
         assert_eq!(sum_squares(x_op).to_bits(), kernel::sum_squares(&team(), &x).to_bits(), "sum_squares");
+        assert_eq!(sum_abs(x_op).to_bits(), kernel::sum_abs(&team(), &x).to_bits(), "sum_abs");
         let mut counts_op = Tensor::from_slice(&[3u32; 5], [5]);
         count_positive(x_op, &mut counts_op);
         assert_eq!(counts_op.to_vec::<u32>().unwrap(), counts, "count_positive");
