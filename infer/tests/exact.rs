@@ -136,7 +136,7 @@ fn the_mask_of_a_position_is_the_same_in_prefill_and_decode() {
             let drawn: Vec<bool> = (0..40)
                 .map(|neuron| {
                     let at = PsiAt { psi, seed, first_token: n - 1, step: sample };
-                    let Activation::Stochastic { threshold, site } = at.layer(0) else { panic!("{psi} draws") };
+                    let Activation::Stochastic { threshold, site, .. } = at.layer(0) else { panic!("{psi} draws") };
                     draw16(site, 0, neuron) < threshold
                 })
                 .collect();
