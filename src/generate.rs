@@ -5,7 +5,8 @@ use crate::terminal::{complain, print, progress_bar, say};
 use anyhow::bail;
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    CpuEngine, EngineOptions, FfnMode, Generation, Ranked, Sampler, Samples, Sampling, StopReason, Utf8Stream, rank,
+    CpuEngine, EngineOptions, FfnMode, Generation, Ranked, Sampler, Samples, Sampling, StopReason, Utf8Stream,
+    WeightFormat, rank,
 };
 use model::Psi;
 use serde_json::{Value, json};
@@ -65,6 +66,10 @@ pub struct Args {
     #[arg(long, value_name = "MODE")]
     ffn: Option<Ffn>,
 
+    /// How the weights are kept: bf16 takes half the memory and is up to twice as fast, and rounds what was f32
+    #[arg(long, value_name = "FORMAT", default_value = "f32")]
+    weights: Weights,
+
     /// Positions of the context [default: the model's]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -117,6 +122,14 @@ pub fn parse_budget(text: &str) -> Result<usize, String> {
     }
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Weights {
+    /// 4 bytes each, as trained
+    F32,
+    /// 2 bytes each, rounded to the nearest
+    Bf16,
+}
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling =
@@ -143,6 +156,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ffn::Sparse => FfnMode::Sparse,
         };
     }
+    let weights = match args.weights {
+        Weights::F32 => WeightFormat::F32,
+        Weights::Bf16 => WeightFormat::Bf16,
+    };
+    options.weights = weights;
     let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
     let prompt = Tokenizer::Bytes.encode(&args.prompt);
 
@@ -156,7 +174,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         let text = write(&args, &source.checkpoint.meta.eos_token_ids, &mut samples, &mut sampler, sample, streams)?;
         if streams {
-            report(&text.generation, psi);
+            report(&text.generation, psi, weights);
         }
         bar.inc(1);
         texts.push(text);
@@ -220,7 +238,7 @@ fn write(
 }
 
 /// What a text took, in a line or two on standard error.
-fn report(done: &Generation, psi: Psi) {
+fn report(done: &Generation, psi: Psi, weights: WeightFormat) {
     let prompt = done.prefill_rate().map_or("kept".to_string(), |r| format!("at {r:.0} tokens/s"));
     let rate = done.decode_rate().map_or("-".to_string(), |r| format!("{r:.0} tokens/s"));
     let ended = match done.stop {
@@ -231,7 +249,7 @@ fn report(done: &Generation, psi: Psi) {
     let (prompt_tokens, new) = (done.prompt_tokens, done.tokens.len());
     complain(format_args!("[{prompt_tokens} prompt tokens {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
-    complain(format_args!("[{psi}, FFN {}{zeros}]", done.ffn));
+    complain(format_args!("[{psi}, {weights} weights, FFN {}{zeros}]", done.ffn));
 }
 
 /// The samples, best first, and how they came about.

@@ -72,6 +72,9 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
     assert_eq!(text, write(&["-t", "2"]).0);
     let (dense, report) = write(&["--ffn", "dense"]);
     assert!(text == dense && report.contains("FFN dense"), "{report}");
+    let (bf16, report) = write(&["--weights", "bf16", "-t", "1"]);
+    assert!(report.contains("bf16 weights"), "{report}");
+    assert_eq!(bf16, write(&["--weights", "bf16", "-t", "2", "--ffn", "dense"]).0);
     assert_ne!(text, write(&["--seed", "1"]).0);
     // Samples differ, and each can be had again, under a stochastic activation too.
     let stochastic = ["--activation", "stochastic:0.7", "-n", "3"];

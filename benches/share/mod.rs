@@ -4,7 +4,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Throughput};
 use kernels::limits;
 use kernels::testing::uniform;
-use kernels::{Level, Team};
+use kernels::{Level, Team, Weight};
 use std::time::{Duration, Instant};
 use tensor::pool::Block;
 
@@ -24,9 +24,9 @@ pub fn teams() -> Vec<Team> {
 
 /// `len` uniform values in huge pages, as the engine keeps its weights.
 #[allow(dead_code)] // for the memory-bound benches
-pub fn weights(seed: u64, len: usize) -> Block {
-    let mut block = Block::new(4 * len);
-    block.elements_mut::<f32>()[..len].copy_from_slice(&uniform(seed, len));
+pub fn weights<W: Weight>(seed: u64, len: usize) -> Block {
+    let mut block = Block::new(size_of::<W>() * len);
+    block.elements_mut::<W>().iter_mut().zip(uniform(seed, len)).for_each(|(w, x)| *w = W::round(x));
     block
 }
 

@@ -3,19 +3,17 @@
 //! Several tokens at once run on gemm, a single one on gemv and the FFN of one token, dense or sparse; nothing else differs.
 
 use crate::kv_cache::KvCache;
+use crate::matrix::{Matrix, OneToken};
 use crate::sampler::best;
 use crate::weights::{DecodeWeights, LayerWeights};
 use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity};
 use kernels::activation::gated_activation;
 use kernels::attention::{AttentionShape, attention};
 use kernels::elementwise::axpy;
-use kernels::embedding::embedding;
-use kernels::gemm::gemm;
-use kernels::gemv::gemv;
 use kernels::rms_norm::rms_norm;
 use kernels::rope::{RopeShape, Rotation, rope};
-use kernels::sparse::{FfnScratch, ffn_dense, ffn_sparse};
-use kernels::{Beta, Mat, MatMut, Team};
+use kernels::sparse::FfnScratch;
+use kernels::{Beta, Team};
 use model::{Config, Psi, PsiAt, Weights, attention_scale};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +26,8 @@ const PREFILL_CHUNK: usize = 256;
 /// rows at a vocabulary of 128256; of bytes, a whole chunk.
 const ROW_LOGITS: usize = 8 << 20;
 
-/// A model in f32 on the CPU, with the cache of one sequence.
+/// A model on the CPU, with the cache of one sequence. Matrices are f32 or bf16 ([`WeightFormat`](crate::WeightFormat)), all else
+/// is f32.
 ///
 /// Memory: one copy of the weights (tied embeddings once), the cache, and the activations of 256 tokens.
 pub struct CpuEngine {
@@ -55,7 +54,7 @@ impl CpuEngine {
         let context = options.validate(&config)?;
         Ok(CpuEngine {
             team: Team::current(),
-            weights: DecodeWeights::new(weights, context)?,
+            weights: DecodeWeights::new(weights, options.weights, context)?,
             cache: KvCache::new(config.n_layers, config.kv_width(), context, options.cache),
             activations: Activations::default(),
             logits: vec![0.0; config.vocab_size],
@@ -92,7 +91,7 @@ impl CpuEngine {
         let (n, position) = (tokens.len(), cache.len());
         cache.reserve(n);
         activations.resize(config, n);
-        embedding(team, &weights.embed_tokens, tokens, config.d_model, &mut activations.x);
+        weights.embed_tokens.embedding(team, tokens, &mut activations.x);
         let psi = PsiAt { psi: options.psi, seed: options.seed, first_token: position as u32, step: self.sample };
         let pass = Pass { team, config, cos: &weights.cos, sin: &weights.sin, psi, position, n };
         for (layer, weights) in weights.layers.iter().enumerate() {
@@ -117,7 +116,7 @@ impl CpuEngine {
         let c = config.d_model;
         let last = &a.x[a.x.len() - c..];
         rms_norm(team, last, &weights.norm, config.norm_eps, &mut a.normed[..c], &mut a.inv_rms[..1]);
-        gemv(team, weights.lm_head(), &a.normed[..c], logits);
+        weights.lm_head().gemv(team, &a.normed[..c], logits);
         logits
     }
 }
@@ -133,12 +132,11 @@ impl CpuEngine {
         let CpuEngine { config, team, weights, activations: a, row_logits, .. } = self;
         let (c, v) = (config.d_model, config.vocab_size);
         rms_norm(team, &a.x, &weights.norm, config.norm_eps, &mut a.normed, &mut a.inv_rms);
-        let lm_head = Mat::new(weights.lm_head(), v, c).t();
         let most_rows = (ROW_LOGITS / v).clamp(1, PREFILL_CHUNK);
         for (i, (targets, normed)) in targets.chunks(most_rows).zip(a.normed.chunks(most_rows * c)).enumerate() {
             let rows = targets.len();
             row_logits.resize(rows * v, 0.0);
-            gemm(team, Mat::new(normed, rows, c), lm_head, Beta::Zero, MatMut::new(row_logits, rows, v));
+            weights.lm_head().multiply_t(team, normed, Beta::Zero, row_logits);
             let first = log_probs.len();
             log_probs.resize(first + rows, 0.0);
             team.run_chunks_mut(&mut log_probs[first..], 1, |row, log_prob| {
@@ -322,55 +320,41 @@ impl Pass<'_> {
 
     /// `x += W2 (psi(W1 z) * (W3 z))` with `z = norm(x)`, for several tokens.
     fn ffn(&self, layer: usize, w: &LayerWeights, a: &mut Activations) {
-        let (n, c, f) = (self.n, self.config.d_model, self.config.d_ff);
         rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
-        self.project(&a.normed, &w.gate_proj, &mut a.g);
-        self.project(&a.normed, &w.up_proj, &mut a.u);
-        gated_activation(self.team, self.psi.layer(layer), &a.g, &a.u, f, &mut a.h);
-        let (h, down_proj_t) = (Mat::new(&a.h, n, f), Mat::new(&w.down_proj_t, f, c));
-        gemm(self.team, h, down_proj_t, Beta::One, MatMut::new(&mut a.x, n, c));
+        self.project(&a.normed, &w.ffn.gate_proj, &mut a.g);
+        self.project(&a.normed, &w.ffn.up_proj, &mut a.u);
+        gated_activation(self.team, self.psi.layer(layer), &a.g, &a.u, self.config.d_ff, &mut a.h);
+        w.ffn.down_proj_t.multiply(self.team, &a.h, Beta::One, &mut a.x);
     }
 
     /// The same for one token, in the kernels where sparse equals dense. Returns the number of active neurons
     /// and the time of the kernels.
     fn ffn_of_one(&self, layer: usize, w: &LayerWeights, mode: FfnMode, a: &mut Activations) -> (usize, Duration) {
-        let psi = self.psi.layer(layer);
         rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
+        let token = OneToken { x: &a.normed, scratch: &mut a.ffn, y: &mut a.y };
         let start = Instant::now();
-        let (active, time) = match mode {
-            FfnMode::Sparse => (ffn_sparse(self.team, w.ffn(), &a.normed, &mut a.ffn, &mut a.y), start.elapsed()),
-            FfnMode::Dense => {
-                ffn_dense(self.team, w.ffn(), psi, &a.normed, &mut a.ffn, &mut a.y);
-                let time = start.elapsed();
-                let active = match self.psi.psi {
-                    // What the sparse form would select.
-                    Psi::Relu => a.ffn.g().iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
-                    Psi::Silu | Psi::Stochastic { .. } => a.ffn.h().iter().filter(|&&h| h != 0.0).count(),
-                };
-                (active, time)
-            }
+        let active = match mode {
+            FfnMode::Sparse => w.ffn.sparse(self.team, token),
+            FfnMode::Dense => w.ffn.dense(self.team, self.psi.layer(layer), token),
         };
+        let time = start.elapsed();
         axpy(self.team, 1.0, &a.y, &mut a.x);
         (active, time)
     }
 
     /// `y = x W^T`. Shapes: x `[N, in]`, w `[out, in]`, y `[N, out]`.
-    fn project(&self, x: &[f32], w: &[f32], y: &mut [f32]) {
-        if self.n == 1 {
-            return gemv(self.team, w, x, y);
-        }
-        let (k, m) = (x.len() / self.n, y.len() / self.n);
-        gemm(self.team, Mat::new(x, self.n, k), Mat::new(w, m, k).t(), Beta::Zero, MatMut::new(y, self.n, m));
+    fn project(&self, x: &[f32], w: &Matrix, y: &mut [f32]) {
+        if self.n == 1 { w.gemv(self.team, x, y) } else { w.multiply_t(self.team, x, Beta::Zero, y) }
     }
 
     /// `residual += x W^T`. Shapes: x `[N, in]`, w `[C, in]`, residual `[N, C]`; y `[C]` is overwritten.
-    fn project_add(&self, x: &[f32], w: &[f32], residual: &mut [f32], y: &mut [f32]) {
+    fn project_add(&self, x: &[f32], w: &Matrix, residual: &mut [f32], y: &mut [f32]) {
         if self.n == 1 {
-            gemv(self.team, w, x, y);
-            return axpy(self.team, 1.0, y, residual);
+            w.gemv(self.team, x, y);
+            axpy(self.team, 1.0, y, residual);
+        } else {
+            w.multiply_t(self.team, x, Beta::One, residual);
         }
-        let (k, c) = (x.len() / self.n, self.config.d_model);
-        gemm(self.team, Mat::new(x, self.n, k), Mat::new(w, c, k).t(), Beta::One, MatMut::new(residual, self.n, c));
     }
 
     /// `y = rope(x)`. Shapes: both `[N, n_heads, D]`.

@@ -33,13 +33,14 @@ mod engine;
 mod error;
 mod generate;
 mod kv_cache;
+mod matrix;
 mod rank;
 mod sampler;
 mod utf8;
 mod weights;
 
 pub use cpu::CpuEngine;
-pub use engine::{CacheMemory, Engine, EngineOptions, FfnMode, LayerDensity};
+pub use engine::{CacheMemory, Engine, EngineOptions, FfnMode, LayerDensity, WeightFormat};
 pub use error::Error;
 pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, generate, score};
 pub use rank::{Ranked, rank};

@@ -1,20 +1,21 @@
 //! The parameters of a model, laid out for decoding.
 
-use crate::Error;
 use crate::buffer::Buffer;
-use kernels::sparse::FfnWeights;
+use crate::matrix::{FfnMatrices, Matrix};
+use crate::{Error, WeightFormat};
 use model::{Config, LayerNames, RopeTable, Weights};
 
-/// All parameters in f32, taken out of their tensors once. Projections are `[out, in]` as in the checkpoint, so that a
-/// decoded token reads their rows in order; only down_proj is turned.
+/// All parameters, taken out of their tensors once: matrices in the format asked for, gains and the RoPE table, which are small,
+/// in f32. Projections are `[out, in]` as in the checkpoint, so that a decoded token reads their rows in order; only down_proj
+/// is turned.
 pub(crate) struct DecodeWeights {
     /// `[V, C]`.
-    pub embed_tokens: Buffer,
+    pub embed_tokens: Matrix,
     pub layers: Vec<LayerWeights>,
     /// `[C]`.
     pub norm: Buffer,
     /// `[V, C]`; absent if it is the embedding table.
-    lm_head: Option<Buffer>,
+    lm_head: Option<Matrix>,
     /// `[context, D / 2]`.
     pub cos: Buffer,
     /// `[context, D / 2]`.
@@ -26,32 +27,28 @@ pub(crate) struct LayerWeights {
     /// `[C]`.
     pub input_layernorm: Buffer,
     /// `[H D, C]`.
-    pub q_proj: Buffer,
+    pub q_proj: Matrix,
     /// `[K D, C]`.
-    pub k_proj: Buffer,
+    pub k_proj: Matrix,
     /// `[K D, C]`.
-    pub v_proj: Buffer,
+    pub v_proj: Matrix,
     /// `[C, H D]`.
-    pub o_proj: Buffer,
+    pub o_proj: Matrix,
     /// `[C]`.
     pub post_attention_layernorm: Buffer,
-    /// `[F, C]`.
-    pub gate_proj: Buffer,
-    /// `[F, C]`.
-    pub up_proj: Buffer,
-    /// down_proj transposed, `[F, C]`: the weights of a neuron lie together, and those of an inactive one are not touched.
-    pub down_proj_t: Buffer,
+    pub ffn: FfnMatrices,
 }
 
 impl DecodeWeights {
     /// Copies the weights, with a RoPE table for `context` positions.
-    pub fn new(weights: &Weights, context: usize) -> Result<DecodeWeights, Error> {
+    pub fn new(weights: &Weights, format: WeightFormat, context: usize) -> Result<DecodeWeights, Error> {
         let config = weights.config();
-        let layers = (0..config.n_layers).map(|layer| LayerWeights::new(weights, layer)).collect::<Result<_, _>>()?;
-        let lm_head = (!config.tie_embeddings).then(|| Buffer::from_tensor(weights.lm_head())).transpose()?;
+        let layers =
+            (0..config.n_layers).map(|layer| LayerWeights::new(weights, format, layer)).collect::<Result<_, _>>()?;
+        let lm_head = (!config.tie_embeddings).then(|| Matrix::from_tensor(weights.lm_head(), format)).transpose()?;
         let rope = RopeTable::new(&Config { max_seq_len: context, ..config.clone() });
         Ok(DecodeWeights {
-            embed_tokens: Buffer::from_tensor(weights.embed_tokens())?,
+            embed_tokens: Matrix::from_tensor(weights.embed_tokens(), format)?,
             layers,
             norm: Buffer::from_tensor(weights.norm())?,
             lm_head,
@@ -61,30 +58,28 @@ impl DecodeWeights {
     }
 
     /// `[V, C]`.
-    pub fn lm_head(&self) -> &[f32] {
+    pub fn lm_head(&self) -> &Matrix {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 }
 
 impl LayerWeights {
-    fn new(weights: &Weights, layer: usize) -> Result<LayerWeights, Error> {
+    fn new(weights: &Weights, format: WeightFormat, layer: usize) -> Result<LayerWeights, Error> {
         let at = LayerNames::new(layer);
-        let get = |index: usize| Buffer::from_tensor(&weights.tensors()[index]);
+        let tensor = |index: usize| &weights.tensors()[index];
+        let matrix = |index| Matrix::from_tensor(tensor(index), format);
         Ok(LayerWeights {
-            input_layernorm: get(at.input_layernorm)?,
-            q_proj: get(at.q_proj)?,
-            k_proj: get(at.k_proj)?,
-            v_proj: get(at.v_proj)?,
-            o_proj: get(at.o_proj)?,
-            post_attention_layernorm: get(at.post_attention_layernorm)?,
-            gate_proj: get(at.gate_proj)?,
-            up_proj: get(at.up_proj)?,
-            down_proj_t: Buffer::from_tensor(&weights.tensors()[at.down_proj].t())?,
+            input_layernorm: Buffer::from_tensor(tensor(at.input_layernorm))?,
+            q_proj: matrix(at.q_proj)?,
+            k_proj: matrix(at.k_proj)?,
+            v_proj: matrix(at.v_proj)?,
+            o_proj: matrix(at.o_proj)?,
+            post_attention_layernorm: Buffer::from_tensor(tensor(at.post_attention_layernorm))?,
+            ffn: FfnMatrices {
+                gate_proj: matrix(at.gate_proj)?,
+                up_proj: matrix(at.up_proj)?,
+                down_proj_t: Matrix::from_tensor(&tensor(at.down_proj).t(), format)?,
+            },
         })
-    }
-
-    /// The FFN's matrices, for the kernels of one token.
-    pub fn ffn(&self) -> FfnWeights<'_> {
-        FfnWeights { gate: &self.gate_proj, up: &self.up_proj, down_t: &self.down_proj_t }
     }
 }

@@ -1,9 +1,11 @@
-//! What is equal to the last bit: sparse and dense decoding, any number of threads, and the draws of a position.
+//! What is equal to the last bit: sparse and dense decoding, any number of threads, weights kept in bf16 and rounded to it, and
+//! the draws of a position.
 
 mod common;
 
 use common::{bits, configs, engine_on, options, tokens, weights, weights_with_active};
-use infer::{CpuEngine, Engine, FfnMode, LayerDensity};
+use half::bf16;
+use infer::{CpuEngine, Engine, EngineOptions, FfnMode, LayerDensity, WeightFormat};
 use kernels::Activation;
 use kernels::Level;
 use kernels::reference::draw16;
@@ -29,17 +31,22 @@ fn greedy(engine: &mut CpuEngine, prompt: &[u32], steps: usize) -> (Vec<Vec<u32>
 fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usize) -> Vec<LayerDensity> {
     let mut densities = Vec::new();
     for level in Level::available() {
-        let run =
-            |threads, mode| greedy(&mut engine_on(level, threads, weights, options(Psi::Relu, mode)), prompt, steps);
-        let (dense, density) = run(1, FfnMode::Dense);
-        for (threads, mode) in [(1, FfnMode::Sparse), (2, FfnMode::Sparse), (2, FfnMode::Dense)] {
-            let (logits, other) = run(threads, mode);
-            for (step, (a, b)) in logits.iter().zip(&dense).enumerate() {
-                assert!(a == b, "decode {what} {level}: {mode} on {threads} threads differs from dense at step {step}");
+        for format in [WeightFormat::Bf16, WeightFormat::F32] {
+            let run = |threads, mode| {
+                let options = EngineOptions { weights: format, ..options(Psi::Relu, mode) };
+                greedy(&mut engine_on(level, threads, weights, options), prompt, steps)
+            };
+            let what = format!("{what} {level} {format}");
+            let (dense, density) = run(1, FfnMode::Dense);
+            for (threads, mode) in [(1, FfnMode::Sparse), (2, FfnMode::Sparse), (2, FfnMode::Dense)] {
+                let (logits, other) = run(threads, mode);
+                for (step, (a, b)) in logits.iter().zip(&dense).enumerate() {
+                    assert!(a == b, "decode {what}: {mode} on {threads} threads differs from dense at step {step}");
+                }
+                assert_eq!(other, density, "decode {what}: densities of {mode} on {threads} threads and of dense");
             }
-            assert_eq!(other, density, "decode {what} {level}: densities of {mode} on {threads} threads and of dense");
+            densities = density;
         }
-        densities = density;
     }
     densities
 }
@@ -74,6 +81,41 @@ fn sparse_decoding_equals_dense_decoding_in_layers_of_one_kind() {
         let density = sparse_equals_dense(what, &weights, &tokens(config, 5, 9), 40);
         let measured: Vec<f64> = density.iter().map(|layer| layer.share().unwrap()).collect();
         assert_eq!(measured, shares, "{what}");
+    }
+}
+
+/// The weights with every matrix rounded to bf16 and widened again; gains as they are.
+fn rounded(weights: &Weights) -> Weights {
+    let round = |tensor: &Tensor| {
+        if tensor.shape().rank() == 1 {
+            return tensor.clone();
+        }
+        let values = tensor.to_vec::<f32>().unwrap().into_iter();
+        let values: Vec<f32> = values.map(|w| bf16::from_f32(w).to_f32()).collect();
+        Tensor::from_slice(&values, tensor.shape())
+    };
+    Weights::from_tensors(weights.config(), weights.tensors().iter().map(round).collect())
+}
+
+#[test]
+fn an_engine_of_bf16_has_the_bits_of_one_of_rounded_weights() {
+    for (number, config) in configs().iter().enumerate() {
+        let weights = weights(config, number as u64);
+        let rounded = rounded(&weights);
+        for psi in [Psi::Relu, Psi::Silu, Psi::Stochastic { p: 0.5 }] {
+            for level in Level::available() {
+                let run = |weights, format| {
+                    let options = EngineOptions { weights: format, ..options(psi, FfnMode::Dense) };
+                    // A prompt of more than one chunk, then single tokens.
+                    greedy(&mut engine_on(level, 1, weights, options), &tokens(config, 1, 270), 20)
+                };
+                let what = format!("engine config {number} {psi} {level}");
+                let bf16 = run(&weights, WeightFormat::Bf16);
+                assert!(bf16 == run(&rounded, WeightFormat::F32), "{what}: bf16 differs from rounded weights");
+                assert!(bf16 == run(&rounded, WeightFormat::Bf16), "{what}: rounding twice differs from rounding once");
+                assert!(bf16 != run(&weights, WeightFormat::F32), "{what}: nothing was rounded");
+            }
+        }
     }
 }
 

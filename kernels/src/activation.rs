@@ -6,7 +6,7 @@
 use crate::elementwise::ELEMENTS_PER_TASK;
 use crate::pointwise::{Gelu, Relu, Relu2, Silu, Tanh};
 use crate::simd::map::spans;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Level, Simd};
 use crate::stochastic::{Draws, Psi, Stochastic, blocks};
 use crate::team::{SharedMut, Team};
 
@@ -154,26 +154,38 @@ pub fn gated_activation(team: &Team, act: Activation, g: &[f32], u: &[f32], d_ff
         u.len(),
         h.len()
     );
-    act.run(GatedActivation { team, g, u, d_ff, h });
+    team.run_chunks_mut(h, ELEMENTS_PER_TASK, |task, h| {
+        let first = task * ELEMENTS_PER_TASK;
+        gated_activation_from(team.level(), act, first, d_ff, &g[first..][..h.len()], &u[first..][..h.len()], h);
+    });
+}
+
+/// [`gated_activation`] of the elements from number `first` on, counted from the beginning of row 0: g, u and h of one length.
+pub(crate) fn gated_activation_from(
+    level: Level,
+    act: Activation,
+    first: usize,
+    d_ff: usize,
+    g: &[f32],
+    u: &[f32],
+    h: &mut [f32],
+) {
+    act.run(GatedActivation { level, first, d_ff, g, u, h });
 }
 
 struct GatedActivation<'a> {
-    team: &'a Team,
+    level: Level,
+    first: usize,
+    d_ff: usize,
     g: &'a [f32],
     u: &'a [f32],
-    d_ff: usize,
     h: &'a mut [f32],
 }
 
 impl PsiKernel for GatedActivation<'_> {
     fn run(self, psi: impl Psi) {
-        let GatedActivation { team, g, u, d_ff, h } = self;
-        let level = team.level();
-        team.run_chunks_mut(h, ELEMENTS_PER_TASK, |task, h| {
-            let first = task * ELEMENTS_PER_TASK;
-            let (g, u) = (&g[first..][..h.len()], &u[first..][..h.len()]);
-            level.dispatch(Forward { psi, first, d_ff, g, u, h });
-        });
+        let GatedActivation { level, first, d_ff, g, u, h } = self;
+        level.dispatch(Forward { psi, first, d_ff, g, u, h });
     }
 }
 
@@ -313,7 +325,6 @@ impl<P: Psi> Kernel for Backward<'_, P> {
 mod tests {
     use super::*;
     use crate::reference;
-    use crate::simd::Level;
     use crate::testing::{ROUNDING, assert_within, lengths, teams, uniform};
     use proptest::prelude::*;
 

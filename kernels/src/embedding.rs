@@ -1,28 +1,29 @@
 //! Table look-up and its transpose.
 
-use crate::Team;
 use crate::elementwise::ELEMENTS_PER_TASK;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
+use crate::{Team, Weight};
 
 /// Columns whose gradients one task of the backward sums. Longer runs of memory against more tasks (16 at C = 2048): with
 /// 64, 128 and 256 columns, 2048 tokens of C = 2048 took 0.58, 0.38 and 0.44 ns an element (Zen 5, avx512, 1 thread).
 const COLUMNS_PER_TASK: usize = 128;
 
-/// `out[n, :] = table[tokens[n], :]`. Exact.
+/// `out[n, :] = table[tokens[n], :]`, widened if the table is bf16. Exact.
 ///
 /// Shapes: table `[V, C]`, C = `d_model`; tokens `[N]`, each below V; out `[N, C]`.
 ///
 /// Panics if a length does not fit or a token is not below V.
 #[track_caller]
-pub fn embedding(team: &Team, table: &[f32], tokens: &[u32], d_model: usize, out: &mut [f32]) {
+pub fn embedding<W: Weight>(team: &Team, table: &[W], tokens: &[u32], d_model: usize, out: &mut [f32]) {
     check("embedding", "out", table.len(), tokens, d_model, out.len());
     let rows_per_task = (ELEMENTS_PER_TASK / d_model).max(1);
     team.run_chunks_mut(out, rows_per_task * d_model, |task, out| {
         let tokens = &tokens[task * rows_per_task..];
         for (out, &token) in out.chunks_exact_mut(d_model).zip(tokens) {
-            out.copy_from_slice(&table[token as usize * d_model..][..d_model]);
+            let row = &table[token as usize * d_model..][..d_model];
+            out.iter_mut().zip(row).for_each(|(out, w)| *out = w.widen());
         }
     });
 }
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
     use crate::reference;
     use crate::simd::Level;
-    use crate::testing::{ROUNDING, assert_within, lengths, teams, uniform};
+    use crate::testing::{ROUNDING, assert_within, lengths, teams, uniform, uniform_bf16, widened};
 
     /// Tokens below `vocab`, with repetitions, and the last row of the table among them.
     fn tokens(len: usize, vocab: usize) -> Vec<u32> {
@@ -104,6 +105,11 @@ mod tests {
                     embedding(&team, &table, &tokens, d_model, &mut out);
                     let expected = reference::embedding(&table, &tokens, d_model);
                     assert_within(&format!("embedding {} C={d_model} N={n}", team.level()), &out, &expected, |_| 0.0);
+
+                    let table = uniform_bf16(1, vocab * d_model);
+                    embedding(&team, &table, &tokens, d_model, &mut out);
+                    let expected = reference::embedding(&widened(&table), &tokens, d_model);
+                    assert_within(&format!("embedding bf16 {} C={d_model}", team.level()), &out, &expected, |_| 0.0);
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Matrix times vector, for decoding; and the dot of several rows with one vector, which the sparse kernels share.
 
-use crate::Team;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
+use crate::{Team, Weight};
 
 /// Elements of W that a task reads: 128 KiB, some 3 microseconds from memory, against 50 ns for taking a task.
 const ELEMENTS_PER_TASK: usize = 1 << 15;
@@ -12,9 +12,9 @@ const ELEMENTS_PER_TASK: usize = 1 << 15;
 /// Shapes: w `[M, K]`, x `[K]`, y `[M]`.
 ///
 /// Panics if w has another length. Accuracy: `(K + 4) 2^-24 sum_k |w_ik x_k|`. The bits of an element depend on its row, x and
-/// the level alone, and are those of [`rows_dot`](crate::sparse::rows_dot). Cost: W is read once, 4 M K bytes: memory-bound.
+/// the level alone, and are those of [`rows_dot`](crate::sparse::rows_dot). Cost: W is read once, 4 M K bytes (bf16: 2 M K): memory-bound.
 #[track_caller]
-pub fn gemv(team: &Team, w: &[f32], x: &[f32], y: &mut [f32]) {
+pub fn gemv<W: Weight>(team: &Team, w: &[W], x: &[f32], y: &mut [f32]) {
     let k = x.len();
     assert_eq!(w.len(), y.len() * k, "gemv: w has {} elements for [{}, {k}]", w.len(), y.len());
     if k == 0 {
@@ -32,13 +32,14 @@ pub(crate) fn rows_per_task(k: usize) -> usize {
     (ELEMENTS_PER_TASK / k).max(1).next_multiple_of(8)
 }
 
-struct Dots<'a> {
-    w: &'a [f32],
-    x: &'a [f32],
-    y: &'a mut [f32],
+/// `y = W x`.
+pub(crate) struct Dots<'a, W> {
+    pub(crate) w: &'a [W],
+    pub(crate) x: &'a [f32],
+    pub(crate) y: &'a mut [f32],
 }
 
-impl Kernel for Dots<'_> {
+impl<W: Weight> Kernel for Dots<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -53,15 +54,21 @@ impl Kernel for Dots<'_> {
 /// two elsewhere. While a group is summed, the next one is hinted at, which is what random rows need; where rows follow each
 /// other the hardware does the same and the hints cost nothing that memory would notice.
 #[inline(always)]
-pub(crate) fn dots<S: Simd>(s: S, w: &[f32], row: impl Fn(usize) -> usize, x: &[f32], out: &mut [f32]) {
+pub(crate) fn dots<S: Simd, W: Weight>(s: S, w: &[W], row: impl Fn(usize) -> usize, x: &[f32], out: &mut [f32]) {
     match S::LANES {
-        16 => dots_in_groups::<S, 4>(s, w, row, x, out),
-        _ => dots_in_groups::<S, 2>(s, w, row, x, out),
+        16 => dots_in_groups::<S, W, 4>(s, w, row, x, out),
+        _ => dots_in_groups::<S, W, 2>(s, w, row, x, out),
     }
 }
 
 #[inline(always)]
-fn dots_in_groups<S: Simd, const R: usize>(s: S, w: &[f32], row: impl Fn(usize) -> usize, x: &[f32], out: &mut [f32]) {
+fn dots_in_groups<S: Simd, W: Weight, const R: usize>(
+    s: S,
+    w: &[W],
+    row: impl Fn(usize) -> usize,
+    x: &[f32],
+    out: &mut [f32],
+) {
     let (k, n) = (x.len(), out.len());
     // Beyond the last row, the last one stands in: hinted at once more, not read.
     let row = |i: usize| &w[row(i.min(n - 1)) * k..][..k];
@@ -83,7 +90,7 @@ fn dots_in_groups<S: Simd, const R: usize>(s: S, w: &[f32], row: impl Fn(usize) 
 /// The dots of `R` rows with x. Each row has accumulators of its own and the order of [`dot_group`] with `R = 1`, so its
 /// bits do not depend on its neighbours.
 #[inline(always)]
-fn dot_group<S: Simd, const R: usize>(s: S, rows: [&[f32]; R], next: [&[f32]; R], x: &[f32]) -> [f32; R] {
+fn dot_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [&[W]; R], x: &[f32]) -> [f32; R] {
     /// Accumulators of a row, taking turns. Four rows make 16 chains, twice what two FMA pipes of 4 cycles need.
     const A: usize = 4;
     for row in rows.iter().chain(&next) {
@@ -99,8 +106,8 @@ fn dot_group<S: Simd, const R: usize>(s: S, rows: [&[f32]; R], next: [&[f32]; R]
             unsafe {
                 let x = s.load_ptr(x.as_ptr().add(at));
                 for r in 0..R {
-                    acc[r] = s.mul_add(s.load_ptr(rows[r].as_ptr().add(at)), x, acc[r]);
-                    s.prefetch(next[r].as_ptr().add(at));
+                    acc[r] = s.mul_add(W::load_ptr(s, rows[r].as_ptr().add(at)), x, acc[r]);
+                    s.prefetch(next[r].as_ptr().add(at).cast());
                 }
             }
         }
@@ -121,7 +128,7 @@ fn dot_group<S: Simd, const R: usize>(s: S, rows: [&[f32]; R], next: [&[f32]; R]
 mod tests {
     use super::*;
     use crate::reference;
-    use crate::testing::{assert_within, dot_bound, lengths, teams, uniform};
+    use crate::testing::{assert_within, dot_bound, lengths, teams, uniform, uniform_bf16, widened};
     use crate::{Level, Mat};
 
     #[test]
@@ -135,6 +142,21 @@ mod tests {
                     let (y_ref, abs) = reference::gemm(Mat::new(&w, m, k), Mat::new(&x, k, 1));
                     let what = format!("gemv {} {}t [{m}, {k}]", team.level(), team.threads());
                     assert_within(&what, &y, &y_ref, |i| dot_bound(k, abs[i]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gemv_of_bf16_has_the_bits_of_the_widened_matrix() {
+        for team in teams() {
+            for k in lengths() {
+                for m in [0, 1, 3, 4, 9, if k == 1000 { 300 } else { 37 }] {
+                    let (w, x) = (uniform_bf16(1, m * k), uniform(2, k));
+                    let (mut y, mut expected) = (vec![f32::NAN; m], vec![f32::NAN; m]);
+                    gemv(&team, &w, &x, &mut y);
+                    gemv(&team, &widened(&w), &x, &mut expected);
+                    assert_eq!(y, expected, "gemv bf16 {} {}t [{m}, {k}]", team.level(), team.threads());
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! it to the scalar specification of the same name in [`reference`](mod@reference), on every level this CPU has.
 //!
 //! - [`simd`]: the levels, and the one trait they implement.
+//! - [`Weight`]: the element types that the weights of the token path are stored in.
 //! - [`Team`]: threads. Work is cut by shape only, so bits do not depend on how many there are.
 //!
 //! Shape letters: B batch, T time, N = B T rows (tokens), C d_model, H heads, K kv heads, D head_dim, F d_ff, V vocabulary;
@@ -31,11 +32,13 @@ pub mod sparse;
 mod stochastic;
 pub mod team;
 pub mod testing;
+pub mod weight;
 
 pub use activation::{Activation, Fixed, MaskSite, Positive};
 pub use gemm::{Mat, MatMut};
 pub use simd::{Isa, Level, LevelError};
 pub use team::Team;
+pub use weight::Weight;
 
 /// What a kernel does with the destination of a gradient or product: GEMM's beta, which is only ever 0 or 1 here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 use crate::simd::Level;
 use crate::team::Team;
+use half::bf16;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -29,6 +30,16 @@ pub fn uniform(seed: u64, len: usize) -> Vec<f32> {
             ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
         })
         .collect()
+}
+
+/// [`uniform`], each value rounded to bf16.
+pub fn uniform_bf16(seed: u64, len: usize) -> Vec<bf16> {
+    uniform(seed, len).into_iter().map(bf16::from_f32).collect()
+}
+
+/// The same values as `f32`.
+pub fn widened(weights: &[bf16]) -> Vec<f32> {
+    weights.iter().map(|w| w.to_f32()).collect()
 }
 
 /// The bound of a dot product of `k` terms computed in `f32` in any order, fused or not: `(k + 4) 2^-24 sum |a_i b_i|`.

@@ -7,33 +7,34 @@ mod plan;
 use crate::scratch;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
-use crate::{Beta, Team};
+use crate::{Beta, Team, Weight};
 use micro::{Block, Multiply, TileShape};
 use pack::Pack;
 use plan::{Outer, Packing, Plan};
 use std::ops::Range;
 
-/// A matrix in a slice, with a stride for rows and one for columns (in elements): transposing swaps them.
+/// A matrix in a slice, with a stride for rows and one for columns (in elements): transposing swaps them. Elements are `f32`
+/// unless said otherwise.
 #[derive(Clone, Copy, Debug)]
-pub struct Mat<'a> {
-    pub(crate) data: &'a [f32],
+pub struct Mat<'a, W = f32> {
+    pub(crate) data: &'a [W],
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) row_stride: usize,
     pub(crate) col_stride: usize,
 }
 
-impl<'a> Mat<'a> {
+impl<'a, W: Weight> Mat<'a, W> {
     /// The row-major matrix `[rows, cols]` in `data`. Panics if `data` has another length.
     #[track_caller]
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [W], rows: usize, cols: usize) -> Self {
         assert!(rows.checked_mul(cols) == Some(data.len()), "Mat::new: {} elements for [{rows}, {cols}]", data.len());
         Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
     /// A matrix `[rows, cols]` with any strides, in elements. Panics if an element would lie outside `data`.
     #[track_caller]
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+    pub fn strided(data: &'a [W], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
         let fits = elements_fit(data.len(), (rows, cols), (row_stride, col_stride));
         assert!(fits, "Mat::strided: [{rows}, {cols}] by ({row_stride}, {col_stride}) in {} elements", data.len());
         Mat { data, rows, cols, row_stride, col_stride }
@@ -63,9 +64,9 @@ impl<'a> Mat<'a> {
         Mat { data: &self.data[start..], rows: rows.len(), cols: cols.len(), ..self }
     }
 
-    /// Element `(i, j)`.
+    /// Element `(i, j)`, as `f32`.
     pub fn at(self, i: usize, j: usize) -> f32 {
-        self.data[i * self.row_stride + j * self.col_stride]
+        self.data[i * self.row_stride + j * self.col_stride].widen()
     }
 }
 
@@ -117,7 +118,9 @@ const SERIAL_FLOP: usize = 1 << 20;
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`.
 ///
-/// Shapes: A `[M, K]`, B `[K, N]`, C `[M, N]`. A and B have any strides, so that [`Mat::t`] gives all the transposes: forward
+/// Shapes: A `[M, K]`, B `[K, N]`, C `[M, N]`. B may be bf16 weights, which are widened while they are packed: the bits are
+/// those of the widened matrix.
+/// A and B have any strides, so that [`Mat::t`] gives all the transposes: forward
 /// `Y = X W^T` (NT), backward `dX = dY W` (NN) and `dW += dY^T X` (TN). With K = 0 the product is zero.
 ///
 /// Panics if the shapes do not fit. Accuracy: `(K + 4) 2^-24 (|A| |B|)` for each element, in which `|C|` joins with
@@ -125,7 +128,7 @@ const SERIAL_FLOP: usize = 1 << 20;
 /// level, not on M, N, its place or the number of threads. Cost: 2 M N K flop; A and B are
 /// copied once. Source: Van Zee and van de Geijn, BLIS, ACM TOMS 41(3), 2015.
 #[track_caller]
-pub fn gemm(team: &Team, a: Mat, b: Mat, beta: Beta, c: MatMut) {
+pub fn gemm<W: Weight>(team: &Team, a: Mat, b: Mat<W>, beta: Beta, c: MatMut) {
     check_shapes(a, b, &c);
     let level = team.level();
     if a.rows.saturating_mul(a.cols).saturating_mul(b.cols) < SERIAL_FLOP / 2 {
@@ -154,7 +157,7 @@ pub fn gemm(team: &Team, a: Mat, b: Mat, beta: Beta, c: MatMut) {
 }
 
 #[track_caller]
-fn check_shapes(a: Mat, b: Mat, c: &MatMut) {
+fn check_shapes<W: Weight>(a: Mat, b: Mat<W>, c: &MatMut) {
     assert!(
         a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
         "gemm: A [{}, {}] x B [{}, {}] into C [{}, {}]: A's columns must be B's rows, and C as many rows as A, columns as B",
@@ -168,20 +171,20 @@ fn check_shapes(a: Mat, b: Mat, c: &MatMut) {
 }
 
 /// A product that has something to multiply, and its plan.
-struct Product<'a> {
+struct Product<'a, W> {
     plan: Plan,
     a: Mat<'a>,
-    b: Mat<'a>,
+    b: Mat<'a, W>,
     beta: Beta,
     c: Block<'a>,
 }
 
-impl<'a> Product<'a> {
+impl<'a, W: Weight> Product<'a, W> {
     /// `None` if an extent is 0; then all is done.
     #[inline(always)]
     fn new(
         a: Mat<'a>,
-        b: Mat<'a>,
+        b: Mat<'a, W>,
         beta: Beta,
         c: MatMut<'a>,
         plan: impl FnOnce(usize, usize, usize) -> Plan,
@@ -211,28 +214,32 @@ impl Kernel for TileOf {
 }
 
 /// Packs the shared panels of one pack task.
-struct PackTask<'a> {
-    product: &'a Product<'a>,
+struct PackTask<'a, W> {
+    product: &'a Product<'a, W>,
     packing: Packing,
     panels: &'a mut [f32],
 }
 
-impl Kernel for PackTask<'_> {
+impl<W: Weight> Kernel for PackTask<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let tile = TileShape::of(s);
-        let (m, width, len) = match self.packing {
-            Packing::A { k, rows, .. } => (self.product.a.part(rows, k.clone()), tile.mr, tile.a_panel(k.len())),
-            Packing::B { k, cols, .. } => (self.product.b.part(k.clone(), cols).t(), tile.nr, tile.b_panel(k.len())),
-        };
-        s.call(Pack { m, width, len, panels: self.panels });
+        let PackTask { product: Product { a, b, .. }, packing, panels } = self;
+        match packing {
+            Packing::A { k, rows, .. } => {
+                s.call(Pack { m: a.part(rows, k.clone()), width: tile.mr, len: tile.a_panel(k.len()), panels })
+            }
+            Packing::B { k, cols, .. } => {
+                s.call(Pack { m: b.part(k.clone(), cols).t(), width: tile.nr, len: tile.b_panel(k.len()), panels })
+            }
+        }
     }
 }
 
 /// Computes the block of C of one task, block of k by block of k, from packed B and its rows of A.
-struct MultiplyTask<'a> {
-    product: &'a Product<'a>,
+struct MultiplyTask<'a, W> {
+    product: &'a Product<'a, W>,
     outer: &'a Outer,
     task: usize,
     /// Panels that all tasks read.
@@ -241,7 +248,7 @@ struct MultiplyTask<'a> {
     own: &'a mut [f32],
 }
 
-impl Kernel for MultiplyTask<'_> {
+impl<W: Weight> Kernel for MultiplyTask<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -265,14 +272,14 @@ impl Kernel for MultiplyTask<'_> {
 }
 
 /// All tasks of a product, one after the other.
-struct Serial<'a> {
+struct Serial<'a, W> {
     a: Mat<'a>,
-    b: Mat<'a>,
+    b: Mat<'a, W>,
     beta: Beta,
     c: MatMut<'a>,
 }
 
-impl Kernel for Serial<'_> {
+impl<W: Weight> Kernel for Serial<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {

@@ -17,19 +17,20 @@
 //! is ever made in memory.
 
 use super::Mat;
+use crate::Weight;
 use crate::simd::{Kernel, Simd};
 
 /// Packs `m`, `width` of its rows a panel and its columns as k, into `panels`, which begin `len` elements apart.
 ///
 /// For A, `m` is the block of A; for B, the transpose of the block of B.
-pub(super) struct Pack<'a> {
-    pub(super) m: Mat<'a>,
+pub(super) struct Pack<'a, W> {
+    pub(super) m: Mat<'a, W>,
     pub(super) width: usize,
     pub(super) len: usize,
     pub(super) panels: &'a mut [f32],
 }
 
-impl Kernel for Pack<'_> {
+impl<W: Weight> Kernel for Pack<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -52,13 +53,13 @@ impl Kernel for Pack<'_> {
 
 /// Rows contiguous in memory (A of NN and NT, B of NT): blocks of `LANES x LANES` are transposed in registers.
 #[inline(always)]
-fn pack_transposing<S: Simd>(s: S, m: Mat, i: usize, width: usize, panel: &mut [f32]) {
+fn pack_transposing<S: Simd, W: Weight>(s: S, m: Mat<W>, i: usize, width: usize, panel: &mut [f32]) {
     for k in (0..m.cols).step_by(S::LANES) {
         let cols = S::LANES.min(m.cols - k);
         for r in (0..width).step_by(S::LANES) {
             let rows = S::LANES.min(width - r).min(m.rows.saturating_sub(i + r));
             let src = if rows == 0 { &[] } else { &m.data[(i + r) * m.row_stride + k..] };
-            s.transpose(src, m.row_stride, rows, cols, &mut panel[k * width + r..], width);
+            W::transpose(s, src, m.row_stride, rows, cols, &mut panel[k * width + r..], width);
         }
     }
 }
@@ -66,20 +67,20 @@ fn pack_transposing<S: Simd>(s: S, m: Mat, i: usize, width: usize, panel: &mut [
 /// Columns contiguous in memory (A of TN, B of NN): for a few k at a time, whose rows are read from one end to the other,
 /// every panel gets its share.
 #[inline(always)]
-fn pack_copying<S: Simd>(s: S, m: Mat, width: usize, len: usize, panels: &mut [f32]) {
+fn pack_copying<S: Simd, W: Weight>(s: S, m: Mat<W>, width: usize, len: usize, panels: &mut [f32]) {
     /// Values of k at a time: as many rows of the source are read side by side.
     const STEP: usize = 8;
     for first in (0..m.cols).step_by(STEP) {
         for (i, panel) in (0..m.rows).step_by(width).zip(panels.chunks_exact_mut(len)) {
             for k in first..m.cols.min(first + STEP) {
                 // The rows lie far apart: without a hint every one is a new stream for the prefetchers.
-                s.prefetch(m.data.as_ptr().wrapping_add((k + 2 * STEP) * m.col_stride + i + 15));
+                s.prefetch(m.data.as_ptr().wrapping_add((k + 2 * STEP) * m.col_stride + i + 15).cast());
                 let src = &m.data[k * m.col_stride..][i..m.rows];
                 for r in (0..width).step_by(S::LANES) {
                     // A vector may reach beyond the panel into rows of the next, and is stored beyond the column into the
                     // place of the next k, which is written after it, or at the end of the panel, which is there for that.
                     let src = &src[r.min(src.len())..];
-                    let v = if src.len() >= S::LANES { s.load(src) } else { s.load_partial(src) };
+                    let v = if src.len() >= S::LANES { W::load(s, src) } else { W::load_partial(s, src) };
                     s.store(v, &mut panel[k * width + r..]);
                 }
             }
@@ -88,7 +89,7 @@ fn pack_copying<S: Simd>(s: S, m: Mat, width: usize, len: usize, panels: &mut [f
 }
 
 /// Any strides, element by element.
-fn pack_elements(m: Mat, i: usize, width: usize, panel: &mut [f32]) {
+fn pack_elements<W: Weight>(m: Mat<W>, i: usize, width: usize, panel: &mut [f32]) {
     for (k, column) in panel.chunks_exact_mut(width).take(m.cols).enumerate() {
         for (r, dst) in column.iter_mut().enumerate() {
             *dst = if i + r < m.rows { m.at(i + r, k) } else { 0.0 };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::reference;
 use crate::simd::Level;
-use crate::testing::{assert_within, dot_bound, teams, uniform};
+use crate::testing::{assert_within, dot_bound, teams, uniform, uniform_bf16, widened};
 use proptest::prelude::*;
 
 /// How an operand lies in memory.
@@ -22,7 +22,7 @@ impl Layout {
         uniform(seed, rows * cols * 3 + 7 * rows + cols)
     }
 
-    fn mat(self, data: &[f32], rows: usize, cols: usize) -> Mat<'_> {
+    fn mat<W: Weight>(self, data: &[W], rows: usize, cols: usize) -> Mat<'_, W> {
         match self {
             Layout::RowMajor => Mat::new(&data[..rows * cols], rows, cols),
             Layout::ColumnMajor => Mat::new(&data[..rows * cols], cols, rows).t(),
@@ -98,6 +98,22 @@ fn gemm_matches_reference_in_every_layout() {
     }
 }
 
+#[test]
+fn a_product_with_bf16_has_the_bits_of_the_widened_matrix() {
+    for team in teams() {
+        for lb in LAYOUTS {
+            for (m, n, k) in [(1, 1, 1), (2, 33, 17), (5, 7, 9), (31, 70, 50), (67, 33, 300), (300, 130, 600)] {
+                let a = uniform(1, m * k);
+                let b = uniform_bf16(2, lb.data(2, k, n).len());
+                let wide = widened(&b);
+                let (a, b, wide) = (Mat::new(&a, m, k), lb.mat(&b, k, n), lb.mat(&wide, k, n));
+                let what = format!("gemm bf16 {} {}t [{m}, {k}] x [{k}, {n}] {lb:?}", team.level(), team.threads());
+                assert_eq!(bits(&team, a, b), bits(&team, a, wide), "{what}");
+            }
+        }
+    }
+}
+
 /// More than one outer block of K and of N.
 #[test]
 fn gemm_matches_reference_beyond_one_packing_of_b() {
@@ -107,7 +123,7 @@ fn gemm_matches_reference_beyond_one_packing_of_b() {
     }
 }
 
-fn bits(team: &Team, a: Mat, b: Mat) -> Vec<u32> {
+fn bits<W: Weight>(team: &Team, a: Mat, b: Mat<W>) -> Vec<u32> {
     let mut c = uniform(3, a.rows() * b.cols());
     gemm(team, a, b, Beta::One, MatMut::new(&mut c, a.rows(), b.cols()));
     c.iter().map(|c| c.to_bits()).collect()
@@ -162,7 +178,7 @@ fn gemm_names_the_shapes_that_do_not_fit() {
 fn a_matrix_whose_size_wraps_does_not_fit() {
     let (root, half) = (1usize << (usize::BITS / 2), 1usize << (usize::BITS - 1));
     let panics = |f: fn(usize)| std::panic::catch_unwind(move || f(root)).is_err();
-    assert!(panics(|root| assert!(Mat::new(&[], root, root).rows() > 0)), "gemm: Mat::new");
+    assert!(panics(|root| assert!(Mat::<f32>::new(&[], root, root).rows() > 0)), "gemm: Mat::new");
     assert!(panics(|root| assert!(MatMut::new(&mut [], root, root).rows > 0)), "gemm: MatMut::new");
     let data = || [0.0f32; 4];
     for (rows, cols, row_stride, col_stride) in

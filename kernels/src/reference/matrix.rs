@@ -1,7 +1,7 @@
-use crate::Mat;
+use crate::{Mat, Weight};
 
 /// Specification of [`gemm`](crate::gemm::gemm): returns `(A B, |A| |B|)`, row-major `[M, N]`.
-pub fn gemm(a: Mat, b: Mat) -> (Vec<f64>, Vec<f64>) {
+pub fn gemm<A: Weight, B: Weight>(a: Mat<A>, b: Mat<B>) -> (Vec<f64>, Vec<f64>) {
     let (mut c, mut abs) = (Vec::new(), Vec::new());
     for i in 0..a.rows() {
         for j in 0..b.cols() {

@@ -2,6 +2,7 @@
 
 use super::{Kernel, Simd, check_transpose};
 use core::arch::x86_64::*;
+use half::bf16;
 
 /// The token of level `avx512`. It exists only where the CPU has the features, which is what makes the methods sound.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,16 @@ fn tail_mask(len: usize) -> __mmask16 {
     if len >= 16 { !0 } else { (1u16 << len) - 1 }
 }
 
+/// Sixteen bf16 as the upper halves of sixteen floats.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+unsafe fn widen(bits: __m256i) -> __m512 {
+    // SAFETY: the caller's contract.
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))) }
+}
+
 impl Simd for Avx512 {
     type F32 = __m512;
     type U32 = __m512i;
@@ -53,6 +64,16 @@ impl Simd for Avx512 {
     fn load_partial(self, src: &[f32]) -> __m512 {
         // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
         unsafe { _mm512_maskz_loadu_ps(tail_mask(src.len()), src.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, src: *const bf16) -> __m512 {
+        // SAFETY: the caller's contract: sixteen values can be read; the token proves the features.
+        unsafe { widen(_mm256_loadu_si256(src.cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16_partial(self, src: &[bf16]) -> __m512 {
+        // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
+        unsafe { widen(_mm256_maskz_loadu_epi16(tail_mask(src.len()), src.as_ptr().cast())) }
     }
     #[inline(always)]
     fn store_partial(self, v: __m512, dst: &mut [f32]) {

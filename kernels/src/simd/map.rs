@@ -11,6 +11,7 @@
 //! instructions, while the methods here are `#[inline(always)]`.
 
 use super::Simd;
+use crate::Weight;
 
 /// A place in slices of one length: a whole vector, or the shorter rest at their end.
 ///
@@ -26,14 +27,14 @@ impl Span {
     /// The elements of `src` at this place; lanes beyond the end of a short span are 0.
     /// Panics if `src` is shorter than the length given to [`spans`].
     #[inline(always)]
-    pub fn load<S: Simd>(self, s: S, src: &[f32]) -> S::F32 {
+    pub fn load<S: Simd, W: Weight>(self, s: S, src: &[W]) -> S::F32 {
         assert!(src.len() >= self.total, "span: a slice of {} in a loop over {}", src.len(), self.total);
         if self.is_whole::<S>() {
             // SAFETY: start + LANES <= total <= src.len().
-            unsafe { s.load_ptr(src.as_ptr().add(self.start)) }
+            unsafe { W::load_ptr(s, src.as_ptr().add(self.start)) }
         } else {
             // SAFETY: start <= total <= src.len().
-            s.load_partial(unsafe { src.get_unchecked(self.start..self.total) })
+            W::load_partial(s, unsafe { src.get_unchecked(self.start..self.total) })
         }
     }
 

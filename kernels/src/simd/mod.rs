@@ -31,6 +31,8 @@ pub use avx512::Avx512;
 pub use portable::Portable;
 pub use scalar::Scalar;
 
+use half::bf16;
+
 /// A token that stands for an instruction set, with the vector operations that the kernels need.
 ///
 /// A value can only be had from [`Level::dispatch`], on a CPU that has the features. The trait follows the need of the
@@ -82,6 +84,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The values of `src`, at most `LANES`; the lanes beyond them are 0.
     fn load_partial(self, src: &[f32]) -> Self::F32;
+
+    /// Reads `LANES` bf16 values and widens them; exact.
+    ///
+    /// # Safety
+    /// `src` is valid for reading `LANES` values. No alignment beyond that of `bf16` is needed.
+    unsafe fn load_bf16_ptr(self, src: *const bf16) -> Self::F32;
+
+    /// The values of `src`, at most `LANES`, widened; the lanes beyond them are 0.
+    fn load_bf16_partial(self, src: &[bf16]) -> Self::F32;
 
     /// Writes the first `dst.len()` lanes, at most `LANES`.
     fn store_partial(self, v: Self::F32, dst: &mut [f32]);

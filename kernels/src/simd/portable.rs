@@ -1,6 +1,7 @@
 //! Eight lanes on the `wide` crate: every target, with the instructions that the build was allowed to use.
 
 use super::{Kernel, Simd, check_transpose};
+use half::bf16;
 use wide::{f32x8, u32x8};
 
 /// The token of level `portable`.
@@ -42,6 +43,17 @@ impl Simd for Portable {
         let n = src.len().min(8);
         lanes[..n].copy_from_slice(&src[..n]);
         f32x8::from(lanes)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, src: *const bf16) -> f32x8 {
+        // SAFETY: the caller's contract: eight values can be read; bf16 is a u16 in memory.
+        widen(unsafe { src.cast::<Lanes<u16>>().read_unaligned() })
+    }
+    #[inline(always)]
+    fn load_bf16_partial(self, src: &[bf16]) -> f32x8 {
+        let mut lanes = [0; 8];
+        lanes.iter_mut().zip(src).for_each(|(lane, w)| *lane = w.to_bits());
+        widen(lanes)
     }
     #[inline(always)]
     fn store_partial(self, v: f32x8, dst: &mut [f32]) {
@@ -187,6 +199,12 @@ impl Simd for Portable {
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }
+}
+
+/// The floats whose upper halves are given: bf16 to f32.
+#[inline(always)]
+fn widen(bits: Lanes<u16>) -> f32x8 {
+    f32x8::from(bits.map(|bits| f32::from_bits((bits as u32) << 16)))
 }
 
 /// `2^n` for integer-valued `n` in `-126..=127`. The sum has its integer in the low bits of the mantissa (see `round`);

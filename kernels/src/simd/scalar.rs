@@ -1,6 +1,7 @@
 //! One lane: the level for debugging, and the plainest reading of what each operation means.
 
 use super::{Kernel, Simd, check_transpose};
+use half::bf16;
 
 /// The token of level `scalar`.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,15 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_partial(self, src: &[f32]) -> f32 {
         src.first().copied().unwrap_or(0.0)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, src: *const bf16) -> f32 {
+        // SAFETY: the caller's contract: one value can be read.
+        f32::from_bits((unsafe { src.read() }.to_bits() as u32) << 16)
+    }
+    #[inline(always)]
+    fn load_bf16_partial(self, src: &[bf16]) -> f32 {
+        src.first().map_or(0.0, |w| f32::from_bits((w.to_bits() as u32) << 16))
     }
     #[inline(always)]
     fn store_partial(self, v: f32, dst: &mut [f32]) {

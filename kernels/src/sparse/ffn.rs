@@ -1,24 +1,25 @@
 use super::rows_axpy::{axpy, sum_chunks};
 use super::select::{MAX_LANES, select};
 use super::{MAX_CHUNK, chunk_len};
-use crate::activation::gated_activation;
-use crate::gemv::{dots, gemv};
-use crate::simd::{Kernel, Simd};
-use crate::{Activation, Team};
+use crate::activation::gated_activation_from;
+use crate::gemv::{Dots, dots};
+use crate::simd::{Kernel, Level, Simd};
+use crate::{Activation, Team, Weight};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The weights of an FFN, laid out for decoding.
 #[derive(Clone, Copy, Debug)]
-pub struct FfnWeights<'a> {
+pub struct FfnWeights<'a, W = f32> {
     /// gate_proj `[F, C]` (the paper's W1).
-    pub gate: &'a [f32],
+    pub gate: &'a [W],
     /// up_proj `[F, C]` (W3).
-    pub up: &'a [f32],
+    pub up: &'a [W],
     /// down_proj transposed, `[F, C]` (W2^T).
-    pub down_t: &'a [f32],
+    pub down_t: &'a [W],
 }
 
-impl FfnWeights<'_> {
+impl<'a, W> FfnWeights<'a, W> {
     /// F, from the shapes of the weights and of one token. Panics if they do not fit.
     #[track_caller]
     fn d_ff(&self, op: &str, x: &[f32], y: &[f32]) -> usize {
@@ -33,27 +34,19 @@ impl FfnWeights<'_> {
         assert!(u32::try_from(len / c).is_ok(), "{op}: {} neurons, indices are u32", len / c);
         len / c
     }
+
+    /// The rows of some neurons, of `c` elements each.
+    fn of(&self, neurons: Range<usize>, c: usize) -> Self {
+        let part = |w: &'a [W]| &w[neurons.start * c..neurons.end * c];
+        FfnWeights { gate: part(self.gate), up: part(self.up), down_t: part(self.down_t) }
+    }
 }
 
 /// Working memory of an FFN, kept by the caller from token to token: after the first call nothing is allocated.
 #[derive(Clone, Debug, Default)]
 pub struct FfnScratch {
-    g: Vec<f32>,
-    u: Vec<f32>,
-    h: Vec<f32>,
+    /// The sums of the chunks, `[chunks, C]`.
     partial: Vec<f32>,
-}
-
-impl FfnScratch {
-    /// `g = gate x` of the last [`ffn_dense`], `[F]`: for counting zeros.
-    pub fn g(&self) -> &[f32] {
-        &self.g
-    }
-
-    /// `h = psi(g) * u` of the last [`ffn_dense`], `[F]`.
-    pub fn h(&self) -> &[f32] {
-        &self.h
-    }
 }
 
 /// The FFN of one token under RELU from the active neurons alone; returns how many they were.
@@ -68,7 +61,13 @@ impl FfnScratch {
 /// One task does all for a chunk of neurons, from the gate's rows to the chunk's sum, without waiting for the others: the
 /// indices never leave L1, and the threads meet once before the sums are added.
 #[track_caller]
-pub fn ffn_sparse(team: &Team, weights: FfnWeights, x: &[f32], scratch: &mut FfnScratch, y: &mut [f32]) -> usize {
+pub fn ffn_sparse<W: Weight>(
+    team: &Team,
+    weights: FfnWeights<W>,
+    x: &[f32],
+    scratch: &mut FfnScratch,
+    y: &mut [f32],
+) -> usize {
     let d_ff = weights.d_ff("ffn_sparse", x, y);
     let chunk = chunk_len(d_ff);
     let active = AtomicUsize::new(0);
@@ -80,15 +79,15 @@ pub fn ffn_sparse(team: &Team, weights: FfnWeights, x: &[f32], scratch: &mut Ffn
     active.into_inner()
 }
 
-struct SparseChunk<'a> {
-    weights: FfnWeights<'a>,
+struct SparseChunk<'a, W> {
+    weights: FfnWeights<'a, W>,
     x: &'a [f32],
     first: usize,
     len: usize,
     sum: &'a mut [f32],
 }
 
-impl Kernel for SparseChunk<'_> {
+impl<W: Weight> Kernel for SparseChunk<'_, W> {
     type Output = usize;
 
     #[inline(always)]
@@ -105,77 +104,138 @@ impl Kernel for SparseChunk<'_> {
             // One multiplication, as in `gated_activation`: relu(g) is g here.
             *h *= g[row as usize - first];
         }
-        axpy(s, down_t, rows, h, sum);
+        axpy(s, down_t, |j| rows[j] as usize, h, sum);
         n
     }
 }
 
-/// The FFN of one token over all neurons, under any activation: `y = W2 (psi(g) * u)`, `g = W1 x`, `u = W3 x`.
+/// The FFN of one token over all neurons, under any activation: `y = W2 (psi(g) * u)`, `g = W1 x`, `u = W3 x`. Returns how
+/// many neurons were active: under RELU those that [`ffn_sparse`] would use, else those with `psi(g) u` other than 0.
 ///
 /// Shapes: weights `[F, C]`, x and y `[C]`; the token is row 0 of the [`MaskSite`](crate::MaskSite).
 ///
 /// Panics if the shapes do not fit. Accuracy: as [`ffn_sparse`], and that of the activation. Cost: all three matrices are read
-/// once, 12 F C bytes: memory-bound.
+/// once, 12 F C bytes (bf16: 6 F C): memory-bound.
+///
+/// In tasks like those of [`ffn_sparse`]: g, u and h of a chunk never leave L1.
 #[track_caller]
-pub fn ffn_dense(
+pub fn ffn_dense<W: Weight>(
     team: &Team,
-    weights: FfnWeights,
+    weights: FfnWeights<W>,
     act: Activation,
     x: &[f32],
     scratch: &mut FfnScratch,
     y: &mut [f32],
-) {
+) -> usize {
     let d_ff = weights.d_ff("ffn_dense", x, y);
-    let FfnScratch { g, u, h, partial } = scratch;
-    for buffer in [&mut *g, &mut *u, &mut *h] {
-        buffer.resize(d_ff, 0.0);
-    }
-    gemv(team, weights.gate, x, g);
-    gemv(team, weights.up, x, u);
-    gated_activation(team, act, g, u, d_ff.max(1), h);
     let chunk = chunk_len(d_ff);
-    sum_chunks(team, d_ff, y, partial, |task, sum| {
-        let first = task * chunk;
-        let h = &h[first..d_ff.min(first + chunk)];
-        team.level().dispatch(DenseChunk { down_t: weights.down_t, first, h, sum });
+    let active = AtomicUsize::new(0);
+    sum_chunks(team, d_ff, y, &mut scratch.partial, |task, sum| {
+        let neurons = task * chunk..d_ff.min((task + 1) * chunk);
+        let n = dense_chunk(team.level(), weights.of(neurons.clone(), x.len()), act, (neurons.start, d_ff), x, sum);
+        active.fetch_add(n, Ordering::Relaxed);
     });
+    active.into_inner()
 }
 
-struct DenseChunk<'a> {
-    down_t: &'a [f32],
-    first: usize,
+/// The sum over one chunk of neurons, number `first` of `d_ff` and those after it; returns the number of active ones.
+fn dense_chunk<W: Weight>(
+    level: Level,
+    weights: FfnWeights<W>,
+    act: Activation,
+    (first, d_ff): (usize, usize),
+    x: &[f32],
+    sum: &mut [f32],
+) -> usize {
+    let len = weights.gate.len() / x.len();
+    let [mut g, mut u, mut h] = [[0.0; MAX_CHUNK]; 3];
+    let (g, u, h) = (&mut g[..len], &mut u[..len], &mut h[..len]);
+    level.dispatch(Dots { w: weights.gate, x, y: g });
+    level.dispatch(Dots { w: weights.up, x, y: u });
+    gated_activation_from(level, act, first, d_ff, g, u, h);
+    level.dispatch(Axpy { w: weights.down_t, h, sum });
+    match act {
+        Activation::Relu => g.iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
+        _ => h.iter().filter(|&&h| h != 0.0).count(),
+    }
+}
+
+/// `sum = sum_i h[i] * w[i, :]`.
+struct Axpy<'a, W> {
+    w: &'a [W],
     h: &'a [f32],
     sum: &'a mut [f32],
 }
 
-impl Kernel for DenseChunk<'_> {
+impl<W: Weight> Kernel for Axpy<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut rows = [0; MAX_CHUNK];
-        let rows = &mut rows[..self.h.len()];
-        rows.iter_mut().enumerate().for_each(|(i, row)| *row = (self.first + i) as u32);
-        axpy(s, self.down_t, rows, self.h, self.sum);
+        axpy(s, self.w, |i| i, self.h, self.sum);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::gated_activation;
+    use crate::gemv::gemv;
     use crate::reference;
-    use crate::simd::Level;
-    use crate::testing::{ROUNDING, assert_within, teams, uniform};
+    use crate::testing::{ROUNDING, assert_within, teams, uniform, widened};
+    use half::bf16;
     use proptest::prelude::*;
 
-    /// gate, up and down_t of an FFN whose share of active neurons is about `density`, and x with a positive sum.
-    fn ffn(f: usize, c: usize, density: f32) -> ([Vec<f32>; 3], Vec<f32>) {
-        let x: Vec<f32> = uniform(4, c).into_iter().map(|x| 0.6 + 0.4 * x).collect();
-        // A row is 1 or -1 throughout, with noise a tenth of that: its dot with x has the sign that was meant.
-        let sign: Vec<f32> =
-            uniform(5, f).into_iter().map(|r| if r < 2.0 * density - 1.0 { 1.0 } else { -1.0 }).collect();
-        let gate = uniform(1, f * c).into_iter().enumerate().map(|(i, w)| sign[i / c] + 0.1 * w).collect();
-        ([gate, uniform(2, f * c), uniform(3, f * c)], x)
+    /// An FFN and an x for it.
+    struct Ffn<W> {
+        gate: Vec<W>,
+        up: Vec<W>,
+        down_t: Vec<W>,
+        x: Vec<f32>,
+    }
+
+    impl Ffn<f32> {
+        /// A share of about `density` of the neurons is active: x is positive, and so are their rows of the gate.
+        fn new(f: usize, c: usize, density: f32) -> Ffn<f32> {
+            let x: Vec<f32> = uniform(4, c).into_iter().map(|x| 0.6 + 0.4 * x).collect();
+            // A row is 1 or -1 throughout, with noise a tenth of that: its dot with x has the sign that was meant.
+            let sign: Vec<f32> =
+                uniform(5, f).into_iter().map(|r| if r < 2.0 * density - 1.0 { 1.0 } else { -1.0 }).collect();
+            let gate = uniform(1, f * c).into_iter().enumerate().map(|(i, w)| sign[i / c] + 0.1 * w).collect();
+            Ffn { gate, up: uniform(2, f * c), down_t: uniform(3, f * c), x }
+        }
+
+        fn rounded(&self) -> Ffn<bf16> {
+            let rounded = |w: &[f32]| w.iter().map(|&w| bf16::from_f32(w)).collect();
+            let Ffn { gate, up, down_t, x } = self;
+            Ffn { gate: rounded(gate), up: rounded(up), down_t: rounded(down_t), x: x.clone() }
+        }
+    }
+
+    impl Ffn<bf16> {
+        fn widened(&self) -> Ffn<f32> {
+            let Ffn { gate, up, down_t, x } = self;
+            Ffn { gate: widened(gate), up: widened(up), down_t: widened(down_t), x: x.clone() }
+        }
+    }
+
+    impl<W: Weight> Ffn<W> {
+        fn weights(&self) -> FfnWeights<'_, W> {
+            FfnWeights { gate: &self.gate, up: &self.up, down_t: &self.down_t }
+        }
+
+        /// y and the number of active neurons.
+        fn sparse(&self, team: &Team, scratch: &mut FfnScratch) -> (Vec<f32>, usize) {
+            let mut y = vec![f32::NAN; self.x.len()];
+            let active = ffn_sparse(team, self.weights(), &self.x, scratch, &mut y);
+            (y, active)
+        }
+
+        fn dense(&self, team: &Team, act: Activation, scratch: &mut FfnScratch) -> (Vec<f32>, usize) {
+            let mut y = vec![f32::NAN; self.x.len()];
+            let active = ffn_dense(team, self.weights(), act, &self.x, scratch, &mut y);
+            (y, active)
+        }
     }
 
     fn bits(y: &[f32]) -> Vec<u32> {
@@ -187,22 +247,21 @@ mod tests {
         for team in teams() {
             for (f, c) in [(1, 1), (7, 3), (33, 17), (256, 64), (300, 129), (1030, 40)] {
                 for density in [0.0, 0.1, 0.5, 1.0] {
-                    let ([gate, up, down_t], x) = ffn(f, c, density);
-                    let weights = FfnWeights { gate: &gate, up: &up, down_t: &down_t };
-                    let (y_ref, abs) = reference::ffn_relu(&gate, &up, &down_t, &x);
+                    let ffn = Ffn::new(f, c, density);
+                    let (y_ref, abs) = reference::ffn_relu(&ffn.gate, &ffn.up, &ffn.down_t, &ffn.x);
                     // Two dots of C terms each, their product, and a dot of F terms: the relative errors add up.
                     let bound = |i: usize| ((c + 4) + (c + 4) + 1 + (f + 4)) as f64 * ROUNDING * abs[i];
-                    let mut scratch = FfnScratch::default();
-                    let mut y = vec![f32::NAN; c];
-                    let active = ffn_sparse(&team, weights, &x, &mut scratch, &mut y);
-                    let what = format!("{} {}t [{f}, {c}] density {density}", team.level(), team.threads());
-                    assert_within(&format!("ffn_sparse {what}"), &y, &y_ref, bound);
                     let positive =
-                        gate.chunks(c).filter(|row| row.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>() > 0.0);
-                    assert_eq!(active, positive.count(), "ffn_sparse {what}: active neurons");
-                    y.fill(f32::NAN);
-                    ffn_dense(&team, weights, Activation::Relu, &x, &mut scratch, &mut y);
+                        ffn.gate.chunks(c).filter(|row| row.iter().zip(&ffn.x).map(|(w, x)| w * x).sum::<f32>() > 0.0);
+                    let positive = positive.count();
+                    let mut scratch = FfnScratch::default();
+                    let what = format!("{} {}t [{f}, {c}] density {density}", team.level(), team.threads());
+                    let (y, active) = ffn.sparse(&team, &mut scratch);
+                    assert_within(&format!("ffn_sparse {what}"), &y, &y_ref, bound);
+                    assert_eq!(active, positive, "ffn_sparse {what}: active neurons");
+                    let (y, active) = ffn.dense(&team, Activation::Relu, &mut scratch);
                     assert_within(&format!("ffn_dense {what}"), &y, &y_ref, bound);
+                    assert_eq!(active, positive, "ffn_dense {what}: active neurons");
                 }
             }
         }
@@ -211,46 +270,57 @@ mod tests {
     /// ffn_dense is gemv, gated_activation and a product with down_proj, under an activation without zeros too.
     #[test]
     fn ffn_dense_applies_the_activation() {
+        fn check<W: Weight>(team: &Team, act: Activation, ffn: &Ffn<W>) {
+            let f = ffn.gate.len() / ffn.x.len();
+            let (y, active) = ffn.dense(team, act, &mut FfnScratch::default());
+            let (mut g, mut u, mut h) = (vec![0.0; f], vec![0.0; f], vec![0.0; f]);
+            gemv(team, &ffn.gate, &ffn.x, &mut g);
+            gemv(team, &ffn.up, &ffn.x, &mut u);
+            gated_activation(team, act, &g, &u, f, &mut h);
+            let rows: Vec<u32> = (0..f as u32).collect();
+            let mut expected = vec![0.0; y.len()];
+            super::super::rows_axpy(team, &ffn.down_t, &rows, &h, &mut expected, &mut Vec::new());
+            assert_eq!(bits(&y), bits(&expected), "ffn_dense {} {} {act:?}", W::NAME, team.level());
+            let not_zero = h.iter().filter(|&&h| h != 0.0).count();
+            assert_eq!(active, not_zero, "ffn_dense {} {} {act:?}: active neurons", W::NAME, team.level());
+        }
         let site = crate::MaskSite { seed: 3, first_token: 4, layer: 5, stream: 6, step: 7 };
+        let ffn = Ffn::new(530, 24, 0.5);
         for team in teams() {
             for act in [Activation::Silu, Activation::stochastic(0.5, site)] {
-                let (f, c) = (530, 24);
-                let ([gate, up, down_t], x) = ffn(f, c, 0.5);
-                let weights = FfnWeights { gate: &gate, up: &up, down_t: &down_t };
-                let mut y = vec![f32::NAN; c];
-                ffn_dense(&team, weights, act, &x, &mut FfnScratch::default(), &mut y);
-                let (mut g, mut u, mut h) = (vec![0.0; f], vec![0.0; f], vec![0.0; f]);
-                gemv(&team, &gate, &x, &mut g);
-                gemv(&team, &up, &x, &mut u);
-                gated_activation(&team, act, &g, &u, f, &mut h);
-                let rows: Vec<u32> = (0..f as u32).collect();
-                let mut expected = vec![0.0; c];
-                super::super::rows_axpy(&team, &down_t, &rows, &h, &mut expected, &mut Vec::new());
-                assert_eq!(bits(&y), bits(&expected), "ffn_dense {} {act:?}", team.level());
+                check(&team, act, &ffn);
+                check(&team, act, &ffn.rounded());
             }
         }
     }
 
-    /// The exactness that sparse decoding is sold with: every bit, any sparsity, any number of threads.
+    /// The exactness that sparse decoding is sold with: every bit, any sparsity, any number of threads. For bf16 too, where the
+    /// bits are those of the widened weights.
     fn sparse_is_dense(level: Level, f: usize, c: usize, density: f32) {
-        let ([gate, up, down_t], x) = ffn(f, c, density);
-        let weights = FfnWeights { gate: &gate, up: &up, down_t: &down_t };
-        let mut scratch = FfnScratch::default();
-        let mut dense = vec![f32::NAN; c];
-        ffn_dense(&Team::serial(level), weights, Activation::Relu, &x, &mut scratch, &mut dense);
-        for threads in 1..=3 {
-            let team = Team::new(level, threads);
-            for stale in [f32::NAN, 1.0] {
-                scratch.partial.fill(stale);
-                let mut sparse = vec![f32::NAN; c];
-                ffn_sparse(&team, weights, &x, &mut scratch, &mut sparse);
-                let what = format!("{level} [{f}, {c}] density {density} {threads} threads");
-                assert_eq!(bits(&sparse), bits(&dense), "ffn_sparse {what} against ffn_dense");
-                let mut again = vec![f32::NAN; c];
-                ffn_dense(&team, weights, Activation::Relu, &x, &mut scratch, &mut again);
-                assert_eq!(bits(&again), bits(&dense), "ffn_dense {what} against one thread");
+        fn check<W: Weight>(what: &str, level: Level, ffn: &Ffn<W>) -> Vec<u32> {
+            let mut scratch = FfnScratch::default();
+            let (dense, _) = ffn.dense(&Team::serial(level), Activation::Relu, &mut scratch);
+            for threads in 1..=3 {
+                let team = Team::new(level, threads);
+                for stale in [f32::NAN, 1.0] {
+                    scratch.partial.fill(stale);
+                    let (sparse, active) = ffn.sparse(&team, &mut scratch);
+                    let what = format!("{} {level} {what} {threads} threads", W::NAME);
+                    assert_eq!(bits(&sparse), bits(&dense), "ffn_sparse {what} against ffn_dense");
+                    let (again, active_dense) = ffn.dense(&team, Activation::Relu, &mut scratch);
+                    assert_eq!(bits(&again), bits(&dense), "ffn_dense {what} against one thread");
+                    assert_eq!(active, active_dense, "ffn_sparse {what}: active neurons against ffn_dense");
+                }
             }
+            bits(&dense)
         }
+        let what = format!("[{f}, {c}] density {density}");
+        let ffn = Ffn::new(f, c, density);
+        let rounded = ffn.rounded();
+        check(&what, level, &ffn);
+        let bf16 = check(&what, level, &rounded);
+        let (wide, _) = rounded.widened().dense(&Team::serial(level), Activation::Relu, &mut FfnScratch::default());
+        assert_eq!(bf16, bits(&wide), "ffn_dense bf16 {level} {what} against the widened weights");
     }
 
     #[test]
@@ -267,17 +337,17 @@ mod tests {
     /// Products so small that they round to a zero of either sign, and a x of zeros.
     #[test]
     fn ffn_sparse_equals_ffn_dense_at_the_bottom_of_the_range() {
+        fn check<W: Weight>(level: Level, scale: f32, mut ffn: Ffn<W>) {
+            ffn.x.iter_mut().for_each(|x| *x *= scale);
+            let (team, mut scratch) = (Team::serial(level), FfnScratch::default());
+            let (sparse, dense) = (ffn.sparse(&team, &mut scratch), ffn.dense(&team, Activation::Relu, &mut scratch));
+            assert_eq!(bits(&sparse.0), bits(&dense.0), "ffn_sparse {} {level} x * {scale:e}", W::NAME);
+        }
         for level in Level::available() {
             for scale in [0.0, 1e-20, 1e-38, 1e-44] {
-                let (f, c) = (600, 20);
-                let ([gate, up, down_t], mut x) = ffn(f, c, 0.1);
-                x.iter_mut().for_each(|x| *x *= scale);
-                let weights = FfnWeights { gate: &gate, up: &up, down_t: &down_t };
-                let (mut sparse, mut dense) = (vec![f32::NAN; c], vec![f32::NAN; c]);
-                let (team, mut scratch) = (Team::serial(level), FfnScratch::default());
-                ffn_sparse(&team, weights, &x, &mut scratch, &mut sparse);
-                ffn_dense(&team, weights, Activation::Relu, &x, &mut scratch, &mut dense);
-                assert_eq!(bits(&sparse), bits(&dense), "ffn_sparse {level} x * {scale:e}");
+                let ffn = Ffn::new(600, 20, 0.1);
+                check(level, scale, ffn.rounded());
+                check(level, scale, ffn);
             }
         }
     }

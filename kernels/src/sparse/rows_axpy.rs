@@ -1,7 +1,7 @@
 use super::chunk_len;
-use crate::Team;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
+use crate::{Team, Weight};
 
 /// `y = sum_j h[j] * w[rows[j], :]`: the active rows of the transposed down_proj (BLIS's axpyf, with gaps between the rows).
 ///
@@ -9,9 +9,9 @@ use crate::simd::{Kernel, Simd};
 ///
 /// Panics if a length does not fit, a row lies outside w, or rows descend. The sum runs within fixed chunks of rows of w, and
 /// the chunk sums are added in order: an element's bits depend on F and the level, not on the threads, and adding rows
-/// with h = 0 changes none. Accuracy: `(n + 4) 2^-24 sum_j |h_j w_j|` for n rows. Cost: the rows are read once, 4 C bytes each.
+/// with h = 0 changes none. Accuracy: `(n + 4) 2^-24 sum_j |h_j w_j|` for n rows. Cost: the rows are read once, 4 C bytes each (bf16: 2 C).
 #[track_caller]
-pub fn rows_axpy(team: &Team, w: &[f32], rows: &[u32], h: &[f32], y: &mut [f32], partial: &mut Vec<f32>) {
+pub fn rows_axpy<W: Weight>(team: &Team, w: &[W], rows: &[u32], h: &[f32], y: &mut [f32], partial: &mut Vec<f32>) {
     let c = y.len();
     assert!(
         c > 0 && w.len().is_multiple_of(c) && rows.len() == h.len() && rows.is_sorted(),
@@ -74,35 +74,36 @@ impl Kernel for AddChunks<'_> {
     }
 }
 
-struct RowsAxpy<'a> {
-    w: &'a [f32],
+struct RowsAxpy<'a, W> {
+    w: &'a [W],
     rows: &'a [u32],
     h: &'a [f32],
     sum: &'a mut [f32],
 }
 
-impl Kernel for RowsAxpy<'_> {
+impl<W: Weight> Kernel for RowsAxpy<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        axpy(s, self.w, self.rows, self.h, self.sum);
+        let rows = self.rows;
+        axpy(s, self.w, |j| rows[j] as usize, self.h, self.sum);
     }
 }
 
 /// Rows added in one pass over the sum: the sum moves to and from L1 once for eight rows that come from memory.
 const GROUP: usize = 8;
 
-/// `sum = sum_j h[j] * w[rows[j], :]` from +0 on, row by row; grouping changes the traffic and no bit.
+/// `sum = sum_j h[j] * w[row(j), :]` from +0 on, row by row; grouping changes the traffic and no bit.
 #[inline(always)]
-pub(super) fn axpy<S: Simd>(s: S, w: &[f32], rows: &[u32], h: &[f32], sum: &mut [f32]) {
-    let (c, n) = (sum.len(), rows.len());
+pub(super) fn axpy<S: Simd, W: Weight>(s: S, w: &[W], row: impl Fn(usize) -> usize, h: &[f32], sum: &mut [f32]) {
+    let (c, n) = (sum.len(), h.len());
     sum.fill(0.0);
     if n == 0 {
         return;
     }
     // Beyond the last row, the last one stands in: hinted at once more, not read.
-    let row = |j: usize| &w[rows[j.min(n - 1)] as usize * c..][..c];
+    let row = |j: usize| &w[row(j.min(n - 1)) * c..][..c];
     let mut j = 0;
     while j + GROUP <= n {
         let (mut now, mut next) = ([&w[..0]; GROUP], [&w[..0]; GROUP]);
@@ -119,7 +120,7 @@ pub(super) fn axpy<S: Simd>(s: S, w: &[f32], rows: &[u32], h: &[f32], sum: &mut 
 }
 
 #[inline(always)]
-fn axpy_group<S: Simd, const R: usize>(s: S, rows: [&[f32]; R], next: [&[f32]; R], h: &[f32], sum: &mut [f32]) {
+fn axpy_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [&[W]; R], h: &[f32], sum: &mut [f32]) {
     let mut factors = [s.splat(0.0); R];
     for r in 0..R {
         assert!(rows[r].len() == sum.len() && next[r].len() == sum.len(), "rows_axpy: a row of another length");
@@ -132,8 +133,8 @@ fn axpy_group<S: Simd, const R: usize>(s: S, rows: [&[f32]; R], next: [&[f32]; R
             let dst = sum.as_mut_ptr().add(at);
             let mut acc = s.load_ptr(dst);
             for r in 0..R {
-                acc = s.mul_add(factors[r], s.load_ptr(rows[r].as_ptr().add(at)), acc);
-                s.prefetch(next[r].as_ptr().add(at));
+                acc = s.mul_add(factors[r], W::load_ptr(s, rows[r].as_ptr().add(at)), acc);
+                s.prefetch(next[r].as_ptr().add(at).cast());
             }
             s.store_ptr(acc, dst);
         }
@@ -141,7 +142,7 @@ fn axpy_group<S: Simd, const R: usize>(s: S, rows: [&[f32]; R], next: [&[f32]; R
     let rest = &mut sum[whole..];
     let mut acc = s.load_partial(rest);
     for r in 0..R {
-        acc = s.mul_add(factors[r], s.load_partial(&rows[r][whole..]), acc);
+        acc = s.mul_add(factors[r], W::load_partial(s, &rows[r][whole..]), acc);
     }
     s.store_partial(acc, rest);
 }
@@ -150,7 +151,7 @@ fn axpy_group<S: Simd, const R: usize>(s: S, rows: [&[f32]; R], next: [&[f32]; R
 mod tests {
     use super::*;
     use crate::Level;
-    use crate::testing::{assert_within, dot_bound, lengths, teams, uniform};
+    use crate::testing::{assert_within, dot_bound, lengths, teams, uniform, uniform_bf16, widened};
 
     #[test]
     fn rows_axpy_matches_reference() {
@@ -180,9 +181,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_axpy_of_bf16_has_the_bits_of_the_widened_matrix() {
+        for team in teams() {
+            let mut partial = Vec::new();
+            for c in lengths().skip(1) {
+                for (f, step) in [(1, 1), (40, 3), (300, 1), (700, 9)] {
+                    let w = uniform_bf16(1, f * c);
+                    let rows: Vec<u32> = (0..f as u32).step_by(step).collect();
+                    let h = uniform(2, rows.len());
+                    let (mut y, mut expected) = (vec![f32::NAN; c], vec![f32::NAN; c]);
+                    rows_axpy(&team, &w, &rows, &h, &mut y, &mut partial);
+                    rows_axpy(&team, &widened(&w), &rows, &h, &mut expected, &mut partial);
+                    assert_eq!(y, expected, "rows_axpy bf16 {} {}t [{f}, {c}]", team.level(), team.threads());
+                }
+            }
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "rows_axpy: row Some(0) of w with 0")]
     fn rows_axpy_names_a_row_of_an_empty_matrix() {
-        rows_axpy(&Team::serial(Level::SCALAR), &[], &[0], &[1.0], &mut [0.0; 3], &mut Vec::new());
+        rows_axpy::<f32>(&Team::serial(Level::SCALAR), &[], &[0], &[1.0], &mut [0.0; 3], &mut Vec::new());
     }
 
     /// Rows with h = 0, of either sign, and other groupings leave every bit.

@@ -1,6 +1,6 @@
-use crate::Team;
 use crate::gemv::{dots, rows_per_task};
 use crate::simd::{Kernel, Simd};
+use crate::{Team, Weight};
 
 /// `out[j] = dot(w[rows[j], :], x)`: the active rows of up_proj (BLIS's dotxf, with gaps between the rows).
 ///
@@ -8,9 +8,9 @@ use crate::simd::{Kernel, Simd};
 ///
 /// Panics if a length does not fit or a row lies outside w. The bits of an element are those that
 /// [`gemv`](crate::gemv::gemv) gives for that row. Accuracy: `(C + 4) 2^-24 sum_k |w_k x_k|`. Cost: the rows are read once, 4 C
-/// bytes each, the next ones prefetched: memory-bound.
+/// bytes each (bf16: 2 C), the next ones prefetched: memory-bound.
 #[track_caller]
-pub fn rows_dot(team: &Team, w: &[f32], rows: &[u32], x: &[f32], out: &mut [f32]) {
+pub fn rows_dot<W: Weight>(team: &Team, w: &[W], rows: &[u32], x: &[f32], out: &mut [f32]) {
     let c = x.len();
     assert!(
         c > 0 && w.len().is_multiple_of(c) && rows.len() == out.len(),
@@ -26,14 +26,14 @@ pub fn rows_dot(team: &Team, w: &[f32], rows: &[u32], x: &[f32], out: &mut [f32]
     });
 }
 
-struct RowsDot<'a> {
-    w: &'a [f32],
+struct RowsDot<'a, W> {
+    w: &'a [W],
     rows: &'a [u32],
     x: &'a [f32],
     out: &'a mut [f32],
 }
 
-impl Kernel for RowsDot<'_> {
+impl<W: Weight> Kernel for RowsDot<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -47,23 +47,28 @@ impl Kernel for RowsDot<'_> {
 mod tests {
     use super::*;
     use crate::gemv::gemv;
-    use crate::testing::{teams, uniform};
+    use crate::testing::{teams, uniform, uniform_bf16};
 
     #[test]
     fn rows_dot_has_the_bits_of_gemv() {
         for team in teams() {
             for (f, c) in [(1, 1), (40, 7), (300, 64), (1000, 100), (77, 515)] {
-                let (w, x) = (uniform(1, f * c), uniform(2, c));
-                let mut all = vec![0.0; f];
-                gemv(&team, &w, &x, &mut all);
-                for step in [1, 2, 3, 7] {
-                    let rows: Vec<u32> = (0..f as u32).step_by(step).collect();
-                    let mut out = vec![f32::NAN; rows.len()];
-                    rows_dot(&team, &w, &rows, &x, &mut out);
-                    let expected: Vec<f32> = rows.iter().map(|&row| all[row as usize]).collect();
-                    assert_eq!(out, expected, "rows_dot {} [{f}, {c}] every {step}", team.level());
-                }
+                has_the_bits_of_gemv(&team, &uniform(1, f * c), c);
+                has_the_bits_of_gemv(&team, &uniform_bf16(1, f * c), c);
             }
+        }
+    }
+
+    fn has_the_bits_of_gemv<W: Weight>(team: &Team, w: &[W], c: usize) {
+        let (f, x) = (w.len() / c, uniform(2, c));
+        let mut all = vec![0.0; f];
+        gemv(team, w, &x, &mut all);
+        for step in [1, 2, 3, 7] {
+            let rows: Vec<u32> = (0..f as u32).step_by(step).collect();
+            let mut out = vec![f32::NAN; rows.len()];
+            rows_dot(team, w, &rows, &x, &mut out);
+            let expected: Vec<f32> = rows.iter().map(|&row| all[row as usize]).collect();
+            assert_eq!(out, expected, "rows_dot {} {} [{f}, {c}] every {step}", W::NAME, team.level());
         }
     }
 }

@@ -10,7 +10,7 @@ pub fn embedding(table: &Tensor, tokens: &Tensor) -> Tensor {
         Place::Cpu(team) => {
             let mut out = Tensor::stale(tokens.shape.and(c), DType::F32);
             let (table, tokens) = (table.contiguous(), tokens.contiguous());
-            kernels::embedding::embedding(&team, table.slice(), tokens.slice(), c, out.slice_mut());
+            kernels::embedding::embedding(&team, table.slice::<f32>(), tokens.slice(), c, out.slice_mut());
             out
         }
     }
