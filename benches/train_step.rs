@@ -3,14 +3,12 @@
 //! The sizes are those that other software was timed on: S is 6.8M parameters at T = 256, B = 8; M is 33.6M at T = 512, B = 4.
 //! SILU, as there. `KERNELS_SIMD` picks the level.
 
-use autograd::{Gradients, Tape};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kernels::{Level, Team};
-use model::{Config, Psi, PsiAt, Transformer, Weights};
+use model::{Config, Psi, PsiAt};
+use silurian::synthetic::TrainStep;
 use std::sync::Arc;
-use tensor::{Tensor, pool};
-use train::config::TrainConfig;
-use train::optimizer::{Optimizer, gradient_norm};
+use tensor::pool;
 
 struct Size {
     name: &'static str,
@@ -45,30 +43,12 @@ fn train_step(c: &mut Criterion) {
     let mut group = c.benchmark_group(format!("train_step {level}"));
     group.sample_size(10);
     for Size { name, config, batch, seq_len } in sizes() {
-        let tokens = batch * seq_len;
-        let random = |seed| -> Tensor {
-            let u = kernels::testing::uniform(seed, tokens);
-            let ids: Vec<u32> = u.iter().map(|x| ((x + 1.0) / 2.0 * config.vocab_size as f32) as u32).collect();
-            Tensor::from_slice(&ids, [batch, seq_len])
-        };
-        let (inputs, targets) = (random(1), random(2));
         for threads in [1, 2] {
-            group.throughput(Throughput::Elements(tokens as u64));
+            group.throughput(Throughput::Elements((batch * seq_len) as u64));
             group.bench_function(format!("{name}/{threads}t"), |b| {
                 Arc::new(Team::new(level, threads)).install(|| {
-                    let mut model = Transformer::new(Weights::init(&config, 0));
-                    let mut optimizer = Optimizer::new(&config, &TrainConfig::default());
-                    let mut grads = Gradients::default();
-                    b.iter(|| {
-                        let tape = Tape::new();
-                        let leaves = model.leaves(&tape);
-                        let psi = PsiAt::deterministic(Psi::Silu);
-                        let (loss, _) = model.loss(&leaves, (&inputs, &targets), 1.0 / tokens as f32, psi, None);
-                        loss.backward(&mut grads);
-                        drop(leaves);
-                        let norm = gradient_norm(&grads, model.weights().tensors().len());
-                        optimizer.update(model.weights_mut(), &mut grads, norm, 1e-3);
-                    });
+                    let mut step = TrainStep::new(&config, batch, seq_len);
+                    b.iter(|| step.run(PsiAt::deterministic(Psi::Silu)));
                 })
             });
         }

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod eval;
 mod generate;
 mod inspect;
@@ -41,6 +42,7 @@ First steps:
   silurian generate -m runs/book -p 'It was '          continue a prompt, with the sparse FFN
   silurian eval -m runs/book other.txt                 loss and zeros on another text
   silurian report runs/book runs/other                 one page with plots of both
+  silurian bench                                       what this machine can do, and how near the kernels come
 
 KERNELS_SIMD=scalar|portable|avx512 forces an instruction set.";
 
@@ -52,6 +54,7 @@ enum Command {
     Eval(eval::Args),
     Inspect(inspect::Args),
     Report(report::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -81,5 +84,6 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Report(args)) => report::run(args),
+        Some(Command::Bench(args)) => bench::run(args, cli.threads.map(usize::from)),
     })
 }

@@ -135,3 +135,80 @@ fn train_leaves_a_report_and_report_compares_runs() {
     let text = said(&succeed(&mut place.silurian(&["report", "runs/two", "-o", "two.html"])));
     assert!(text.contains("two.html") && place.path("two.html").exists(), "{text}");
 }
+
+/// The parts of `silurian bench` at sizes that take no time. What they measure is not looked at, but that it is a number.
+#[test]
+fn bench_writes_markdown_csv_and_json() {
+    let place = Place::new();
+    let output = |flags: &[&str]| {
+        let output = succeed(&mut place.silurian(&[&["bench", "-r", "1", "-t", "1"], flags].concat()));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json = |flags: &[&str]| -> serde_json::Value { serde_json::from_str(&output(flags)).unwrap() };
+    let rows = |report: &serde_json::Value, table: &str| report["tables"][table]["rows"].as_array().unwrap().clone();
+    let positive = |row: &serde_json::Value, keys: &[&str]| {
+        for key in keys {
+            assert!(row[key].as_f64().is_some_and(|x| x > 0.0), "{key} in {row}");
+        }
+    };
+
+    let report = json(&["gemm", "--shapes", "64x64x64,TN:32x48x16", "-o", "json"]);
+    let products = rows(&report, "gemm");
+    assert_eq!(products.len(), 2, "{report}");
+    assert_eq!((&products[1]["shape"], &products[1]["threads"]), (&"TN 32 x 48 x 16".into(), &1.into()));
+    positive(&products[1], &["gflops", "gflops_min", "gflops_max", "peak_gflops", "peak_percent"]);
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert!(
+        report["date"].as_str().unwrap().ends_with('Z') && report["machine"]["cores"].as_u64() > Some(0),
+        "{report}"
+    );
+
+    let report = json(&["-o", "json"]);
+    let limits = rows(&report, "limits");
+    for limit in ["f32 multiply-add", "read", "write", "copy"] {
+        let row = limits.iter().find(|row| row["limit"] == limit && !row["best"].is_null());
+        positive(row.unwrap_or_else(|| panic!("no {limit} in {report}")), &["best", "rate"]);
+    }
+
+    let ffn = ["sparse", "--d-model", "64", "--d-ff", "100", "--layers", "3", "--zeros", "90,0", "--ffn-only"];
+    let csv = output(&[&ffn[..], &["-o", "csv"]].concat());
+    let (sweep, break_even) = csv.split_once("\n\n").unwrap();
+    let lines: Vec<Vec<&str>> = sweep.lines().map(|line| line.split(',').collect()).collect();
+    let zeros = lines[0].iter().position(|&name| name == "zeros_percent").unwrap();
+    assert!(lines[0].contains(&"speed_up_min") && lines.iter().all(|line| line.len() == lines[0].len()), "{csv}");
+    assert_eq!(lines[1..].iter().map(|line| line[zeros]).collect::<Vec<_>>(), ["0.0", "90.0", "0.0", "90.0"], "{csv}");
+    assert!(break_even.starts_with("weights,threads,zeros_percent,remark\n"), "{csv}");
+
+    let whole = ["--models", "tiny", "--tokens", "3", "-o", "json"];
+    let report = json(&[&ffn[..9], &whole].concat());
+    let tokens = rows(&report, "decode");
+    for (row, (weights, zeros)) in tokens.iter().zip([("f32", 0.0), ("f32", 90.0), ("bf16", 0.0), ("bf16", 90.0)]) {
+        let near = (row["zeros_percent"].as_f64().unwrap() - zeros).abs() < 0.5;
+        assert!(row["weights"] == weights && near, "{row}, expected {weights} with {zeros} % zeros");
+    }
+    assert_eq!(tokens.len(), 4, "{report}");
+    positive(&tokens[1], &["dense_tokens_per_second", "sparse_tokens_per_second", "speed_up", "ffn_speed_up"]);
+    assert!(tokens[1]["byte_ceiling"].as_f64() > Some(1.0), "{report}");
+
+    let run = place.trained("m");
+    let report = json(&["sparse", "-m", run.to_str().unwrap(), "-o", "json"]);
+    positive(&rows(&report, "decode")[0], &["zeros_percent", "speed_up"]);
+
+    let text = output(&[
+        "train",
+        "--preset",
+        "tiny",
+        "--seq-len",
+        "16",
+        "--micro-batch",
+        "2",
+        "--activation",
+        "stochastic:0.5",
+    ]);
+    assert!(
+        text.starts_with("## `silurian bench -r 1 -t 1 train --preset tiny") && text.contains("StochA(0.5)"),
+        "{text}"
+    );
+    let table: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
+    assert!(table.len() == 3 && table[2].starts_with("| tiny | ") && table[2].contains(" | 2 x 16 | "), "{text}");
+}

@@ -125,6 +125,52 @@ fn threads_that_the_system_refuses() {
 }
 
 #[test]
+fn benchmarks() {
+    let place = Place::new();
+    let bench = |flags: &[&str]| place.silurian(&[&["bench"], flags].concat());
+    // clap's own: exit code 2.
+    for (flags, words) in [
+        (&["gemm", "--shapes", "64x64"][..], "expected MxNxK"),
+        (&["gemm", "--shapes", "64x0x64"], "expected MxNxK"),
+        (&["gemm", "--levels", "avx1024"], "not a level; this CPU has scalar, portable"),
+        (&["sparse", "--zeros", "50,101"], "expected a percentage, 0 to 100"),
+        (&["sparse", "--weights", "q8"], "expected f32 or bf16"),
+        (&["sparse", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
+        (&["sparse", "-m", "runs/m", "--zeros", "50"], "cannot be used with"),
+        (&["train", "--models", "XL"], "expected S, M or L"),
+        (&["train", "--seq-len", "5"], "--preset"),
+        (&["-r", "0"], "0 is not in 1..=1000"),
+        (&["-o", "xml"], "md, csv, json"),
+        (&["gpu"], "unrecognized subcommand"),
+    ] {
+        let output = bench(flags).output().unwrap();
+        let said = said(&output);
+        assert!(output.status.code() == Some(2) && said.contains(words), "{flags:?}: {said}");
+    }
+    refuse(&mut bench(&["sparse", "--d-ff", "0"]), &["--d-ff 0: must be 1 to 1048576"]);
+    refuse(&mut bench(&["sparse", "--layers", "0"]), &["--layers 0"]);
+    refuse(&mut bench(&["sparse", "-m", "nowhere"]), &["nowhere"]);
+    refuse(&mut bench(&["train", "--preset", "huge"]), &["--preset huge", "tiny"]);
+    refuse(&mut bench(&["train", "--preset", "tiny", "--seq-len", "257"]), &["--seq-len 257", "256"]);
+    refuse(&mut bench(&["train", "--preset", "tiny", "--micro-batch", "0"]), &["--micro-batch 0"]);
+    refuse(bench(&["gemm"]).env("KERNELS_SIMD", "avx1024"), &["KERNELS_SIMD=avx1024", "portable"]);
+}
+
+/// Terabytes, which are refused in a sentence before anything is measured.
+#[cfg(target_os = "linux")] // which says how much there is
+#[test]
+fn benchmarks_beyond_the_memory() {
+    let place = Place::new();
+    let beyond = |flags: &[&str], what: &str| {
+        let mut command = place.silurian(&[&["bench"], flags].concat());
+        refuse(&mut command, &[what, "takes ", "TiB of memory, and ", " are available here"]);
+    };
+    beyond(&["gemm", "--shapes", "2x2x2,1000000x1000000x2"], "bench gemm of NN 2 x 2 x 2, NN 1000000 x 1000000 x 2");
+    beyond(&["sparse", "--d-model", "1048576", "--d-ff", "1048576"], "bench sparse: 1 FFNs");
+    beyond(&["train", "--preset", "3b", "--micro-batch", "100000", "--seq-len", "8192"], "bench train: model 3b");
+}
+
+#[test]
 fn sampling() {
     let place = Place::new();
     let run = place.trained("m");

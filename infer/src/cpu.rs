@@ -67,6 +67,16 @@ impl CpuEngine {
         })
     }
 
+    /// Computes the FFN of a decoded token in this way from now on: to compare ways on one copy of the weights.
+    ///
+    /// Errors: [`Error::SparseNeedsRelu`]; the engine is then as it was.
+    pub fn set_ffn(&mut self, ffn: FfnMode) -> Result<(), Error> {
+        let options = EngineOptions { ffn, ..self.options.clone() };
+        options.validate(&self.config)?;
+        self.options = options;
+        Ok(())
+    }
+
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {
         let (position, context) = (self.cache.len(), self.cache.context());
         if tokens.len() > context - position {

@@ -51,6 +51,21 @@ fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usi
     densities
 }
 
+/// One copy of the weights, computed with in both ways.
+#[test]
+fn an_engine_changes_its_ffn_mode() {
+    let config = &configs()[0];
+    let (weights, prompt) = (weights(config, 3), tokens(config, 0, 9));
+    let mut engine = engine_on(Level::best(), 2, &weights, options(Psi::Relu, FfnMode::Dense));
+    let dense = greedy(&mut engine, &prompt, 20);
+    engine.set_ffn(FfnMode::Sparse).unwrap();
+    assert_eq!(engine.options().ffn, FfnMode::Sparse);
+    assert!(greedy(&mut engine, &prompt, 20) == dense, "set_ffn: sparse differs from dense");
+    let mut silu = engine_on(Level::best(), 1, &weights, options(Psi::Silu, FfnMode::Dense));
+    assert!(matches!(silu.set_ffn(FfnMode::Sparse), Err(infer::Error::SparseNeedsRelu { .. })));
+    assert_eq!(silu.options().ffn, FfnMode::Dense);
+}
+
 #[test]
 fn sparse_decoding_equals_dense_decoding() {
     for (number, config) in configs().iter().enumerate() {

@@ -40,11 +40,11 @@ static PEAK_BYTES: AtomicU64 = AtomicU64::new(0);
 pub struct Stats {
     /// Blocks taken from the system.
     pub fresh: u64,
-    /// Bytes taken from the system, in total. All of them are live or waiting in the pool.
+    /// Bytes taken from the system, in total.
     pub fresh_bytes: u64,
     /// Bytes of the blocks in use now.
     pub live_bytes: u64,
-    /// The most bytes that were in use at once.
+    /// The most bytes that were in use at once, since the program began or since [`trim`].
     pub peak_bytes: u64,
 }
 
@@ -61,6 +61,13 @@ pub fn stats() -> Stats {
 /// Whether blocks are filled with NaN before they are handed out. Off by default: it costs a pass over the memory.
 pub fn set_poison(on: bool) {
     POISON.store(on, Ordering::Relaxed);
+}
+
+/// Gives the blocks that wait back to the system, and counts [`Stats::peak_bytes`] anew from what is in use now. Between two
+/// tasks that have no sizes in common.
+pub fn trim() {
+    *lock_free() = None;
+    PEAK_BYTES.store(LIVE_BYTES.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 /// The list is whole between any two of its operations, so a panic elsewhere while it was held loses nothing.

@@ -40,4 +40,11 @@ fn a_second_round_takes_no_fresh_memory_and_gives_the_same_bits() {
     pool::set_poison(true);
     assert_eq!(round().to_bits(), first.to_bits());
     assert_eq!(pool::stats(), before);
+
+    // Trimmed, the pool has given its memory back; the peak counts from there.
+    pool::trim();
+    assert_eq!(pool::stats().peak_bytes, 0);
+    assert_eq!(round().to_bits(), first.to_bits());
+    assert!(pool::stats().fresh > before.fresh, "blocks come from the system again");
+    assert_eq!(pool::stats().peak_bytes, before.peak_bytes);
 }

@@ -70,12 +70,12 @@ impl Dot {
     /// All of them.
     pub const ALL: [Dot; 3] = [Dot::Bf16, Dot::I8, Dot::I8Narrow];
 
-    /// The instruction and the width of its registers.
+    /// The instruction and its registers: `zmm` has 512 bits, `ymm` 256.
     pub const fn name(self) -> &'static str {
         match self {
-            Dot::Bf16 => "vdpbf16ps, 512 bit",
-            Dot::I8 => "vpdpbusd, 512 bit",
-            Dot::I8Narrow => "vpdpbusd, 256 bit",
+            Dot::Bf16 => "vdpbf16ps zmm",
+            Dot::I8 => "vpdpbusd zmm",
+            Dot::I8Narrow => "vpdpbusd ymm",
         }
     }
 

@@ -1,0 +1,263 @@
+//! The second half of `silurian bench sparse`: whole tokens, dense against sparse.
+
+use super::machine::require_memory;
+use super::table::{Cell, Column, Spread, Table};
+use super::{LARGE, Setting, large_block, progress, read_limit};
+use crate::source;
+use crate::terminal::{bytes, complain};
+use anyhow::{Context, ensure};
+use infer::{CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, WeightFormat, generate};
+use kernels::{Level, Team};
+use model::{Config, Psi, Weights, preset};
+use silurian::synthetic;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use tensor::pool::Block;
+
+const COLUMNS: [Column; 14] = [
+    Column::text("level", "level"),
+    Column::text("weights", "weights"),
+    Column::number("threads", "threads"),
+    Column::number("zeros_percent", "zeros, %"),
+    Column::spread("dense_tokens_per_second", "dense, tokens/s"),
+    Column::number("dense_gbs", "GB/s"),
+    Column::spread("sparse_tokens_per_second", "sparse, tokens/s"),
+    Column::number("sparse_gbs", "GB/s touched"),
+    Column::spread("speed_up", "speed-up"),
+    Column::number("byte_ceiling", "byte ceiling"),
+    Column::number("dense_ffn_percent", "FFN's share of the dense time, %"),
+    Column::spread("ffn_speed_up", "FFN alone, speed-up"),
+    Column::number("ffn_byte_ceiling", "FFN alone, byte ceiling"),
+    Column::number("read_gbs", "read limit, GB/s"),
+];
+
+/// Tokens of the prompt before random weights decode: what other software was timed after.
+const PROMPT: usize = 32;
+
+/// A model with random weights.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    name: String,
+    config: Config,
+}
+
+/// Its sizes by name, with a vocabulary of 32000 tokens.
+pub(super) fn parse_named(name: &str) -> Result<Named, String> {
+    const VOCAB_SIZE: usize = 32_000;
+    let config = match name {
+        // The larger of the two models that other software was timed on; the smaller one is the preset 125m.
+        "1.3b" => preset("1.5b", VOCAB_SIZE).map(|c| Config { n_layers: 24, tie_embeddings: false, ..c }),
+        _ => preset(name, VOCAB_SIZE),
+    };
+    let names = || model::PRESETS.map(|(name, _)| name).join(", ");
+    let config = config.ok_or_else(|| format!("expected 1.3b or a preset: {}", names()))?;
+    Ok(Named { name: name.to_string(), config })
+}
+
+/// Fails if the weights and the engine's copy of them do not fit.
+pub(super) fn require_memory_of(model: &Named) -> anyhow::Result<()> {
+    let weights = model.config.inference_memory().weights;
+    let needed = weights.saturating_mul(2).saturating_add(4 * LARGE as u64);
+    require_memory(&format!("bench sparse: model {} with an engine's copy of its weights", model.name), needed)
+}
+
+/// A model with random weights under imposed zeros.
+pub(super) fn of_random(
+    model: &Named,
+    zeros: &[f64],
+    formats: &[WeightFormat],
+    tokens: Option<usize>,
+    setting: &Setting,
+) -> anyhow::Result<Table> {
+    require_memory_of(model)?;
+    let Named { name, config } = model;
+    progress(format_args!("sparse, {name}: making {} parameters", config.parameters()));
+    let mut weights = synthetic::weights(config);
+    let prompt: Vec<u32> = (0..PROMPT as u32).collect();
+    let mut bench = Decode::new(name, config, formats, (prompt, Sampling::GREEDY), tokens, setting)?;
+    for &percent in zeros {
+        synthetic::set_zeros(&mut weights, percent / 100.0);
+        bench.measure(&weights, &format!("{percent} % zeros"))?;
+    }
+    Ok(bench.table(&format!("random weights, {}", sizes_in_words(config))))
+}
+
+/// A real model, with the zeros that it has under RELU.
+pub(super) fn of_folder(
+    folder: &Path,
+    formats: &[WeightFormat],
+    tokens: Option<usize>,
+    setting: &Setting,
+) -> anyhow::Result<Table> {
+    let source = source::load(folder)?;
+    let (weights, meta) = (&source.checkpoint.weights, &source.checkpoint.meta);
+    let config = weights.config();
+    require_memory(
+        &format!("bench sparse: an engine's copy of {}", source.folder.display()),
+        config.inference_memory().weights.saturating_add(4 * LARGE as u64),
+    )?;
+    let meant: Psi = meta.hidden_act().into();
+    if meant != Psi::Relu {
+        complain(format_args!("note: the model is meant to run with {meant}; its zeros here are those under RELU"));
+    }
+    // A line's beginning for bytes; for other tokens the beginning of a text, or the first token there is.
+    let first = if config.vocab_size == 256 { u32::from(b'\n') } else { meta.bos_token_id.unwrap_or(0) };
+    let sampling = Sampling { temperature: 0.8, ..Sampling::GREEDY };
+    let name = folder.display().to_string();
+    let mut bench = Decode::new(&name, config, formats, (vec![first], sampling), tokens, setting)?;
+    bench.measure(weights, "its own zeros")?;
+    Ok(bench.table(&sizes_in_words(config)))
+}
+
+fn sizes_in_words(c: &Config) -> String {
+    format!(
+        "d_model {}, {} layers, d_ff {}, {} tokens: {:.1}M parameters, {:.1}M read for a token ({} in f32), {:.0} % of them the FFNs'",
+        c.d_model,
+        c.n_layers,
+        c.d_ff,
+        c.vocab_size,
+        c.parameters() as f64 / 1e6,
+        read_parameters(c) as f64 / 1e6,
+        bytes(4 * read_parameters(c) as u64),
+        100.0 * ffn_parameters(c) as f64 / read_parameters(c) as f64
+    )
+}
+
+/// Those that a dense token reads: all but the look-up of its own embedding.
+fn read_parameters(config: &Config) -> usize {
+    config.parameters() - if config.tie_embeddings { 0 } else { config.vocab_size * config.d_model }
+}
+
+fn ffn_parameters(config: &Config) -> usize {
+    config.n_layers * config.parameter_counts().layer_ffn
+}
+
+/// Generations by turns, and the rows that they gave.
+struct Decode<'a> {
+    name: &'a str,
+    prompt: Vec<u32>,
+    tokens: usize,
+    sampler: Sampler,
+    repetitions: usize,
+    formats: &'a [WeightFormat],
+    teams: Vec<Arc<Team>>,
+    large: Block,
+    /// In the order of `formats`, for each in that of `teams`.
+    rows: Vec<Vec<Vec<Cell>>>,
+}
+
+impl<'a> Decode<'a> {
+    fn new(
+        name: &'a str,
+        config: &Config,
+        formats: &'a [WeightFormat],
+        (prompt, sampling): (Vec<u32>, Sampling),
+        tokens: Option<usize>,
+        setting: &Setting,
+    ) -> anyhow::Result<Decode<'a>> {
+        let large_model = 4 * read_parameters(config) > 1 << 30;
+        // The last token is drawn and not decoded.
+        let most = (config.max_seq_len + 1).saturating_sub(prompt.len());
+        let tokens = tokens.unwrap_or_else(|| if large_model { 16 } else { 64 }.min(most - 1)) + 1;
+        ensure!(
+            tokens <= most,
+            "--tokens {}: {name} has a context of {}, and the prompt takes {}",
+            tokens - 1,
+            config.max_seq_len,
+            prompt.len()
+        );
+        let teams = setting.teams(Level::from_env()?)?;
+        Ok(Decode {
+            name,
+            prompt,
+            tokens,
+            sampler: Sampler::new(sampling)?,
+            repetitions: setting.repetitions(5),
+            rows: vec![Vec::new(); formats.len() * teams.len()],
+            formats,
+            teams: teams.into_iter().map(Arc::new).collect(),
+            large: large_block(),
+        })
+    }
+
+    /// A row for each team.
+    fn measure(&mut self, weights: &Weights, what: &str) -> anyhow::Result<()> {
+        let teams = self.formats.iter().flat_map(|&format| self.teams.iter().map(move |team| (format, team)));
+        for ((format, team), rows) in teams.zip(&mut self.rows) {
+            progress(format_args!("sparse, {}, {format}, {what}, -t {}", self.name, team.threads()));
+            let read_limit = read_limit(team, &self.large);
+            let context = Some(self.prompt.len() + self.tokens - 1);
+            let options = EngineOptions { context, weights: format, ..EngineOptions::new(Psi::Relu) };
+            let mut engine = team.install(|| CpuEngine::new(weights, options))?;
+            let mut by_turns = [Vec::new(), Vec::new()];
+            // Repetition 0 warms up.
+            for repetition in 0..=self.repetitions {
+                let request =
+                    Request { prompt: &self.prompt, max_tokens: self.tokens, stop: &[], sample: repetition as u32 };
+                let mut generation = |ffn| -> anyhow::Result<Generation> {
+                    engine.set_ffn(ffn)?;
+                    Ok(generate(&mut engine, &mut self.sampler, request, |_| ControlFlow::Continue(()))?)
+                };
+                let (dense, sparse) = (generation(FfnMode::Dense)?, generation(FfnMode::Sparse)?);
+                ensure!(dense.tokens == sparse.tokens, "dense and sparse decoding differ: this is a bug");
+                if repetition > 0 {
+                    by_turns[0].push(dense);
+                    by_turns[1].push(sparse);
+                }
+            }
+            rows.push(row(team, format, weights.config(), &by_turns, read_limit).context("no token was decoded")?);
+        }
+        Ok(())
+    }
+
+    fn table(self, sizes: &str) -> Table {
+        let title = format!("Whole tokens: {}, {sizes}; {} tokens a repetition", self.name, self.tokens - 1);
+        let mut table = Table::new("decode", title, &COLUMNS);
+        self.rows.into_iter().flatten().for_each(|row| table.push(row));
+        table
+    }
+}
+
+fn row(
+    team: &Team,
+    format: WeightFormat,
+    config: &Config,
+    [dense, sparse]: &[Vec<Generation>; 2],
+    read_limit: f64,
+) -> Option<Vec<Cell>> {
+    let rates =
+        |generations: &[Generation]| generations.iter().map(Generation::decode_rate).collect::<Option<Vec<_>>>();
+    let ratios = |a: &[f64], b: &[f64]| Spread::of(a.iter().zip(b).map(|(a, b)| a / b));
+    let ffn_times = |g: &[Generation]| g.iter().map(|g| g.ffn_time.as_secs_f64()).collect::<Vec<_>>();
+    let densities: Option<Vec<f64>> = sparse.iter().map(Generation::mean_density).collect();
+    let densities = densities?;
+    let zeros = 1.0 - densities.iter().sum::<f64>() / densities.len() as f64;
+
+    let (dense_rates, sparse_rates) = (rates(dense)?, rates(sparse)?);
+    let (dense_rate, sparse_rate) = (Spread::of(dense_rates.clone()), Spread::of(sparse_rates.clone()));
+    let bytes_each = match format {
+        WeightFormat::F32 => 4.0,
+        WeightFormat::Bf16 => 2.0,
+    };
+    let dense_bytes = bytes_each * read_parameters(config) as f64;
+    let sparse_bytes = dense_bytes - bytes_each * ffn_parameters(config) as f64 * 2.0 / 3.0 * zeros;
+    let (dense_ffn, sparse_ffn) = (ffn_times(dense), ffn_times(sparse));
+    let ffn_share = Spread::of(dense_ffn.iter().zip(dense).map(|(ffn, g)| ffn / g.decode.as_secs_f64()));
+    Some(vec![
+        team.level().to_string().into(),
+        format.to_string().into(),
+        team.threads().into(),
+        (100.0 * zeros).into(),
+        dense_rate.into(),
+        (dense_bytes * dense_rate.median / 1e9).into(),
+        sparse_rate.into(),
+        (sparse_bytes * sparse_rate.median / 1e9).into(),
+        ratios(&sparse_rates, &dense_rates).into(),
+        (dense_bytes / sparse_bytes).into(),
+        (100.0 * ffn_share.median).into(),
+        ratios(&dense_ffn, &sparse_ffn).into(),
+        (3.0 / (1.0 + 2.0 * (1.0 - zeros))).into(),
+        read_limit.into(),
+    ])
+}

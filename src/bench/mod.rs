@@ -1,0 +1,175 @@
+//! `silurian bench`: what the machine can do, and how near the kernels come to it.
+//!
+//! Every speed stands beside the limit that was measured in the same run. Repetitions go round all rows of a table (or by turns,
+//! where two are compared), so that a bad spell of the machine falls on all of them; medians are printed with their spread.
+
+mod decode;
+mod gemm;
+mod limits;
+mod machine;
+mod sparse;
+mod table;
+mod train;
+
+use crate::terminal::{complain, print};
+use anyhow::Context;
+use infer::WeightFormat;
+use kernels::limits::read_gbs;
+use kernels::{Level, Team};
+use machine::{Disturbance, Machine};
+use serde_json::{Map, Value, json};
+use std::process::ExitCode;
+use std::time::Instant;
+use table::{Format, Table};
+use tensor::pool::Block;
+
+/// Measure the machine's limits, and the share of them that kernels, decoding and training reach.
+///
+/// Without a subcommand: the limits. Figures go to standard output, progress to standard error. `-t N` measures with N threads
+/// instead of one and all.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
+
+    /// Repetitions of each measurement [default: what suits it]
+    #[arg(short, long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    repetitions: Option<u16>,
+
+    /// How the figures are written
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "md")]
+    output: Format,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// The machine: arithmetic at each instruction set, and memory
+    Limits,
+    Gemm(gemm::Args),
+    Sparse(Box<sparse::Args>),
+    Train(train::Args),
+}
+
+/// What a benchmark found.
+struct Report {
+    /// How it was measured, in sentences.
+    method: String,
+    tables: Vec<Table>,
+}
+
+/// What all benchmarks are asked.
+struct Setting {
+    repetitions: Option<u16>,
+    /// Numbers of threads, one row or table part each.
+    threads: Vec<usize>,
+}
+
+impl Setting {
+    fn repetitions(&self, default: usize) -> usize {
+        self.repetitions.map_or(default, usize::from)
+    }
+
+    fn teams(&self, level: Level) -> anyhow::Result<Vec<Team>> {
+        let team = |&n| Team::try_new(level, n).with_context(|| format!("--threads {n}: the system refuses them"));
+        self.threads.iter().map(team).collect()
+    }
+}
+
+/// Runs the command. `threads` is what `-t` says.
+pub fn run(args: Args, threads: Option<usize>) -> anyhow::Result<ExitCode> {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.map_or(if all > 1 { vec![1, all] } else { vec![1] }, |n| vec![n]);
+    let setting = Setting { repetitions: args.repetitions, threads };
+    let disturbance = Disturbance::watch();
+    let report = match args.what {
+        None | Some(What::Limits) => limits::run(&setting)?,
+        Some(What::Gemm(args)) => gemm::run(args, &setting)?,
+        Some(What::Sparse(args)) => sparse::run(*args, &setting)?,
+        Some(What::Train(args)) => train::run(args, &setting)?,
+    };
+    print(match args.output {
+        Format::Md => markdown(&report, &disturbance),
+        Format::Csv => report.tables.iter().map(Table::csv).collect::<Vec<_>>().join("\n"),
+        Format::Json => format!("{:#}\n", json_of(&report, &disturbance)),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn markdown(report: &Report, disturbance: &Disturbance) -> String {
+    let mut text = format!(
+        "## `{}`\n\n{}, silurian {}. {}\n",
+        command(),
+        machine::now(),
+        env!("CARGO_PKG_VERSION"),
+        Machine::this().in_words()
+    );
+    if let Some([others, stolen]) = disturbance.cores() {
+        text +=
+            &format!("Meanwhile other processes used {others:.2} cores, and the hypervisor withheld {stolen:.2}.\n");
+    }
+    text += &format!("\n{}\n", report.method);
+    for table in &report.tables {
+        text += &format!("\n### {}\n\n{}", table.title, table.markdown());
+    }
+    text
+}
+
+fn json_of(report: &Report, disturbance: &Disturbance) -> Value {
+    let cores = disturbance.cores();
+    json!({
+        "command": command(),
+        "date": machine::now(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "machine": Machine::this().json(),
+        "other_processes_cores": cores.map(|c| c[0]),
+        "withheld_cores": cores.map(|c| c[1]),
+        "method": report.method,
+        "tables": report.tables.iter().map(|t| (t.name.to_string(), t.json())).collect::<Map<_, _>>(),
+    })
+}
+
+/// The command line that was given, after the name that the program has for everybody.
+fn command() -> String {
+    let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
+    std::iter::once("silurian".to_string()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+fn progress(what: impl std::fmt::Display) {
+    complain(format_args!("bench: {what}"));
+}
+
+fn seconds(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+/// Elements of what is read to find the limit of reading: 512 MiB, beyond any cache.
+const LARGE: usize = 128 << 20;
+
+/// A block of [`LARGE`] elements in huge pages.
+fn large_block() -> Block {
+    let mut block = Block::new(4 * LARGE);
+    // Pages that were never written are all one page of zeros, which a cache holds.
+    block.elements_mut().fill(1.0f32);
+    block
+}
+
+/// The rate of reading memory on `team`, in GB/s.
+fn read_limit(team: &Team, large: &Block) -> f64 {
+    read_gbs(team, &large.elements()[..LARGE])
+}
+
+/// The value of a `--weights` flag.
+fn parse_weights(name: &str) -> Result<WeightFormat, String> {
+    let format = [WeightFormat::F32, WeightFormat::Bf16].into_iter().find(|format| format.to_string() == name);
+    format.ok_or_else(|| "expected f32 or bf16".to_string())
+}
+
+/// The value of a `--zeros` flag: a percentage.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if (0.0..=100.0).contains(&p) => Ok(p),
+        _ => Err("expected a percentage, 0 to 100".to_string()),
+    }
+}

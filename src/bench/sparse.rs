@@ -1,0 +1,275 @@
+//! `silurian bench sparse`: what zeros are worth, for the FFN alone here, and for whole tokens in [`decode`].
+
+use super::decode::{self, Named};
+use super::machine::require_memory;
+use super::table::{Column, Spread, Table};
+use super::{LARGE, Report, Setting, large_block, parse_percent, parse_weights, progress, read_limit, seconds};
+use crate::terminal::bytes;
+use anyhow::ensure;
+use half::bf16;
+use infer::WeightFormat;
+use kernels::sparse::{FfnScratch, ffn_dense, ffn_sparse};
+use kernels::{Activation, Level, Team, Weight};
+use silurian::synthetic::FfnLayers;
+use std::path::PathBuf;
+use tensor::pool::{self, Block};
+
+/// Decoding with the zeros of RELU against decoding with all neurons, over a sweep of zeros.
+///
+/// First the FFN of one token alone, then whole tokens of models with random weights. With -m: whole tokens of that model, with
+/// the zeros that it has. Dense and sparse run by turns and compute the same, bit for bit.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Width of the residual stream
+    #[arg(long, value_name = "C", default_value_t = 2048)]
+    d_model: usize,
+
+    /// Neurons of the FFN
+    #[arg(long, value_name = "F", default_value_t = 5632)]
+    d_ff: usize,
+
+    /// FFNs taken by turns [default: as many as 1 GiB holds in f32, so that no cache does]
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+
+    /// Shares of zeros, in percent
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', value_parser = parse_percent,
+          default_value = "0,50,80,85,90,95,99")]
+    zeros: Vec<f64>,
+
+    /// How weights are kept: f32, bf16
+    #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
+    weights: Vec<WeightFormat>,
+
+    /// Models with random weights that whole tokens are decoded with: 125m, 1.3b, or any preset with 32000 tokens
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "125m", value_parser = decode::parse_named)]
+    models: Vec<Named>,
+
+    /// The FFN alone
+    #[arg(long, conflicts_with = "models")]
+    ffn_only: bool,
+
+    /// A run folder or a Hugging Face folder: decode with this model instead of all the above
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["d_model", "d_ff", "layers", "zeros", "models", "ffn_only"])]
+    model: Option<PathBuf>,
+
+    /// Tokens of a repetition of decoding [default: 64, or 16 for a model of more than 1 GiB]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    tokens: Option<u16>,
+}
+
+const COLUMNS: [Column; 14] = [
+    Column::text("level", "level"),
+    Column::text("weights", "weights"),
+    Column::number("weights_mib", "all layers, MiB"),
+    Column::number("threads", "threads"),
+    Column::number("zeros_percent", "zeros, %"),
+    Column::spread("dense_us", "dense, us"),
+    Column::number("dense_gbs", "GB/s"),
+    Column::number("dense_read_percent", "share of reading, %"),
+    Column::spread("sparse_us", "sparse, us"),
+    Column::number("sparse_gbs", "GB/s touched"),
+    Column::number("sparse_read_percent", "share of reading, %"),
+    Column::spread("speed_up", "speed-up"),
+    Column::number("byte_ceiling", "byte ceiling"),
+    Column::number("read_gbs", "read limit, GB/s"),
+];
+
+const BREAK_EVEN: [Column; 4] = [
+    Column::text("weights", "weights"),
+    Column::number("threads", "threads"),
+    Column::number("zeros_percent", "break-even, % zeros"),
+    Column::text("remark", "remark"),
+];
+
+const METHOD: &str = "Dense and sparse by turns; the speed-up is the median of the ratios of neighbours. Read limit: the best 32 MiB \
+of 512 MiB in huge pages, measured before each row. Bytes are those of the weights that have to be read.";
+
+/// Sizes of the FFN's benchmark.
+struct Sizes {
+    layers: usize,
+    d_model: usize,
+    d_ff: usize,
+}
+
+pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
+    let tokens = args.tokens.map(usize::from);
+    let mut report = Report { method: METHOD.to_string(), tables: Vec::new() };
+    if let Some(folder) = &args.model {
+        report.tables.push(decode::of_folder(folder, &args.weights, tokens, setting)?);
+        return Ok(report);
+    }
+    let mut zeros = args.zeros;
+    zeros.sort_by(f64::total_cmp);
+    let sizes = sizes(args.d_model, args.d_ff, args.layers)?;
+    let models = if args.ffn_only { Vec::new() } else { args.models };
+    // Before anything is measured.
+    models.iter().try_for_each(decode::require_memory_of)?;
+    report.tables.extend(ffn(&sizes, &zeros, &args.weights, setting)?);
+    for model in models {
+        // What the last part used must not be missing here.
+        pool::trim();
+        report.tables.push(decode::of_random(&model, &zeros, &args.weights, tokens, setting)?);
+    }
+    Ok(report)
+}
+
+fn sizes(d_model: usize, d_ff: usize, layers: Option<usize>) -> anyhow::Result<Sizes> {
+    const WIDEST: usize = 1 << 20;
+    for (flag, value, most) in
+        [("--d-model", d_model, WIDEST), ("--d-ff", d_ff, WIDEST), ("--layers", layers.unwrap_or(1), 1 << 16)]
+    {
+        ensure!((1..=most).contains(&value), "{flag} {value}: must be 1 to {most}");
+    }
+    // More than this many are small enough to be in a cache, whatever their number.
+    let by_memory = (1u64 << 30).div_ceil(FfnLayers::<f32>::bytes(1, d_model, d_ff)).min(1024);
+    let layers = layers.unwrap_or(by_memory as usize);
+    let needed = FfnLayers::<f32>::bytes(layers, d_model, d_ff).saturating_add(4 * LARGE as u64);
+    require_memory(&format!("bench sparse: {layers} FFNs of d_model {d_model} and d_ff {d_ff}"), needed)?;
+    Ok(Sizes { layers, d_model, d_ff })
+}
+
+/// The sweep, and where it begins to pay.
+fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[WeightFormat], setting: &Setting) -> anyhow::Result<[Table; 2]> {
+    let &Sizes { layers, d_model, d_ff } = sizes;
+    let title = format!("The FFN of one token: d_model {d_model}, d_ff {d_ff}, {layers} layers by turns");
+    let mut table = Table::new("ffn", title, &COLUMNS);
+    let mut break_even = Table::new("break_even", "Zeros from which sparse is faster".to_string(), &BREAK_EVEN);
+    let (teams, large) = (setting.teams(Level::from_env()?)?, large_block());
+    let repetitions = setting.repetitions(15);
+    for format in formats {
+        let rows = match format {
+            WeightFormat::F32 => sweep::<f32>(sizes, zeros, &teams, &large, repetitions),
+            WeightFormat::Bf16 => sweep::<bf16>(sizes, zeros, &teams, &large, repetitions),
+        };
+        for (team, rows) in teams.iter().zip(rows) {
+            rows.iter().for_each(|row| row.push(team, *format, &mut table));
+            let curve: Vec<(f64, f64)> = rows.iter().map(|row| (100.0 * row.zeros, row.speed_up().median)).collect();
+            let (at, remark) = crossing(&curve);
+            break_even.push(vec![format.to_string().into(), team.threads().into(), at.into(), remark.into()]);
+        }
+    }
+    Ok([table, break_even])
+}
+
+/// For each team its rows.
+fn sweep<W: Weight>(sizes: &Sizes, zeros: &[f64], teams: &[Team], large: &Block, repetitions: usize) -> Vec<Vec<Row>> {
+    let &Sizes { layers, d_model, d_ff } = sizes;
+    let total = bytes(FfnLayers::<W>::bytes(layers, d_model, d_ff));
+    progress(format_args!("sparse, FFN alone: {total} of {} weights", W::NAME));
+    let mut ffns = FfnLayers::<W>::new(layers, d_model, d_ff);
+    let x = ffns.input();
+    let mut rows: Vec<Vec<Row>> = teams.iter().map(|_| Vec::new()).collect();
+    for &percent in zeros {
+        ffns.set_zeros(percent / 100.0);
+        for (team, rows) in teams.iter().zip(&mut rows) {
+            progress(format_args!("sparse, FFN alone, {}, {percent} % zeros, -t {}", W::NAME, team.threads()));
+            rows.push(measure(team, &ffns, &x, large, repetitions));
+        }
+    }
+    rows
+}
+
+/// What was measured at one share of zeros with one team.
+struct Row {
+    /// 0 to 1, counted.
+    zeros: f64,
+    /// Bytes of all layers that are taken by turns.
+    total_bytes: f64,
+    /// Bytes of a layer.
+    layer_bytes: f64,
+    /// Seconds of a layer, repetition by repetition.
+    dense: Vec<f64>,
+    sparse: Vec<f64>,
+    /// GB/s.
+    read_limit: f64,
+}
+
+fn measure<W: Weight>(team: &Team, ffns: &FfnLayers<W>, x: &[f32], large: &Block, repetitions: usize) -> Row {
+    let read_limit = read_limit(team, large);
+    let (mut y, mut scratch, mut active) = (vec![0.0; x.len()], FfnScratch::default(), 0);
+    let layer_bytes = FfnLayers::<W>::bytes(1, x.len(), ffns.d_ff()) as f64;
+    let total_bytes = layer_bytes * ffns.count() as f64;
+    let mut row = Row { zeros: 0.0, total_bytes, layer_bytes, dense: Vec::new(), sparse: Vec::new(), read_limit };
+    // Repetition 0 warms up.
+    for repetition in 0..=repetitions {
+        active = 0;
+        let dense = seconds(|| {
+            for layer in 0..ffns.count() {
+                ffn_dense(team, ffns.weights(layer), Activation::Relu, x, &mut scratch, &mut y);
+            }
+        });
+        let sparse = seconds(|| {
+            for layer in 0..ffns.count() {
+                active += ffn_sparse(team, ffns.weights(layer), x, &mut scratch, &mut y);
+            }
+        });
+        if repetition > 0 {
+            row.dense.push(dense / ffns.count() as f64);
+            row.sparse.push(sparse / ffns.count() as f64);
+        }
+    }
+    row.zeros = 1.0 - active as f64 / (ffns.d_ff() * ffns.count()) as f64;
+    row
+}
+
+impl Row {
+    fn speed_up(&self) -> Spread {
+        Spread::of(self.dense.iter().zip(&self.sparse).map(|(dense, sparse)| dense / sparse))
+    }
+
+    fn push(&self, team: &Team, format: WeightFormat, table: &mut Table) {
+        let us = |times: &[f64]| Spread::of(times.iter().map(|t| 1e6 * t));
+        let (dense, sparse, ceiling) = (us(&self.dense), us(&self.sparse), 3.0 / (1.0 + 2.0 * (1.0 - self.zeros)));
+        let (dense_gbs, sparse_gbs) =
+            (self.layer_bytes / dense.median / 1e3, self.layer_bytes / ceiling / sparse.median / 1e3);
+        table.push(vec![
+            team.level().to_string().into(),
+            format.to_string().into(),
+            (self.total_bytes / (1u64 << 20) as f64).into(),
+            team.threads().into(),
+            (100.0 * self.zeros).into(),
+            dense.into(),
+            dense_gbs.into(),
+            (100.0 * dense_gbs / self.read_limit).into(),
+            sparse.into(),
+            sparse_gbs.into(),
+            (100.0 * sparse_gbs / self.read_limit).into(),
+            self.speed_up().into(),
+            ceiling.into(),
+            self.read_limit.into(),
+        ]);
+    }
+}
+
+/// Where a curve of (zeros in percent, speed-up), by rising zeros, rises above 1 for good: between two of its points, on the
+/// straight line.
+fn crossing(curve: &[(f64, f64)]) -> (Option<f64>, String) {
+    let Some(below) = curve.iter().rposition(|&(_, speed_up)| speed_up < 1.0) else {
+        return (None, format!("faster from the first point on, {} %", curve[0].0));
+    };
+    let (z0, s0) = curve[below];
+    match curve.get(below + 1) {
+        Some(&(z1, s1)) => (Some(z0 + (z1 - z0) * (1.0 - s0) / (s1 - s0)), format!("between {z0:.1} % and {z1:.1} %")),
+        None => (None, format!("slower up to the last point, {z0:.1} %")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn break_even_is_where_the_speed_up_crosses_1() {
+        let close = |curve: &[(f64, f64)], expected: Option<f64>| {
+            let (at, remark) = crossing(curve);
+            let fits = at.zip(expected).map_or(at == expected, |(a, e)| (a - e).abs() < 1e-9);
+            assert!(fits && !remark.is_empty(), "{curve:?}: {at:?}, {remark}");
+        };
+        close(&[(0.0, 0.8), (50.0, 1.3), (80.0, 2.0)], Some(20.0));
+        // A dip by noise: the last crossing counts.
+        close(&[(0.0, 1.1), (10.0, 0.9), (20.0, 1.1)], Some(15.0));
+        close(&[(0.0, 1.0), (50.0, 1.3)], None);
+        close(&[(0.0, 0.5), (99.0, 0.9)], None);
+    }
+}

@@ -1,0 +1,173 @@
+//! Work that is made up to be timed: FFN layers and models with a given share of zeros, and training steps on random tokens.
+//! For `silurian bench` and for `benches/`.
+
+use autograd::{Gradients, Tape};
+use kernels::Weight;
+use kernels::sparse::FfnWeights;
+use kernels::testing::uniform;
+use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_specs};
+use std::marker::PhantomData;
+use tensor::pool::Block;
+use tensor::{Shape, Tensor};
+use train::config::TrainConfig;
+use train::optimizer::{Optimizer, gradient_norm};
+
+/// FFN layers with weights of type `W`, in huge pages as the engine keeps its weights, to be taken by turns: so many that none is in a cache
+/// when it comes round.
+pub struct FfnLayers<W = f32> {
+    d_model: usize,
+    d_ff: usize,
+    /// gate, up and down_t of each.
+    layers: Vec<[Block; 3]>,
+    elements: PhantomData<W>,
+}
+
+impl<W: Weight> FfnLayers<W> {
+    /// Random layers. [`set_zeros`](FfnLayers::set_zeros) says which neurons are active.
+    pub fn new(layers: usize, d_model: usize, d_ff: usize) -> FfnLayers<W> {
+        let weights = |seed| {
+            let mut block = Block::new(size_of::<W>() * d_ff * d_model);
+            let values = uniform(seed, d_ff * d_model);
+            block.elements_mut().iter_mut().zip(values).for_each(|(w, x)| *w = W::round(x));
+            block
+        };
+        let layers = (0..layers as u64).map(|layer| [0, 1, 2].map(|i| weights(3 * layer + i))).collect();
+        FfnLayers { d_model, d_ff, layers, elements: PhantomData }
+    }
+
+    /// Bytes of `layers` such layers.
+    pub fn bytes(layers: usize, d_model: usize, d_ff: usize) -> u64 {
+        (layers as u64)
+            .saturating_mul(3 * size_of::<W>() as u64)
+            .saturating_mul(d_model as u64)
+            .saturating_mul(d_ff as u64)
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Neurons of each.
+    pub fn d_ff(&self) -> usize {
+        self.d_ff
+    }
+
+    /// For a positive x the sign of a gate row is the sign of g: negative from now on in a share `zeros` of the rows of every
+    /// layer, at random places.
+    pub fn set_zeros(&mut self, zeros: f64) {
+        let len = self.d_ff * self.d_model;
+        for (seed, [gate, ..]) in self.layers.iter_mut().enumerate() {
+            let rows = gate.elements_mut::<W>()[..len].chunks_mut(self.d_model);
+            for (row, active) in rows.zip(active_neurons(seed as u64, self.d_ff, zeros)) {
+                let sign = if active { 1.0 } else { -1.0 };
+                row.iter_mut().for_each(|w| *w = W::round(w.widen().abs() * sign));
+            }
+        }
+    }
+
+    /// The weights of layer `turn`, modulo their number.
+    pub fn weights(&self, turn: usize) -> FfnWeights<'_, W> {
+        let layer = &self.layers[turn % self.layers.len()];
+        let [gate, up, down_t] = layer.each_ref().map(|block| &block.elements::<W>()[..self.d_ff * self.d_model]);
+        FfnWeights { gate, up, down_t }
+    }
+
+    /// A positive x, as [`set_zeros`](FfnLayers::set_zeros) needs it.
+    pub fn input(&self) -> Vec<f32> {
+        uniform(0, self.d_model).into_iter().map(f32::abs).collect()
+    }
+}
+
+/// Which of `d_ff` neurons are active, at random: all but `round(zeros d_ff)`.
+fn active_neurons(seed: u64, d_ff: usize, zeros: f64) -> Vec<bool> {
+    let draws = uniform(seed, d_ff);
+    let mut order: Vec<usize> = (0..d_ff).collect();
+    order.sort_by(|&i, &j| draws[i].total_cmp(&draws[j]).then(i.cmp(&j)));
+    let mut active = vec![true; d_ff];
+    for &i in &order[..(zeros * d_ff as f64).round() as usize] {
+        active[i] = false;
+    }
+    active
+}
+
+/// Random weights with the deviations that training begins with, uniform instead of normal: 20 times as fast to make.
+pub fn weights(config: &Config) -> Weights {
+    let tensor = |(seed, spec): (usize, model::ParameterSpec)| match spec.init {
+        Init::Ones => Tensor::full(1.0, spec.shape),
+        Init::Normal(std) => {
+            // The deviation of a uniform variable in -1 .. 1 is 1 / sqrt(3).
+            let scale = (std * 3f64.sqrt()) as f32;
+            let mut values = uniform(seed as u64, spec.shape.elements());
+            values.iter_mut().for_each(|w| *w *= scale);
+            Tensor::from_slice(&values, spec.shape)
+        }
+    };
+    Weights::from_tensors(config, parameter_specs(config).enumerate().map(tensor).collect())
+}
+
+/// Makes a share `zeros` of every layer's neurons inactive, whatever the token, at random places. For [`weights`]: the first
+/// element of the residual stream becomes large, and the gate's weight for it decides.
+pub fn set_zeros(weights: &mut Weights, zeros: f64) {
+    let (n_layers, d_ff) = (weights.config().n_layers, weights.config().d_ff);
+    // What the blocks add is of the size of 0.1 to 1.
+    set_first_column(&mut weights.tensors_mut()[0], |_| 100.0);
+    for layer in 0..n_layers {
+        // Normalised, the large element is about sqrt(C) and the others below 0.3: its weight decides the sign of g.
+        let active = active_neurons(layer as u64, d_ff, zeros);
+        let gate_proj = &mut weights.tensors_mut()[LayerNames::new(layer).gate_proj];
+        set_first_column(gate_proj, |neuron| if active[neuron] { 0.1 } else { -0.1 });
+    }
+}
+
+fn set_first_column(matrix: &mut Tensor, value: impl Fn(usize) -> f32) {
+    let mut data = matrix.to_vec::<f32>().expect("made on the CPU");
+    data.chunks_mut(matrix.dim(1)).enumerate().for_each(|(row, data)| data[0] = value(row));
+    *matrix = Tensor::from_slice(&data, matrix.shape());
+}
+
+/// A model in training on random tokens: forward, backward and AdamW.
+pub struct TrainStep {
+    model: Transformer,
+    optimizer: Optimizer,
+    grads: Gradients,
+    inputs: Tensor,
+    targets: Tensor,
+}
+
+impl TrainStep {
+    /// Fresh weights, and `micro_batch` sequences of `seq_len` tokens.
+    pub fn new(config: &Config, micro_batch: usize, seq_len: usize) -> TrainStep {
+        let tokens = |seed| {
+            let draws = uniform(seed, micro_batch * seq_len);
+            let last = config.vocab_size - 1;
+            let ids: Vec<u32> = draws.iter().map(|u| ((u + 1.0) / 2.0 * last as f32) as u32).collect();
+            Tensor::from_slice(&ids, Shape::from([micro_batch, seq_len]))
+        };
+        TrainStep {
+            optimizer: Optimizer::new(config, &TrainConfig::default()),
+            model: Transformer::new(weights(config)),
+            grads: Gradients::default(),
+            inputs: tokens(1),
+            targets: tokens(2),
+        }
+    }
+
+    /// Tokens of a step.
+    pub fn tokens(&self) -> usize {
+        self.inputs.elements()
+    }
+
+    /// One step, always on the same tokens. Returns the mean loss before it, in nats a token.
+    pub fn run(&mut self, psi: PsiAt) -> f64 {
+        let tape = Tape::new();
+        let leaves = self.model.leaves(&tape);
+        let scale = (1.0 / self.tokens() as f64) as f32;
+        let (loss, sum) = self.model.loss(&leaves, (&self.inputs, &self.targets), scale, psi, None);
+        loss.backward(&mut self.grads);
+        drop(leaves);
+        let norm = gradient_norm(&self.grads, self.model.weights().tensors().len());
+        self.optimizer.update(self.model.weights_mut(), &mut self.grads, norm, 1e-3);
+        sum / self.tokens() as f64
+    }
+}
