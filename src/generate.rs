@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     model: PathBuf,
 
-    /// The text to continue
+    /// The text to continue [default: a line break, for a text from its start]
     #[arg(short, long, default_value = "\n", hide_default_value = true)]
     prompt: String,
 

@@ -66,9 +66,11 @@ impl Narrator {
         self.line(format_args!("schedule  {}", s.schedule));
         self.line(format!("folder    {}", self.folder.display()));
         if s.steps_done > 0 {
-            self.line(format_args!("resumed   after step {}", s.steps_done));
+            let rest = if s.steps_done < s.steps { "" } else { ", the last one: there is nothing left to train" };
+            self.line(format_args!("resumed   after step {}{rest}", s.steps_done));
         }
-        let style = "{bar:32} {pos}/{len} {percent:>3} %  {msg}  {eta} left";
+        // The bar takes what the numbers leave: 80 columns are one line.
+        let style = "{pos}/{len} {percent:>3} %  {msg}  {eta} left {wide_bar}";
         self.bar = ProgressBar::new(s.steps as u64)
             .with_style(ProgressStyle::with_template(style).expect("the template is valid"))
             .with_position(s.steps_done as u64);
@@ -147,8 +149,10 @@ impl Observer for Narrator {
             Event::Finished { steps_done, seconds } => {
                 self.bar.finish_and_clear();
                 self.line(format_args!("done      {steps_done} steps in {}", duration(seconds)));
-                let since = self.last_fresh.map_or("none new".to_string(), |n| format!("none new after step {n}"));
-                self.line(format!("memory    {} of tensors at most; {since}", bytes(self.peak_bytes)));
+                if self.peak_bytes > 0 {
+                    let since = self.last_fresh.map_or("none new".to_string(), |n| format!("none new after step {n}"));
+                    self.line(format!("memory    {} of tensors at most; {since}", bytes(self.peak_bytes)));
+                }
             }
         }
     }

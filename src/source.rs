@@ -35,7 +35,25 @@ pub fn folder(path: &Path) -> anyhow::Result<PathBuf> {
     } else {
         None
     };
-    newest.with_context(|| format!("{}: neither a model (no config.json) nor a run with a checkpoint", path.display()))
+    newest.with_context(|| {
+        let why = if !path.is_dir() {
+            "is a file; a model is a folder: a run, or one with config.json and model.safetensors".to_string()
+        } else if checkpoints.is_dir() {
+            "a run that has no checkpoint yet".to_string()
+        } else {
+            format!("neither a model (no config.json) nor a run with a checkpoint{}", runs_in(path))
+        };
+        format!("{}: {why}", path.display())
+    })
+}
+
+/// `; did you mean runs/a, runs/b?` where a folder holds runs.
+fn runs_in(path: &Path) -> String {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut runs: Vec<String> =
+        entries.filter(|p| p.join("checkpoints").is_dir()).map(|p| p.display().to_string()).collect();
+    runs.sort();
+    if runs.is_empty() { String::new() } else { format!("; did you mean {}?", runs.join(", ")) }
 }
 
 /// Bytes are the only tokens so far: anything else needs a tokenizer that is not there.

@@ -28,7 +28,7 @@ pub fn progress_bar(n: u64) -> ProgressBar {
     if n == 0 {
         return ProgressBar::hidden();
     }
-    let style = "{bar:32} {pos}/{len} {percent:>3} %  {per_sec}  {eta} left";
+    let style = "{pos}/{len} {percent:>3} %  {per_sec}  {eta} left {wide_bar}";
     ProgressBar::new(n).with_style(ProgressStyle::with_template(style).expect("the template is valid"))
 }
 

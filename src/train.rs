@@ -232,6 +232,14 @@ fn set(config: TrainConfig, assignment: &str) -> anyhow::Result<TrainConfig> {
     table.insert(last.to_string(), value);
     let text = toml::to_string(&all).context("a table is TOML")?;
     TrainConfig::from_toml(&text, Path::new(&flag())).map_err(|e| match e {
+        // Its place is in a text that the user does not see; the last line says what is wrong.
+        ConfigError::Parse { reason, .. } => {
+            let reason = reason.lines().last().unwrap_or_default();
+            let sections = ["model", "activation", "data", "train"].map(|section| format!("{section}.{assignment}"));
+            let meant = sections.iter().find(|meant| !key.contains('.') && set(config.clone(), meant).is_ok());
+            let hint = meant.map_or(String::new(), |meant| format!("; did you mean --set {meant}?"));
+            anyhow::anyhow!("{}: {reason}{hint}", flag())
+        }
         // The line is one of a text that the user does not see.
         ConfigError::Value { key, value, expected, .. } => {
             ConfigError::Value { place: Some(format!("{}: ", flag())), key, value, expected }.into()

@@ -25,6 +25,15 @@ fn data() {
     refuse(&mut train("latin1.txt"), &["latin1.txt", "UTF-8"]);
     place.write("latin1.jsonl", b"{\"text\":\"ok\"}\n{\"text\":\"caf\xe9\"}\n");
     refuse(&mut train("latin1.jsonl"), &["latin1.jsonl line 2", "UTF-8"]);
+    for (name, start, words) in [
+        ("book.txt.gz", &b"\x1f\x8b\x08\x00"[..], "compressed (gzip), not UTF-8 text: unpack it"),
+        ("book.docx", b"PK\x03\x04\xff", "an archive (zip, docx, epub)"),
+        ("book.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "a PDF"),
+        ("notepad.txt", b"\xff\xfeA\x00", "text in UTF-16"),
+    ] {
+        place.write(name, start);
+        refuse(&mut train(name), &[name, words]);
+    }
     place.write("field.jsonl", "{\"text\":\"ok\"}\n\n{\"body\":\"no text\"}\n");
     refuse(&mut train("field.jsonl"), &["field.jsonl line 3", "text"]);
     place.write("type.jsonl", "{\"text\":7}\n");
@@ -67,6 +76,10 @@ fn configuration() {
     refuse(&mut with("[train]\nseq_len = 100000\n"), &["train.seq_len", "max_seq_len"]);
     let flag = |flags: &[&str]| place.silurian(&[&["train", "text.txt", "--name", "r"], flags].concat());
     refuse(&mut flag(&["--set", "train.setps=3"]), &["--set train.setps=3", "setps"]);
+    refuse(
+        &mut flag(&["--set", "steps=3"]),
+        &["error: --set steps=3: unknown field `steps`", "; did you mean --set train.steps=3?\n"],
+    );
     refuse(&mut flag(&["--set", "train.steps"]), &["--set train.steps", "KEY=VALUE"]);
     refuse(&mut flag(&["--set", "train.steps=3\nlr = 5"]), &["steps", "expected usize"]);
     refuse(&mut flag(&["--alpha", "2"]), &["train.switch.alpha = 2"]);
@@ -189,7 +202,10 @@ fn sampling() {
     refuse(&mut place.silurian(&["generate", "-m", model, "-p", &long]), &["300 tokens", "context of 32"]);
     refuse(&mut place.silurian(&["generate", "-m", model, "-p", ""]), &["prompt is empty"]);
     refuse(&mut place.silurian(&["generate", "-m", "nowhere"]), &["nowhere"]);
-    refuse(&mut place.silurian(&["generate", "-m", "runs"]), &["runs", "config.json"]);
+    refuse(&mut place.silurian(&["generate", "-m", "runs"]), &["runs", "config.json", "; did you mean runs/m?"]);
+    refuse(&mut place.silurian(&["generate", "-m", "text.txt"]), &["text.txt: is a file; a model is a folder"]);
+    fs::create_dir_all(place.path("young/checkpoints")).unwrap();
+    refuse(&mut place.silurian(&["inspect", "young"]), &["young: a run that has no checkpoint yet"]);
     let full = succeed(&mut generate(&["--max-tokens", "1000"]));
     assert!(said(&full).contains("the context is full"), "{}", said(&full));
 }
@@ -303,7 +319,8 @@ fn run_folders() {
     refuse(&mut resume(&[]), &["runs/m", "data have changed"]);
     place.write("text.txt", text);
     assert_eq!(before, fs::read(run.join("metrics.jsonl")).unwrap(), "metrics.jsonl was touched");
-    succeed(&mut resume(&["--set", "train.keep_last=1"]));
+    let output = succeed(&mut resume(&["--set", "train.keep_last=1"]));
+    assert!(said(&output).contains("after step 20, the last one: there is nothing left to train"), "{}", said(&output));
     // A run that lies among its data is no text of theirs, and does not change them.
     fs::create_dir(place.path("notes")).unwrap();
     fs::copy(place.path("text.txt"), place.path("notes/text.txt")).unwrap();

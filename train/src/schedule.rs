@@ -44,17 +44,21 @@ pub struct Phases {
     first: Psi,
     switch: Option<(usize, Psi, f64)>,
     steps: usize,
+    /// The alpha of a switch that was asked for and comes to less than half a step.
+    none_for: Option<f64>,
 }
 
 impl Phases {
     /// Those of a configuration. The switch is at step `round((1 - alpha) steps)`; none if that is the end or psi is the same.
     pub fn new(config: &TrainConfig) -> Phases {
         let (first, steps) = (config.activation.psi(), config.train.steps);
-        let switch = config.train.switch.and_then(|s| {
-            let (at, to) = (((1.0 - s.alpha) * steps as f64).round() as usize, Psi::from(s.to));
-            (at < steps && first != to).then_some((at, to, s.alpha))
+        let asked = config.train.switch.filter(|s| first != Psi::from(s.to) && s.alpha > 0.0);
+        let switch = asked.and_then(|s| {
+            let at = ((1.0 - s.alpha) * steps as f64).round() as usize;
+            (at < steps).then_some((at, Psi::from(s.to), s.alpha))
         });
-        Phases { first, switch, steps }
+        let none_for = asked.filter(|_| switch.is_none()).map(|s| s.alpha);
+        Phases { first, switch, steps, none_for }
     }
 
     /// psi of step `s`, from 0.
@@ -78,7 +82,10 @@ impl std::fmt::Display for Phases {
             if from + 1 == to { format!("step {from}: {psi}") } else { format!("steps {from} to {}: {psi}", to - 1) }
         };
         match self.switch {
-            None => f.write_str(&part(0, self.steps, self.first)),
+            None => {
+                f.write_str(&part(0, self.steps, self.first))?;
+                self.none_for.map_or(Ok(()), |alpha| write!(f, "; too few steps for Swi+FT with alpha = {alpha}"))
+            }
             Some((at, to, alpha)) => {
                 if at > 0 {
                     write!(f, "{}; ", part(0, at, self.first))?;
@@ -113,7 +120,8 @@ mod tests {
                 1000,
                 "steps 0 to 899: StochA(0.5); steps 900 to 999: RELU (Swi+FT, alpha = 0.1)",
             ),
-            (Silu, None, Some(0.05), 10, "steps 0 to 9: SILU"), // round(9.5) = 10: the end
+            // round(9.5) = 10: the end
+            (Silu, None, Some(0.05), 10, "steps 0 to 9: SILU; too few steps for Swi+FT with alpha = 0.05"),
             (Silu, None, Some(0.1), 10, "steps 0 to 8: SILU; step 9: RELU (Swi+FT, alpha = 0.1)"),
             (Silu, None, None, 7, "steps 0 to 6: SILU"),
             (Silu, None, Some(1.0), 7, "steps 0 to 6: RELU (Swi+FT, alpha = 1)"),

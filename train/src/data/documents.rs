@@ -102,10 +102,23 @@ fn is_jsonl(path: &Path) -> bool {
 /// The text of a file, or the line where it is none.
 fn as_text<'a>(bytes: &'a [u8], path: &Path) -> Result<&'a str, DataError> {
     std::str::from_utf8(bytes).map_err(|e| {
+        let path = path.to_path_buf();
+        if let Some((_, found, remedy)) = NO_TEXT.into_iter().find(|(start, ..)| bytes.starts_with(start)) {
+            return DataError::Format { path, found, remedy };
+        }
         let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-        DataError::Record { path: path.to_path_buf(), line, reason: "not UTF-8".to_string() }
+        DataError::Record { path, line, reason: "not UTF-8".to_string() }
     })
 }
+
+/// How files begin that people take for text, what they are, and what to do.
+const NO_TEXT: [(&[u8], &str, &str); 5] = [
+    (b"\x1f\x8b", "compressed (gzip)", "unpack it first: gunzip"),
+    (b"PK\x03\x04", "an archive (zip, docx, epub)", "unpack it, or save it as plain text"),
+    (b"%PDF-", "a PDF", "make a text file of it, as with pdftotext"),
+    (b"\xff\xfe", "text in UTF-16", "save it as UTF-8"),
+    (b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
+];
 
 /// Adds the text files under `folder`, in the order of their paths.
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), DataError> {

@@ -49,6 +49,16 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// A file that is known not to hold UTF-8 text.
+    #[error("data: {}: is {found}, not UTF-8 text: {remedy}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// Too few tokens for one sequence.
     #[error(
         "data: {have} tokens for {part}, need at least {need}: one sequence of seq_len = {seq_len} and the token after it"
@@ -64,7 +74,7 @@ pub enum DataError {
         seq_len: usize,
     },
     /// A cache cannot be written.
-    #[error("data cache: {0}")]
+    #[error("data cache: {0}; --set data.cache=FOLDER or XDG_CACHE_HOME chooses another place")]
     Write(#[from] files::Error),
     /// A cache that was just written does not read back.
     #[error("data cache: {}: {reason}", path.display())]
