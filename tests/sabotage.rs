@@ -3,8 +3,8 @@
 //! A copy of the sources gets one sign flipped: the result of one arithmetic operation of one kernel, on one level. Then the
 //! kernels' tests run, and at least one whose output names the kernel must fail.
 
-use kernels::Level;
 use kernels::testing::uniform;
+use kernels::{Isa, Level};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,7 +56,7 @@ fn every_flipped_sign_is_caught_by_a_test_that_names_the_kernel() {
         fs::write(file, flipped(&whole, *at)).unwrap();
         let line = whole[..*at].lines().count();
         let place = format!("{name} at {level}: {} line {line}", file.strip_prefix(copy.path()).unwrap().display());
-        enable(copy.path(), level);
+        write_sabotage(copy.path(), Some(level.isa()));
         let verdict = match run_tests(copy.path()) {
             Ok(()) => "NOT CAUGHT".to_string(),
             Err(output) => {
@@ -96,27 +96,17 @@ fn copy_sources(to: &Path) {
     let mut text = fs::read_to_string(&module).unwrap();
     text.push_str("\n#[allow(missing_docs)]\npub(crate) mod sabotage;\n");
     fs::write(&module, text).unwrap();
-    write_sabotage(to, usize::MAX);
+    write_sabotage(to, None);
 }
 
-fn write_sabotage(copy: &Path, lanes: usize) {
+/// Writes the function `flip`, which flips on one level or on none.
+fn write_sabotage(copy: &Path, isa: Option<Isa>) {
+    let condition = isa.map_or("false".to_string(), |isa| format!("S::ISA == super::Isa::{isa:?}"));
     let text = format!(
         "use super::Simd;\n#[allow(dead_code)]\n#[inline(always)]\npub(crate) fn flip<S: Simd>(s: S, v: S::F32) -> S::F32 {{\n    \
-         if S::LANES == {lanes} {{ s.sub(s.splat(0.0), v) }} else {{ v }}\n}}\n"
+         if {condition} {{ s.sub(s.splat(0.0), v) }} else {{ v }}\n}}\n"
     );
     fs::write(copy.join("kernels/src/simd/sabotage.rs"), text).unwrap();
-}
-
-/// Makes `flip` flip on this level alone.
-fn enable(copy: &Path, level: Level) {
-    struct Lanes;
-    impl kernels::simd::Kernel for Lanes {
-        type Output = usize;
-        fn run<S: kernels::simd::Simd>(self, _: S) -> usize {
-            S::LANES
-        }
-    }
-    write_sabotage(copy, level.dispatch(Lanes));
 }
 
 /// Every operation in a file's code (not in its tests or comments).

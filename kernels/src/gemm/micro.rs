@@ -1,7 +1,7 @@
 //! The arithmetic: one tile of C in registers, and the loops over tiles that share packed panels.
 
 use crate::simd::map::spans;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -15,6 +15,7 @@ use std::ops::Range;
 /// |------------|---------|------------------------------------------------------------------------------------------|
 /// | `avx512`   | 14 x 2  | 28 accumulators + 2 of B + 1 broadcast = 31 of 32 registers; 16 loads for 28 FMAs, and the |
 /// |            |         | core does as many loads as FMAs. 8 x 3 has that ratio too, but 48 divides few widths of models |
+/// | `avx2`     | 6 x 2   | 12 accumulators + 2 of B + 1 broadcast = 15 of 16 registers; 8 loads for 12 FMAs           |
 /// | `portable` | 4 x 1   | a vector is two xmm: 8 accumulators + 2 of B + 2 broadcast + 2 products = 14 of 16; at 512^3 |
 /// |            |         | 42 GFLOP/s, 6 x 1 has 43, 2 x 2 has 41 (busy machine): the smaller edge decides          |
 /// | `scalar`   | 4 x 4   | for debugging: 16 accumulators, as the vectors above have                                |
@@ -32,10 +33,11 @@ impl TileShape {
     /// The tile of a level.
     #[inline(always)]
     pub(super) fn of<S: Simd>(_: S) -> TileShape {
-        let (mr, nv) = match S::LANES {
-            16 => (14, 2),
-            8 => (4, 1),
-            _ => (4, 4),
+        let (mr, nv) = match S::ISA {
+            Isa::Avx512 => (14, 2),
+            Isa::Avx2 => (6, 2),
+            Isa::Portable => (4, 1),
+            Isa::Scalar => (4, 4),
         };
         TileShape { mr, nr: nv * S::LANES, lanes: S::LANES }
     }
@@ -135,8 +137,8 @@ impl Kernel for Multiply<'_> {
 /// its own code, for heads and rests of 16 columns.
 #[inline(always)]
 fn tile_of_size<S: Simd>(s: S, kc: usize, a: &[f32], b: &[f32], c: Block, accumulate: bool) {
-    match S::LANES {
-        16 => match (c.rows.div_ceil(2), c.cols > 16) {
+    match S::ISA {
+        Isa::Avx512 => match (c.rows.div_ceil(2), c.cols > 16) {
             (7, true) => tile::<S, 14, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
             (6, true) => tile::<S, 12, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
             (5, true) => tile::<S, 10, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
@@ -148,8 +150,14 @@ fn tile_of_size<S: Simd>(s: S, kc: usize, a: &[f32], b: &[f32], c: Block, accumu
             (3..5, false) => tile::<S, 8, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
             (_, false) => tile::<S, 4, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
         },
-        8 => tile::<S, 4, 1>(s, kc, (a, 4), (b, 8), c, accumulate),
-        _ => tile::<S, 4, 4>(s, kc, (a, 4), (b, 4), c, accumulate),
+        Isa::Avx2 => match (c.rows.div_ceil(2), c.cols > 8) {
+            (3, true) => tile::<S, 6, 2>(s, kc, (a, 6), (b, 16), c, accumulate),
+            (2, true) => tile::<S, 4, 2>(s, kc, (a, 6), (b, 16), c, accumulate),
+            (_, true) => tile::<S, 2, 2>(s, kc, (a, 6), (b, 16), c, accumulate),
+            (_, false) => tile::<S, 6, 1>(s, kc, (a, 6), (b, 16), c, accumulate),
+        },
+        Isa::Portable => tile::<S, 4, 1>(s, kc, (a, 4), (b, 8), c, accumulate),
+        Isa::Scalar => tile::<S, 4, 4>(s, kc, (a, 4), (b, 4), c, accumulate),
     }
 }
 

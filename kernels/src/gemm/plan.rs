@@ -25,12 +25,21 @@ use std::ops::Range;
 /// and 206 with 512.
 const KC: usize = 512;
 
-/// Most blocks of K packed at once: with K beyond 3072, 672 columns still fit, so that packing A again for each counts little.
-const KC_BLOCKS: usize = 6;
+/// Fewest blocks of K packed at once, if there are as many: C is read and written once for every such group, and A is packed
+/// once for every [`B_LEN`] of columns, so more of the one is less of the other. See there.
+const KC_BLOCKS: usize = 2;
 
-/// Most elements of packed B: 8 MiB, a quarter of the L3 of the machine it was tuned on. 2048^3 on one thread runs at 221
-/// GFLOP/s with 16 MiB, 241 with 8 and 237 with 4.
-const B_LEN: usize = 2 << 20;
+/// Most elements of packed B: 4 MiB, so that it stays in an L3 that others use too. Percent of peak at 2048^3 and 4096^3 on one
+/// thread of a busy Zen 5 with 32 MiB, with at least (or exactly) so many blocks of K:
+///
+/// | packed B, blocks | `avx512` | `avx2`   |
+/// |------------------|----------|----------|
+/// | 8 MiB, 6         | 79 and 79 | 81 and 76 |
+/// | 4 MiB, 6         | 81 and 79 | 83 and 79 |
+/// | 4 MiB, 2         | 84 and 83 | 85 and 84 |
+/// | 4 MiB, 1         | 81 and 81 | 85 and 85 |
+/// | 2 MiB, 2         | 82 and 82 | 83 and 84 |
+const B_LEN: usize = 1 << 20;
 
 /// Most elements of packed A in a task: 256 KiB, a quarter of an L2 of 1 MiB; the rest is for B and C passing through.
 const A_LEN: usize = 64 << 10;
@@ -86,8 +95,9 @@ impl Plan {
     pub(super) fn serial(tile: TileShape, m: usize, n: usize, k: usize) -> Plan {
         // Equal blocks: a last one of a few k would read and write C for next to nothing.
         let kc = k.div_ceil(k.div_ceil(KC));
-        let kb = k.min(KC_BLOCKS * kc);
-        let nb = (B_LEN / kb / tile.nr * tile.nr).max(tile.nr).min(n.next_multiple_of(tile.nr));
+        let columns = n.next_multiple_of(tile.nr);
+        let kb = k.min((B_LEN / columns / kc).max(KC_BLOCKS) * kc);
+        let nb = (B_LEN / kb / tile.nr * tile.nr).max(tile.nr).min(columns);
         let row_blocks = m.div_ceil(tile.mr).div_ceil((A_LEN / kc / tile.mr).max(1));
         Plan { tile, shared_a: false, m, n, k, kc, kb, nb, row_blocks, col_blocks: 1 }
     }

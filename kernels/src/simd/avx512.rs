@@ -1,6 +1,6 @@
 //! Sixteen lanes: x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later).
 
-use super::{Kernel, Simd, check_transpose};
+use super::{Isa, Kernel, Simd, check_transpose};
 use core::arch::x86_64::*;
 use half::bf16;
 
@@ -44,6 +44,7 @@ impl Simd for Avx512 {
     type F32 = __m512;
     type U32 = __m512i;
     type Mask = __mmask16;
+    const ISA: Isa = Isa::Avx512;
     const LANES: usize = 16;
 
     #[inline(always)]

@@ -12,19 +12,22 @@ pub enum Isa {
     Scalar,
     /// Eight lanes on `wide`, with the instructions of the build.
     Portable,
+    /// Eight lanes with AVX2 and FMA.
+    Avx2,
     /// Sixteen lanes with AVX-512 F, BW, DQ and VL.
     Avx512,
 }
 
 impl Isa {
     /// All of them, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Portable, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Portable, Isa::Avx2, Isa::Avx512];
 
     /// The name used by `KERNELS_SIMD` and in every report.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         }
     }
@@ -32,22 +35,27 @@ impl Isa {
     fn is_present(self) -> bool {
         match self {
             Isa::Scalar | Isa::Portable => true,
+            // All that `run_avx2` enables. CPUs with AVX2 have the others, but a hypervisor may hide them.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                // All that `run_avx512` enables. CPUs with AVX-512 have the last six, but a hypervisor may hide them.
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx2")
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("bmi1")
                     && is_x86_feature_detected!("bmi2")
                     && is_x86_feature_detected!("popcnt")
                     && is_x86_feature_detected!("lzcnt")
             }
+            // All that `run_avx512` enables.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_present()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 => false,
         }
     }
 }
@@ -72,7 +80,7 @@ impl fmt::Display for LevelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LevelError::Unknown(name) => {
-                write!(f, "KERNELS_SIMD={name}: not a level; expected one of scalar, portable, avx512")
+                write!(f, "KERNELS_SIMD={name}: not a level; expected one of scalar, portable, avx2, avx512")
             }
             LevelError::Absent(isa) => write!(
                 f,
@@ -137,10 +145,13 @@ impl Level {
             Isa::Scalar => kernel.run(Scalar::new()),
             Isa::Portable => kernel.run(Portable::new()),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a Level is only made by `Level::new`, which checked the CPU for every feature that `run_avx512` enables.
+            // SAFETY: a Level is only made by `Level::new`, which checked the CPU for every feature that `run_avx2` enables.
+            Isa::Avx2 => unsafe { run_avx2(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above, for `run_avx512`.
             Isa::Avx512 => unsafe { run_avx512(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512 => unreachable!("Level::new refuses avx512 on this architecture"),
+            Isa::Avx2 | Isa::Avx512 => unreachable!("Level::new refuses {} on this architecture", self.0.name()),
         }
     }
 }
@@ -160,6 +171,18 @@ pub trait Kernel {
 }
 
 /// Never inlined: see [`Simd::call`].
+///
+/// # Safety
+/// The CPU has the features enabled here.
+#[inline(never)]
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
+pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's contract includes that of `new_unchecked`.
+    kernel.run(unsafe { super::Avx2::new_unchecked() })
+}
+
+/// As [`run_avx2`].
 ///
 /// # Safety
 /// The CPU has the features enabled here.

@@ -10,6 +10,7 @@
 //! |------------|-------|-----------------|------------------------------------------------------|
 //! | `scalar`   | 1     | no              | plain `f32`; slow, for debugging                      |
 //! | `portable` | 8     | no              | `wide::f32x8`; every target, SSE2 / NEON at build time |
+//! | `avx2`     | 8     | yes             | x86-64 with AVX2, FMA, BMI, POPCNT and LZCNT         |
 //! | `avx512`   | 16    | yes             | x86-64 with AVX-512 F, BW, DQ and VL                  |
 //!
 //! Bits are reproducible within a level; they differ between levels, because a fused `mul_add` rounds once and because
@@ -22,10 +23,14 @@ mod portable;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 
 pub use dispatch::{Isa, Kernel, Level, LevelError};
 
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 pub use portable::Portable;
@@ -47,6 +52,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type U32: Copy + Send + Sync;
     /// One truth value a lane.
     type Mask: Copy + Send + Sync;
+
+    /// The instruction set, for choices that go by the number of registers (tiles).
+    const ISA: Isa;
 
     /// Number of elements in a vector.
     const LANES: usize;

@@ -1,6 +1,6 @@
 //! Eight lanes on the `wide` crate: every target, with the instructions that the build was allowed to use.
 
-use super::{Kernel, Simd, check_transpose};
+use super::{Isa, Kernel, Simd, check_transpose};
 use half::bf16;
 use wide::{f32x8, u32x8};
 
@@ -21,6 +21,7 @@ impl Simd for Portable {
     type F32 = f32x8;
     type U32 = u32x8;
     type Mask = f32x8;
+    const ISA: Isa = Isa::Portable;
     const LANES: usize = 8;
 
     #[inline(always)]

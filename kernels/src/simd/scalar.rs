@@ -1,6 +1,6 @@
 //! One lane: the level for debugging, and the plainest reading of what each operation means.
 
-use super::{Kernel, Simd, check_transpose};
+use super::{Isa, Kernel, Simd, check_transpose};
 use half::bf16;
 
 /// The token of level `scalar`.
@@ -17,6 +17,7 @@ impl Simd for Scalar {
     type F32 = f32;
     type U32 = u32;
     type Mask = bool;
+    const ISA: Isa = Isa::Scalar;
     const LANES: usize = 1;
 
     #[inline(always)]
