@@ -44,7 +44,7 @@ First steps:
   silurian report runs/book runs/other                 one page with plots of both
   silurian bench                                       what this machine can do, and how near the kernels come
 
-KERNELS_SIMD=scalar|portable|avx512 forces an instruction set.";
+KERNELS_SIMD=scalar|portable|avx2|avx512 forces an instruction set.";
 
 #[derive(Subcommand)]
 enum Command {
