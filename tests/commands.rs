@@ -145,7 +145,10 @@ fn bench_writes_markdown_csv_and_json() {
         String::from_utf8(output.stdout).unwrap()
     };
     let json = |flags: &[&str]| -> serde_json::Value { serde_json::from_str(&output(flags)).unwrap() };
-    let rows = |report: &serde_json::Value, table: &str| report["tables"][table]["rows"].as_array().unwrap().clone();
+    let rows = |report: &serde_json::Value, name: &str| {
+        let table = report["tables"].as_array().unwrap().iter().find(|table| table["name"] == name);
+        table.unwrap_or_else(|| panic!("no table {name} in {report}"))["rows"].as_array().unwrap().clone()
+    };
     let positive = |row: &serde_json::Value, keys: &[&str]| {
         for key in keys {
             assert!(row[key].as_f64().is_some_and(|x| x > 0.0), "{key} in {row}");

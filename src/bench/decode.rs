@@ -13,9 +13,10 @@ use silurian::synthetic;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use tensor::pool::Block;
+use tensor::pool::{self, Block};
 
-const COLUMNS: [Column; 14] = [
+const COLUMNS: [Column; 15] = [
+    Column::text("model", "model"),
     Column::text("level", "level"),
     Column::text("weights", "weights"),
     Column::number("threads", "threads"),
@@ -206,7 +207,12 @@ impl<'a> Decode<'a> {
                     by_turns[1].push(sparse);
                 }
             }
-            rows.push(row(team, format, weights.config(), &by_turns, read_limit).context("no token was decoded")?);
+            let mut row = row(team, format, weights.config(), &by_turns, read_limit).context("no token was decoded")?;
+            row.insert(0, self.name.into());
+            rows.push(row);
+            // Blocks of this format are of no use to the next one.
+            drop(engine);
+            pool::trim();
         }
         Ok(())
     }

@@ -61,6 +61,11 @@ impl Shape {
         self.transposes() == "NN" && self.m == self.n && self.n == self.k
     }
 
+    /// What it is averaged with.
+    fn group(&self) -> String {
+        if self.is_square() { "squares".to_string() } else { self.transposes() }
+    }
+
     /// Elements of A, B and C.
     fn elements(&self) -> [usize; 3] {
         [self.m * self.k, self.k * self.n, self.m * self.n]
@@ -188,16 +193,11 @@ fn measure(
     for (shape, rate) in shapes.iter().zip(&spreads) {
         push(shape.to_string(), *rate);
     }
-    let groups: [(&str, &dyn Fn(&Shape) -> bool); 4] = [
-        ("squares", &Shape::is_square),
-        ("NN", &|s| s.transposes() == "NN" && !s.is_square()),
-        ("NT", &|s| s.transposes() == "NT"),
-        ("TN", &|s| s.transposes() == "TN"),
-    ];
-    for (name, belongs) in groups {
-        let group: Vec<Spread> = shapes.iter().zip(&spreads).filter(|(s, _)| belongs(s)).map(|(_, r)| *r).collect();
-        if group.len() > 1 {
-            push(format!("geometric mean of {name}"), geometric_mean(&group));
+    for name in ["squares", "NN", "NT", "TN", "TT"] {
+        let group = shapes.iter().zip(&spreads).filter(|(shape, _)| shape.group() == name);
+        let rates: Vec<Spread> = group.map(|(_, rate)| *rate).collect();
+        if rates.len() > 1 {
+            push(format!("geometric mean of {name}"), geometric_mean(&rates));
         }
     }
 }

@@ -17,7 +17,7 @@ use infer::WeightFormat;
 use kernels::limits::read_gbs;
 use kernels::{Level, Team};
 use machine::{Disturbance, Machine};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Instant;
 use table::{Format, Table};
@@ -70,9 +70,12 @@ impl Setting {
     }
 
     fn teams(&self, level: Level) -> anyhow::Result<Vec<Team>> {
-        let team = |&n| Team::try_new(level, n).with_context(|| format!("--threads {n}: the system refuses them"));
-        self.threads.iter().map(team).collect()
+        self.threads.iter().map(|&threads| team(level, threads)).collect()
     }
+}
+
+fn team(level: Level, threads: usize) -> anyhow::Result<Team> {
+    Team::try_new(level, threads).with_context(|| format!("--threads {threads}: the system refuses them"))
 }
 
 /// Runs the command. `threads` is what `-t` says.
@@ -124,7 +127,7 @@ fn json_of(report: &Report, disturbance: &Disturbance) -> Value {
         "other_processes_cores": cores.map(|c| c[0]),
         "withheld_cores": cores.map(|c| c[1]),
         "method": report.method,
-        "tables": report.tables.iter().map(|t| (t.name.to_string(), t.json())).collect::<Map<_, _>>(),
+        "tables": report.tables.iter().map(Table::json).collect::<Vec<_>>(),
     })
 }
 

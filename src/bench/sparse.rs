@@ -41,7 +41,8 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
     weights: Vec<WeightFormat>,
 
-    /// Models with random weights that whole tokens are decoded with: 125m, 1.3b, or any preset with 32000 tokens
+    /// Models with random weights that whole tokens are decoded with: 125m, 1.3b (ten minutes), or any
+    /// preset with 32000 tokens
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "125m", value_parser = decode::parse_named)]
     models: Vec<Named>,
 

@@ -123,7 +123,7 @@ impl Column {
 /// Rows under columns.
 #[derive(Clone, Debug)]
 pub struct Table {
-    /// For programs: the key in JSON.
+    /// For programs.
     pub name: &'static str,
     /// A line above it, for people.
     pub title: String,
@@ -184,7 +184,7 @@ impl Table {
             let pairs = cells.flat_map(|(cell, &column)| keys(column).into_iter().zip(values(cell, column)));
             Value::Object(pairs.collect::<Map<_, _>>())
         };
-        json!({ "title": self.title, "rows": self.rows.iter().map(row).collect::<Vec<_>>() })
+        json!({ "name": self.name, "title": self.title, "rows": self.rows.iter().map(row).collect::<Vec<_>>() })
     }
 }
 
