@@ -6,7 +6,6 @@ mod share;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kernels::gemm::gemm;
 use kernels::limits::fma_gflops;
-use kernels::testing::uniform;
 use kernels::{Beta, Mat, MatMut};
 use share::Limit;
 

@@ -16,7 +16,7 @@ const COLUMNS: [Column; 6] = [
     Column::spread("rate", "median of the repetitions"),
 ];
 
-const METHOD: &str = "A repetition is the best of 24 passes, because noise only slows; the limit is the best repetition. Arithmetic: \
+const METHOD: &str = "A repetition is the best of many passes, because noise only slows; the limit is the best repetition. Arithmetic: \
 independent chains of one instruction in registers, a product and an addition count 2. Reading: the sum of 512 MiB in huge pages, \
 the best 32 MiB. Writing and copying: whole passes over 512 MiB; GB/s (1e9 bytes) count what is written, and for copying what is \
 read besides; \"streaming\" goes past the caches.";
