@@ -1,5 +1,7 @@
 //! `silurian eval`: how good a model is on a text, and how sparse.
 
+mod qa;
+
 use crate::source::{self, parse_psi};
 use crate::terminal::{complain, grouped, say};
 use anyhow::{Context, bail};
@@ -14,15 +16,21 @@ use train::metrics::SMALL_ROW;
 ///
 /// The text is cut into windows that do not overlap. After each token of a window, the next one is predicted from the window
 /// so far.
+///
+/// `silurian eval qa` puts questions instead.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 pub struct Args {
-    /// Text files, folders (all text below), .jsonl files
+    #[command(subcommand)]
+    what: Option<What>,
+
+    /// Text files, folders (all text below), .jsonl files; a file named qa is ./qa
     #[arg(value_name = "PATH", required = true)]
     data: Vec<PathBuf>,
 
     /// A run folder (its newest checkpoint) or a Hugging Face folder
-    #[arg(short, long, value_name = "DIR")]
-    model: PathBuf,
+    #[arg(short, long, value_name = "DIR", required = true)]
+    model: Option<PathBuf>,
 
     /// relu, silu or stochastic:P, beside RELU [default: what the model is meant to run with]
     #[arg(long, value_name = "PSI", value_parser = parse_psi)]
@@ -45,12 +53,29 @@ pub struct Args {
     field: String,
 }
 
+#[derive(clap::Subcommand)]
+enum What {
+    Qa(Box<qa::Args>),
+}
+
 /// Windows that go through the model at once: enough rows for the products, little memory.
 const MICRO_BATCH: usize = 16;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let source = source::load(&args.model)?;
+    if let Some(What::Qa(args)) = args.what {
+        return qa::run(*args);
+    }
+    if let [word, questions, ..] = args.data.as_slice()
+        && word.as_os_str() == "qa"
+        && !word.exists()
+    {
+        bail!(
+            "qa: there is no such file; for questions, it goes first: silurian eval qa {} -m ..",
+            questions.display()
+        );
+    }
+    let source = source::load(&args.model.expect("clap demands it"))?;
     source::require_bytes(&source)?;
     let psi = args.activation.unwrap_or_else(|| source.checkpoint.meta.hidden_act().into());
     let config = source.checkpoint.weights.config().clone();

@@ -9,6 +9,7 @@ mod narrator;
 mod quickstart;
 mod report;
 mod source;
+mod table;
 mod terminal;
 mod train;
 
@@ -43,6 +44,7 @@ First steps:
   silurian eval -m runs/book other.txt                 loss and zeros on another text
   silurian report runs/book runs/other                 one page with plots of both
   silurian bench                                       what this machine can do, and how near the kernels come
+  silurian eval qa -m runs/book questions.jsonl        answers to questions, greedily or by the best of N
 
 KERNELS_SIMD=scalar|portable|avx2|avx512 forces an instruction set.";
 
@@ -50,8 +52,8 @@ KERNELS_SIMD=scalar|portable|avx2|avx512 forces an instruction set.";
 enum Command {
     Quickstart(quickstart::Args),
     Train(Box<train::Args>),
-    Generate(generate::Args),
-    Eval(eval::Args),
+    Generate(Box<generate::Args>),
+    Eval(Box<eval::Args>),
     Inspect(inspect::Args),
     Report(report::Args),
     Bench(bench::Args),
@@ -80,8 +82,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         None => quickstart::run(quickstart::Args::default()),
         Some(Command::Quickstart(args)) => quickstart::run(args),
         Some(Command::Train(args)) => train::run(*args),
-        Some(Command::Generate(args)) => generate::run(args),
-        Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Generate(args)) => generate::run(*args),
+        Some(Command::Eval(args)) => eval::run(*args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Report(args)) => report::run(args),
         Some(Command::Bench(args)) => bench::run(args, cli.threads.map(usize::from)),

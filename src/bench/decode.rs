@@ -1,9 +1,9 @@
 //! The second half of `silurian bench sparse`: whole tokens, dense against sparse.
 
 use super::machine::require_memory;
-use super::table::{Cell, Column, Spread, Table};
 use super::{LARGE, Setting, large_block, progress, read_limit};
 use crate::source;
+use crate::table::{Cell, Column, Spread, Table};
 use crate::terminal::{bytes, complain};
 use anyhow::{Context, ensure};
 use infer::{CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, WeightFormat, generate};

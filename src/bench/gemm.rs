@@ -1,8 +1,8 @@
 //! `silurian bench gemm`: products of matrices against the peak of multiplying and adding.
 
 use super::machine::require_memory;
-use super::table::{Cell, Column, Spread, Table};
 use super::{Report, Setting, progress, seconds};
+use crate::table::{Cell, Column, Spread, Table};
 use kernels::gemm::gemm;
 use kernels::limits::fma_gflops;
 use kernels::testing::uniform;

@@ -1,8 +1,8 @@
 //! `silurian bench limits`: what no kernel can beat here.
 
 use super::machine::require_memory;
-use super::table::{Column, Spread, Table};
 use super::{LARGE, Report, Setting, large_block, progress, read_limit, team};
+use crate::table::{Column, Spread, Table};
 use kernels::limits::{Dot, Store, copy_gbs, dot_gops, fma_gflops, write_gbs};
 use kernels::{Isa, Level, Team};
 use tensor::pool::Block;

@@ -8,9 +8,9 @@ mod gemm;
 mod limits;
 mod machine;
 mod sparse;
-mod table;
 mod train;
 
+use crate::table::{Format, Table};
 use crate::terminal::{complain, print};
 use anyhow::Context;
 use infer::WeightFormat;
@@ -20,7 +20,6 @@ use machine::{Disturbance, Machine};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Instant;
-use table::{Format, Table};
 use tensor::pool::Block;
 
 /// Measure the machine's limits, and the share of them that kernels, decoding and training reach.

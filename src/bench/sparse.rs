@@ -2,8 +2,8 @@
 
 use super::decode::{self, Named};
 use super::machine::require_memory;
-use super::table::{Column, Spread, Table};
 use super::{LARGE, Report, Setting, large_block, parse_percent, parse_weights, progress, read_limit, seconds};
+use crate::table::{Column, Spread, Table};
 use crate::terminal::bytes;
 use anyhow::ensure;
 use half::bf16;

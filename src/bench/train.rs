@@ -1,9 +1,9 @@
 //! `silurian bench train`: whole training steps against the peak of multiplying and adding.
 
 use super::machine::{peak_resident, require_memory, reset_peak_resident};
-use super::table::{Cell, Column, Spread, Table};
 use super::{Report, Setting, progress, seconds};
 use crate::source::parse_psi;
+use crate::table::{Cell, Column, Spread, Table};
 use anyhow::{Context, bail, ensure};
 use kernels::limits::fma_gflops;
 use kernels::{Level, Team};
