@@ -42,9 +42,9 @@ First steps:
   silurian train book.txt --steps 2000 --name book     StochA(0.5), then RELU for the last tenth
   silurian generate -m runs/book -p 'It was '          continue a prompt, with the sparse FFN
   silurian eval -m runs/book other.txt                 loss and zeros on another text
+  silurian eval qa -m runs/book questions.jsonl        answers to questions, greedily or by the best of N
   silurian report runs/book runs/other                 one page with plots of both
   silurian bench                                       what this machine can do, and how near the kernels come
-  silurian eval qa -m runs/book questions.jsonl        answers to questions, greedily or by the best of N
 
 KERNELS_SIMD=scalar|portable|avx2|avx512 forces an instruction set.";
 

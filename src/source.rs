@@ -72,7 +72,7 @@ pub fn require_bytes(source: &Source) -> anyhow::Result<()> {
 pub fn require_draws(flag: &str, psi: Psi, temperature: f32) -> anyhow::Result<()> {
     if temperature == 0.0 && !psi.draws() {
         bail!(
-            "{flag}: all samples are the same at --temp 0 under {psi}, which draw nothing: raise --temp, or draw with \
+            "{flag}: --temp 0 and {psi} draw nothing, so all samples would be the same: raise --temp, or draw with \
              --activation stochastic:P"
         );
     }

@@ -217,3 +217,93 @@ fn bench_writes_markdown_csv_and_json() {
     let table: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
     assert!(table.len() == 3 && table[2].starts_with("| tiny | ") && table[2].contains(" | 2 x 16 | "), "{text}");
 }
+
+/// The lines `--- rank ..` of a ranked output: sample and score.
+fn ranks(stdout: &str) -> Vec<(usize, f64)> {
+    let line = |line: &str| {
+        let (sample, score) = line.split_once(": sample ")?.1.split_once(", ")?;
+        Some((sample.parse().ok()?, score.strip_suffix(" nats a token")?.parse().ok()?))
+    };
+    stdout.lines().filter(|l| l.starts_with("--- rank ")).map(|l| line(l).unwrap_or_else(|| panic!("{l}"))).collect()
+}
+
+#[test]
+fn generate_ranks_its_samples() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let write = |flags: &[&str]| {
+        let base = ["generate", "-m", run.to_str().unwrap(), "-p", "In ", "--max-tokens", "12", "-n", "6"];
+        let output = succeed(&mut place.silurian(&[&base, flags].concat()));
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    for drawn in [&[][..], &["--activation", "stochastic:0.7", "--temp", "0"], &["--activation", "silu"]] {
+        let (text, figures) = write(&[drawn, &["--rank", "-t", "1"]].concat());
+        let ranks = ranks(&text);
+        let mut samples: Vec<usize> = ranks.iter().map(|r| r.0).collect();
+        samples.sort_unstable();
+        assert_eq!(samples, [1, 2, 3, 4, 5, 6], "{text}");
+        assert!(ranks.windows(2).all(|r| r[0].1 >= r[1].1) && ranks[0].1 < 0.0, "{text}");
+        for words in ["by the mean ln P of a token under RELU at temperature 1", " of 6 texts are distinct; "] {
+            assert!(figures.contains(words), "{words:?}: {figures}");
+        }
+        assert_eq!(write(&[drawn, &["--rank", "-t", "2"]].concat()).0, text, "threads");
+        if drawn.is_empty() {
+            assert_eq!(write(&["--rank", "--ffn", "dense"]).0, text, "the FFN");
+            assert_ne!(ranks[0].1, self::ranks(&write(&["--rank", "--rank-under", "silu"]).0)[0].1);
+        }
+        // The same samples without ranks, and as JSON.
+        let (plain, _) = write(drawn);
+        let (json, _) = write(&[drawn, &["--rank", "-o", "json", "--ttr-budget", "3"]].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        for (record, (sample, score)) in json["samples"].as_array().unwrap().iter().zip(&ranks) {
+            assert_eq!(record["sample"], *sample);
+            assert!((record["score"].as_f64().unwrap() - score).abs() < 1e-4);
+            let text = format!("--- sample {sample} of 6\nIn {}\n", record["text"].as_str().unwrap());
+            assert!(plain.contains(&text), "{text:?} is not in\n{plain}");
+        }
+        assert_eq!((&json["rank_under"], &json["ttr_budget"]), (&"RELU".into(), &3.into()));
+        assert!(json["ttr"].as_f64().is_some_and(|ttr| ttr > 0.0 && ttr <= 1.0), "{json}");
+    }
+    assert!(write(&["--ttr-budget", "100000"]).1.contains("fewer than --ttr-budget 100000"));
+}
+
+#[test]
+fn eval_qa_counts_answers() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let question = |answers: &[&str], kind| serde_json::json!({ "prompt": "In ", "answers": answers, "kind": kind });
+    let lines = [question(&["no such answer"], "a"), question(&["nor this", "this"], "a"), question(&["THIS."], "b")];
+    place.write("q.jsonl", lines.map(|l| format!("{l}\n")).concat());
+    let eval = |flags: &[&str]| {
+        let base = ["eval", "qa", "-m", run.to_str().unwrap(), "q.jsonl"];
+        succeed(&mut place.silurian(&[&base, flags].concat()))
+    };
+    let stdout = |flags: &[&str]| String::from_utf8(eval(flags).stdout).unwrap();
+    let text = stdout(&["--show", "2"]);
+    for words in
+        ["3 questions of q.jsonl, answered greedily under RELU", "baseline %", "expected  no such answer", "greedy "]
+    {
+        assert!(text.contains(words), "{words:?}: {text}");
+    }
+    let csv = stdout(&["-o", "csv"]);
+    assert_eq!(csv, "kind,questions,greedy_percent,baseline_percent\na,2,0.0,50.0\nb,1,0.0,100.0\nall,3,0.0,66.6667\n");
+    let n4 = ["-n", "4", "--temp", "1.5", "-o", "json"];
+    let json = stdout(&[&n4[..], &["-t", "1"]].concat());
+    assert_eq!(stdout(&[&n4[..], &["-t", "2"]].concat()), json, "threads");
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let samples = &report["all"]["samples"];
+    assert_eq!(samples["pass_at"].as_array().unwrap().len(), 3);
+    assert_eq!(report["answered"][2]["ranked"].as_array().unwrap().len(), 4);
+    let first = |seed| stdout(&[&n4[..], &["--limit", "1", "--seed", seed]].concat());
+    let first: Vec<serde_json::Value> = ["0", "1"].map(|s| serde_json::from_str(&first(s)).unwrap()).to_vec();
+    assert_eq!(first[0]["answered"][0], report["answered"][0], "--limit changed an answer");
+    assert_ne!(first[1]["answered"][0], report["answered"][0], "--seed changed nothing");
+    // StochA alone draws; what it draws is ranked under RELU.
+    let text = stdout(&["-n", "3", "--temp", "0", "--activation", "stochastic:0.7"]);
+    assert!(
+        text.contains("3 samples a question under StochA(0.7) at temperature 0, seed 0") && text.contains("| pass@k %"),
+        "{text}"
+    );
+    let cut = eval(&["--max-tokens", "1"]);
+    assert!(said(&cut).contains("answers had not ended after 1 tokens"), "{}", said(&cut));
+}

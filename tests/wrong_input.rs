@@ -459,3 +459,64 @@ fn a_closed_pipe() {
     assert!(child.wait().unwrap().success());
     assert!(place.path("runs/deaf/checkpoints/step-20/state.json").exists());
 }
+
+#[test]
+fn questions_and_ranks() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let run = run.to_str().unwrap();
+    let good = "{\"prompt\":\"In \",\"answers\":[\"a\"]}\n";
+    place.write("q.jsonl", good);
+    let ask = |file: &str, flags: &[&str]| place.silurian(&[&["eval", "qa", "-m", run, file], flags].concat());
+    succeed(&mut ask("q.jsonl", &[]));
+    refuse(&mut ask("missing.jsonl", &[]), &["missing.jsonl", "cannot be read", "No such file"]);
+    place.write("empty.jsonl", "\n");
+    refuse(&mut ask("empty.jsonl", &[]), &["empty.jsonl", "holds no question", "{\"prompt\": "]);
+    place.write("bad.jsonl", format!("{good}{{\"prompt\":\"In \",\"answers\":[]}}\n"));
+    refuse(&mut ask("bad.jsonl", &[]), &["bad.jsonl line 2: field \"answers\" is empty"]);
+    place.write("long.jsonl", format!("{good}{}", good.replace("In ", &"x".repeat(40))));
+    refuse(&mut ask("long.jsonl", &[]), &["question 2", "40 tokens do not fit in a context of 32"]);
+    place.write("ives.jsonl", good.replace("\"a\"", "\"St. Ives\""));
+    refuse(&mut ask("ives.jsonl", &[]), &["question 1", "\"St. Ives\" can never be given", "until = line"]);
+    succeed(&mut ask("ives.jsonl", &["--until", "line"]));
+    refuse(&mut ask("q.jsonl", &["-n", "5", "--temp", "0"]), &["-n: --temp 0 and RELU draw nothing"]);
+    refuse(&mut ask("q.jsonl", &["-n", "5", "--temp=-1"]), &["temperature = -1"]);
+    refuse(&mut ask("q.jsonl", &["--activation", "stochastic:0.5"]), &["--activation StochA(0.5)", "-n 20"]);
+    refuse(&mut ask("q.jsonl", &["--rank-under", "stochastic:0.5"]), &["--rank-under StochA(0.5)", "draws nothing"]);
+    refuse(&mut ask("q.jsonl", &["--show", "1", "-o", "csv"]), &["--show", "-o json"]);
+    refuse(&mut place.silurian(&["eval", "qa", "-m", "nowhere", "q.jsonl"]), &["nowhere"]);
+    // A word too late: a file by that name is meant. One that is there is evaluated.
+    let late = ["eval", "-m", run, "qa", "q.jsonl"];
+    refuse(&mut place.silurian(&late), &["silurian eval qa q.jsonl -m"]);
+    place.write("qa", "x".repeat(100));
+    succeed(&mut place.silurian(&["eval", "-m", run, "./qa", "--seq-len", "32"]));
+
+    let generate = |flags: &[&str]| place.silurian(&[&["generate", "-m", run, "-p", "In "], flags].concat());
+    refuse(&mut generate(&["--rank"]), &["--rank: one sample needs no rank", "-n 20"]);
+    refuse(&mut generate(&["--rank", "-n", "5", "--temp", "0"]), &["--rank: --temp 0 and RELU draw nothing"]);
+    let draws = ["--rank", "-n", "5", "--rank-under", "stochastic:0.5"];
+    refuse(&mut generate(&draws), &["--rank-under StochA(0.5): must be an activation that draws nothing"]);
+    // clap's own: exit code 2.
+    for (mut command, words) in [
+        (ask("q.jsonl", &["-n", "0"]), "0 is not in 1..="),
+        (ask("q.jsonl", &["--temp", "0.5"]), "--samples <N>"),
+        (ask("q.jsonl", &["--activation", "swish"]), "stochastic:P"),
+        (ask("q.jsonl", &["-n", "2", "--ttr-budget", "0"]), "a number of words, 1 or more"),
+        (ask("q.jsonl", &["--max-tokens", "0"]), "0 is not in 1.."),
+        (generate(&["-n", "5", "--rank-under", "relu"]), "--rank"),
+        (generate(&["--ttr-budget", "few"]), "a number of words, 1 or more"),
+        (place.silurian(&["eval", "-m", run]), "<PATH>..."),
+    ] {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {}", said(&output));
+        assert!(said(&output).contains(words), "{command:?}: does not say {words:?}: {}", said(&output));
+    }
+    // Another vocabulary than bytes.
+    let config = model::Config { vocab_size: 300, ..model::preset("tiny", 300).unwrap() };
+    let weights = model::Weights::init(&config, 1);
+    let folder = place.path("words");
+    fs::create_dir(&folder).unwrap();
+    model::hf::save(&folder, &weights, &model::hf::Meta::new(model::Psi::Relu)).unwrap();
+    let words = folder.to_str().unwrap();
+    refuse(&mut place.silurian(&["eval", "qa", "-m", words, "q.jsonl"]), &["vocab_size = 300", "only byte models"]);
+}
