@@ -6,11 +6,11 @@ use std::fmt::Write;
 /// How a report is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// Markdown, as in docs/results
+    /// Tables in Markdown
     Md,
     /// Values with a line of names; an empty line between tables
     Csv,
-    /// Everything, with the machine, the date and the version
+    /// Everything that is known
     Json,
 }
 

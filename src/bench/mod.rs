@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(short, long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     repetitions: Option<u16>,
 
-    /// How the figures are written
+    /// How the figures are written; json adds the machine, the date and the version
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "md")]
     output: Format,
 }
