@@ -162,11 +162,11 @@ fn one_run_with_everything() {
     let sections = texts(&page, "h2");
     assert_eq!(
         sections,
-        ["Figures", "Loss", "Zeros", "Neurons", "Speed and optimiser", "Results", "Samples", "Settings"]
+        ["Figures", "Loss", "Zeros and neurons", "Speed and optimiser", "Results", "Samples", "Settings"]
     );
     let figures: Vec<String> = texts(&page, "h3");
     for title in [
-        "Loss",
+        "Training and validation",
         "Around the switch",
         "Zeros by layer",
         "Never active",

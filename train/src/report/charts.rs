@@ -1,7 +1,7 @@
 //! What is drawn of one run, and of several over each other.
 
 use super::curve::{self, Point, smooth};
-use super::plot::{Bar, Curve, Look, Mark, Plot, bars};
+use super::plot::{Bar, Curve, INTERVALS, Look, Mark, Plot, bars};
 use super::results::Results;
 use super::run::Run;
 use super::scale::{Scale, number, short};
@@ -107,6 +107,12 @@ fn loss_before_switch(run: &Run) -> Vec<Point> {
     run.by_evaluation(|e| (e.activation != "RELU").then_some(e.loss))
 }
 
+fn validation_before_switch(run: &Run) -> Option<Curve> {
+    let points = loss_before_switch(run);
+    let name = format!("validation under {}", run.phases.psi(0));
+    (!points.is_empty()).then(|| curve(name, &color(2), Look::Dots, points))
+}
+
 /// A scale for losses: what comes after the first fall fits, and of losses under RELU what is not far above.
 fn loss_scale(runs: &[Run], curves: &[&Curve], under_relu: &[&Curve]) -> Scale {
     let longest = runs.iter().map(Run::steps_done).max().unwrap_or(1);
@@ -119,7 +125,7 @@ fn loss_scale(runs: &[Run], curves: &[&Curve], under_relu: &[&Curve]) -> Scale {
     let (low, high) = Scale::tight(values.iter().copied()).ends();
     let room = if values.is_empty() { f64::INFINITY } else { high + 0.6 * (high - low) };
     values.extend(under_relu.iter().flat_map(settled).map(|v| v.min(room)));
-    Scale::round(values, 6)
+    Scale::round(values, INTERVALS)
 }
 
 fn loss_of_one(run: &Run) -> Plot {
@@ -130,16 +136,13 @@ fn loss_of_one(run: &Run) -> Plot {
     }
     let name = if radius > 0 { format!("training, mean of {} steps", 2 * radius + 1) } else { "training".to_string() };
     curves.push(curve(name, &color(0), Look::Line, training_loss(run, radius)));
-    let before = loss_before_switch(run);
-    if !before.is_empty() {
-        let name = format!("validation under {}", run.phases.psi(0));
-        curves.push(curve(name, &color(2), Look::Dots, before));
-    }
-    let relu = run.by_evaluation(|e| Some(e.relu_loss));
-    curves.push(curve("validation under RELU", &color(1), Look::Heavy, relu));
-    let (relu, others) = curves.split_last().expect("there are curves");
-    let smoothed: Vec<&Curve> = others.iter().filter(|c| c.look != Look::Faint).collect();
-    let y = loss_scale(std::slice::from_ref(run), &smoothed, &[relu]);
+    let relu = curve("validation under RELU", &color(1), Look::Heavy, run.by_evaluation(|e| Some(e.relu_loss)));
+    let before = validation_before_switch(run);
+    let others: Vec<&Curve> = curves.iter().chain(&before).filter(|c| c.look != Look::Faint).collect();
+    let y = loss_scale(std::slice::from_ref(run), &others, &[&relu]);
+    // The thinner one above the other: they can be close.
+    curves.push(relu);
+    curves.extend(before);
     let above = run.steps.iter().take_while(|s| s.loss > y.ends().1).count();
     let first = run.steps[0].loss;
     let note = match above {
@@ -147,7 +150,7 @@ fn loss_of_one(run: &Run) -> Plot {
         1 => format!("The first step, with a loss of {}, is above the frame.", short(first)),
         n => format!("The first {n} steps, from a loss of {} on, are above the frame.", short(first)),
     };
-    let plot = over_steps(std::slice::from_ref(run), "Loss", "nats a token", y, curves);
+    let plot = over_steps(std::slice::from_ref(run), "Training and validation", "nats a token", y, curves);
     Plot { note, ..plot }
 }
 
@@ -193,28 +196,31 @@ fn around_the_switch(runs: &[Run]) -> Option<Plot> {
             inside.map(|(x, y)| (x - origin, y)).collect()
         };
         if !single {
-            curves.push(of_run(runs, i, Look::Line, window(training_loss(run, 3))));
+            let points = window(training_loss(run, 3));
+            let before: Vec<f64> = points.iter().filter(|p| p.0 < 0.0).map(|p| p.1).collect();
+            let mean = before.iter().sum::<f64>() / before.len().max(1) as f64;
+            let points = points.into_iter().map(|(x, y)| (x, y - mean)).collect();
+            curves.push(of_run(runs, i, Look::Line, points));
             continue;
         }
         middle = at;
         curves.push(curve("training, each step", &color(0), Look::Faint, window(run.by_step(|s| s.loss))));
         curves.push(curve("training, mean of 7 steps", &color(0), Look::Line, window(training_loss(run, 3))));
-        let name = format!("validation under {}", run.phases.psi(0));
-        curves.push(curve(name, &color(2), Look::Dots, window(loss_before_switch(run))));
         let relu = window(run.by_evaluation(|e| Some(e.relu_loss)));
         curves.push(curve("validation under RELU", &color(1), Look::Heavy, relu));
+        curves.extend(validation_before_switch(run).map(|c| Curve { points: window(c.points.clone()), ..c }));
         note = switch_in_words(run).unwrap_or_default();
     }
     let x = Scale::Linear { low: middle - 0.5 * most as f64, high: middle + most as f64 };
     let x = if single { Scale::Linear { low: x.ends().0.max(0.0), high: x.ends().1 } } else { x };
-    let y = Scale::round(values(&curves), 6);
+    let y = Scale::round(values(&curves), INTERVALS);
     let mark = Mark { at: middle, label: "RELU".to_string(), color: "var(--quiet)".to_string() };
     Some(Plot {
         title: "Around the switch".to_string(),
         note: if single {
             note
         } else {
-            "Training loss, mean of 7 steps, counted from the first step under RELU.".to_string()
+            "Training loss, mean of 7 steps, less its mean before the switch.".to_string()
         },
         x_name: if single { "step" } else { "steps from the switch" },
         x,
@@ -277,7 +283,7 @@ pub fn zeros(runs: &[Run]) -> Vec<Plot> {
         curves
     };
     let scale = |curves: &[Curve]| {
-        let (low, _) = Scale::round(values(curves).chain([100.0]), 5).ends();
+        let (low, _) = Scale::round(values(curves).chain([100.0]), INTERVALS).ends();
         Scale::Linear { low: low.max(0.0), high: 100.0 }
     };
     let mut plots = Vec::new();
@@ -286,7 +292,7 @@ pub fn zeros(runs: &[Run]) -> Vec<Plot> {
         let curves = percent((0..runs.len()).map(mean).collect());
         let y = scale(&curves);
         let note = "Share of psi(g) that is 0 under RELU, mean of the layers.".to_string();
-        plots.push(Plot { note, unit: " %", ..over_steps(runs, "Zeros", "", y, curves) });
+        plots.push(Plot { note, unit: " %", ..over_steps(runs, "Zeros", "of psi(g)", y, curves) });
         let last = |i: usize| {
             let zeros = runs[i].last_evaluation().map(|e| e.zeros.clone()).unwrap_or_default();
             of_run(runs, i, Look::Dots, zeros.into_iter().enumerate().map(|(l, z)| (l as f64, z)).collect())
@@ -299,7 +305,7 @@ pub fn zeros(runs: &[Run]) -> Vec<Plot> {
             x: Scale::Linear { low: -0.3, high: layers as f64 - 0.7 },
             marks: Vec::new(),
             unit: " %",
-            ..over_steps(runs, "Zeros by layer", "", scale(&curves), curves)
+            ..over_steps(runs, "Zeros by layer", "of psi(g)", scale(&curves), curves)
         });
     }
     for run in runs {
@@ -312,7 +318,7 @@ pub fn zeros(runs: &[Run]) -> Vec<Plot> {
         };
         let note = format!("{note}{}", layers_note(run)).trim().to_string();
         let y = scale(&curves);
-        plots.push(Plot { note, unit: " %", ..over_steps(std::slice::from_ref(run), &title, "", y, curves) });
+        plots.push(Plot { note, unit: " %", ..over_steps(std::slice::from_ref(run), &title, "of psi(g)", y, curves) });
     }
     plots
 }
@@ -323,7 +329,8 @@ pub fn neurons(runs: &[Run]) -> Vec<Plot> {
     // Without the width there are counts alone.
     let known = runs.iter().all(|run| run.sizes.is_some());
     let unit = if known { " %" } else { "" };
-    let from_zero = |curves: &[Curve]| Scale::round(values(curves).chain([0.0, if known { 1.0 } else { 4.0 }]), 5);
+    let from_zero =
+        |curves: &[Curve]| Scale::round(values(curves).chain([0.0, if known { 1.0 } else { 4.0 }]), INTERVALS);
     let mut plots = Vec::new();
     let width = |run: &Run| run.sizes.as_ref().map_or(0, |s| s.d_ff);
     let curves: Vec<Curve> = match runs {
@@ -361,17 +368,17 @@ pub fn neurons(runs: &[Run]) -> Vec<Plot> {
     }
     let small = 100.0 * SMALL_ROW;
     let level = Mark { at: small, label: format!("{small} %: small"), color: "var(--quiet)".to_string() };
-    let y = Scale::round(values(&curves).chain([0.0]), 5);
+    let y = Scale::round(values(&curves).chain([0.0]), INTERVALS);
     let note = "Norm of the smallest row over that of the median row. Dead neurons have rows near zero.".to_string();
     plots.push(Plot {
         note,
         unit: " %",
         levels: vec![level],
-        ..over_steps(runs, "Smallest row of gate_proj", "", y, curves)
+        ..over_steps(runs, "Smallest row of gate_proj", "of the median row", y, curves)
     });
     if let [run] = runs {
         let curves = by_layer(run, |e, layer| e.gate_norms.get(layer).map(|norms| norms[4]));
-        let y = Scale::round(values(&curves).chain([0.0]), 5);
+        let y = Scale::round(values(&curves).chain([0.0]), INTERVALS);
         plots.push(over_steps(runs, "Median row of gate_proj", "norm", y, curves));
     }
     plots
@@ -404,15 +411,15 @@ pub fn speed(runs: &[Run]) -> Vec<Plot> {
         }
         _ => String::new(),
     };
-    let y = Scale::round([0.0, 1.02 * top], 5);
+    let y = Scale::round([0.0, 1.02 * top], INTERVALS);
     let mut plots = vec![Plot { right, note, ..over_steps(runs, "Speed of training", "tokens/s", y, curves) }];
     if runs.len() > 1 {
         let curves = each(Look::Line, &|run| smoothed(run, &|s| s.gflops));
-        let y = Scale::round([0.0, 1.02 * curve::quantile(values(&curves), 0.995).unwrap_or(1.0)], 5);
+        let y = Scale::round([0.0, 1.02 * curve::quantile(values(&curves), 0.995).unwrap_or(1.0)], INTERVALS);
         plots.push(over_steps(runs, "Operations", "GFLOP/s", y, curves));
     }
     let curves = each(Look::Line, &|run| run.by_step(|s| s.lr));
-    let y = Scale::round(values(&curves).chain([0.0]), 5);
+    let y = Scale::round(values(&curves).chain([0.0]), INTERVALS);
     plots.push(over_steps(runs, "Learning rate", "", y, curves));
 
     let mut curves = each(Look::Line, &|run| smoothed(run, &|s| s.grad_norm));
@@ -431,32 +438,33 @@ pub fn speed(runs: &[Run]) -> Vec<Plot> {
 
 /// Answers and speeds of one run, as bars.
 pub fn results(results: &Results) -> Vec<String> {
+    let quiet = || "var(--axis)".to_string();
     let mut figures = Vec::new();
     for q in results.questions.iter().filter(|q| q.asked > 0) {
         let share = |right: usize, of: usize| 100.0 * right as f64 / of.max(1) as f64;
-        let bar = |label: &str, correct: usize, asked: usize, baseline: f64, i: usize| Bar {
+        let bar = |label: &str, correct: usize, asked: usize, baseline: f64, color: String| Bar {
             label: format!("{label}: {correct} of {asked}"),
             value: share(correct, asked),
             text: format!("{:.1} %", share(correct, asked)),
-            color: color(i),
+            color,
             reference: Some((100.0 * baseline, format!("most frequent answer {:.1} %", 100.0 * baseline))),
         };
-        let mut rows = vec![bar("right answers", q.correct, q.asked, q.baseline, 0)];
-        rows.extend(q.kinds.iter().map(|k| bar(&k.name, k.correct, k.asked, k.baseline, 5)));
+        let mut rows = vec![bar("right answers", q.correct, q.asked, q.baseline, color(0))];
+        rows.extend(q.kinds.iter().map(|k| bar(&k.name, k.correct, k.asked, k.baseline, quiet())));
         figures.push(bars(&format!("Questions: {}", q.title), &q.how, &rows, 100.0));
     }
     for d in results.decoding.iter().filter(|d| d.dense > 0.0) {
-        let rate = |label: &str, value: f64, i| Bar {
+        let rate = |label: &str, value: f64, color: String| Bar {
             label: label.to_string(),
             value: value / d.dense,
             text: format!("{} tokens/s", number(value, 0)),
-            color: color(i),
+            color,
             reference: None,
         };
         let ceiling = || Some((d.ceiling, format!("ceiling {:.2} x", d.ceiling)));
         let mut rows = vec![
-            rate("dense, whole model", d.dense, 5),
-            rate(&format!("sparse, whole model: {:.2} x", d.sparse / d.dense), d.sparse, 0),
+            rate("dense, whole model", d.dense, quiet()),
+            rate(&format!("sparse, whole model: {:.2} x", d.sparse / d.dense), d.sparse, color(0)),
         ];
         rows.extend(d.ffn_ratio.map(|ratio| Bar {
             label: "sparse, FFN alone".to_string(),

@@ -37,13 +37,11 @@ pub fn page(runs: &[Run]) -> String {
     html += &heading(runs);
     html += &super::tables::figures(runs);
     html += &section("Loss", &figures.all(charts::loss(runs)));
-    html += &section("Zeros", &figures.all(charts::zeros(runs)));
-    let mut neurons = figures.all(charts::neurons(runs));
+    let mut zeros = figures.all(charts::zeros(runs)) + &figures.all(charts::neurons(runs));
     for run in runs {
-        neurons += &rows_now(run, runs.len() == 1);
+        zeros += &rows_now(run, runs);
     }
-    html += &section("Neurons", &neurons);
-    html += &super::tables::layers(runs);
+    html += &section("Zeros and neurons", &zeros);
     html += &section("Speed and optimiser", &figures.all(charts::speed(runs)));
     html += &results(runs);
     html += &samples(runs);
@@ -52,15 +50,16 @@ pub fn page(runs: &[Run]) -> String {
     html
 }
 
-/// Numbers the pictures of a page.
+/// Numbers the pictures of a page, and leaves out those of nothing: of evaluations before the first one.
 #[derive(Default)]
 struct Figures(usize);
 
 impl Figures {
     fn all(&mut self, plots: Vec<Plot>) -> String {
-        let drawn = plots.iter().map(|plot| {
+        let drawn = plots.into_iter().filter_map(|mut plot| {
+            plot.curves.retain(|curve| !curve.points.is_empty());
             self.0 += 1;
-            plot.figure(self.0)
+            (!plot.curves.is_empty()).then(|| plot.figure(self.0))
         });
         drawn.collect()
     }
@@ -173,7 +172,7 @@ fn tiles(run: &Run) -> String {
     tiles.push((
         "Speed of training",
         format!("{} tokens/s", number(rate, 0)),
-        format!("{} in steps, {}", duration(run.seconds()), super::tables::machine(run)),
+        format!("{} in steps; {}", duration(run.seconds()), super::tables::machine(run)),
     ));
     let mut html = String::from("<div class=\"tiles\">\n");
     for (name, value, note) in tiles {
@@ -189,15 +188,15 @@ fn tiles(run: &Run) -> String {
 }
 
 /// The distribution of row norms at the last evaluation.
-fn rows_now(run: &Run, alone: bool) -> String {
+fn rows_now(run: &Run, runs: &[Run]) -> String {
     let Some(e) = run.last_evaluation().filter(|e| !e.gate_norms.is_empty()) else { return String::new() };
-    let title =
-        if alone { "Rows of gate_proj now".to_string() } else { format!("Rows of gate_proj now: {}", run.name) };
+    let name = if runs.len() == 1 { String::new() } else { format!(": {}", run.name) };
     let note = format!(
         "Norms after step {}: from the smallest to the largest row; bars over 90 % and 50 % of the rows; the median.",
         grouped(e.steps_done as u64)
     );
-    distributions(&title, &note, "norm", &e.gate_norms)
+    let largest = runs.iter().filter_map(Run::last_evaluation).flat_map(|e| e.gate_norms.iter().map(|q| q[8]));
+    distributions(&format!("Rows of gate_proj now{name}"), &note, &e.gate_norms, largest.fold(0.0, f64::max))
 }
 
 /// What was measured after training, for each run that has it.
@@ -233,7 +232,7 @@ fn samples(runs: &[Run]) -> String {
         for &i in shown.iter().rev() {
             let s = all[i];
             // The beginning of a text is often a line feed, which a box would swallow or show as a gap.
-            let (prompt, text) = (s.prompt.trim_start_matches('\n'), cut(&s.text, SAMPLE_CHARS));
+            let (prompt, text) = (cut(s.prompt.trim_start_matches('\n'), SAMPLE_CHARS), cut(&s.text, SAMPLE_CHARS));
             let text = if prompt.is_empty() { text.trim_start_matches('\n') } else { &text };
             let _ = writeln!(
                 html,

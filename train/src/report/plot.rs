@@ -11,11 +11,14 @@ use std::fmt::Write;
 
 /// Width of a picture in its own units, which are pixels where two columns fit.
 const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 312.0;
+const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 18.0;
-const TOP: f64 = 30.0;
-const BOTTOM: f64 = 48.0;
+const TOP: f64 = 38.0;
+const BOTTOM: f64 = 50.0;
+
+/// Intervals of the vertical axis at most. An axis that was opened to round numbers has a number at both ends.
+pub const INTERVALS: usize = 7;
 
 /// Points of a curve beyond which no more detail can be seen: two a unit of width, as [`thin`] keeps two a bucket.
 const BUCKETS: usize = 240;
@@ -125,7 +128,7 @@ impl Frame {
     pub fn axes(&self, x_name: &str, y_name: &str, unit: &str) -> String {
         let mut svg = String::new();
         let bottom = HEIGHT - BOTTOM;
-        let ticks = self.y.ticks(5, 0.0);
+        let ticks = self.y.ticks(INTERVALS, 0.0);
         for (&tick, label) in ticks.iter().zip(labels(&ticks)) {
             let y = self.py(tick);
             let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{:.1}" y1="{y:.1}" y2="{y:.1}"/>"#, self.right);
@@ -138,7 +141,7 @@ impl Frame {
             let _ = write!(svg, r#"<line class="axis" x1="{x:.1}" x2="{x:.1}" y1="{bottom}" y2="{}"/>"#, bottom + 4.0);
             let _ = write!(svg, r#"<text class="mid" x="{x:.1}" y="{}" dy="1em">{label}</text>"#, bottom + 6.0);
         }
-        let _ = write!(svg, r#"<text class="name" x="4" y="16">{}</text>"#, Text(y_name));
+        let _ = write!(svg, r#"<text class="name" x="4" y="14">{}</text>"#, Text(y_name));
         let _ =
             write!(svg, r#"<text class="name end" x="{:.1}" y="{}">{}</text>"#, self.right, HEIGHT - 6.0, Text(x_name));
         svg
@@ -148,14 +151,14 @@ impl Frame {
     fn right_axis(&self, name: &str, factor: f64) -> String {
         let (low, high) = self.y.ends();
         let scale = Scale::Linear { low: low * factor, high: high * factor };
-        let ticks = scale.ticks(5, 0.0);
+        let ticks = scale.ticks(INTERVALS, 0.0);
         let mut svg = String::new();
         for (&tick, label) in ticks.iter().zip(labels(&ticks)) {
             let (x, y) = (self.right, self.py(tick / factor));
             let _ = write!(svg, r#"<line class="axis" x1="{x:.1}" x2="{:.1}" y1="{y:.1}" y2="{y:.1}"/>"#, x + 4.0);
             let _ = write!(svg, r#"<text x="{:.1}" y="{y:.1}" dy=".35em">{label}</text>"#, x + 8.0);
         }
-        let _ = write!(svg, r#"<text class="name end" x="{}" y="16">{}</text>"#, WIDTH - 2.0, Text(name));
+        let _ = write!(svg, r#"<text class="name end" x="{}" y="14">{}</text>"#, WIDTH - 2.0, Text(name));
         svg
     }
 
@@ -201,7 +204,7 @@ impl Plot {
                 svg,
                 r#"<text class="note {class}" x="{:.1}" y="{}">{}</text>"#,
                 x + before,
-                TOP + 10.0,
+                TOP - 6.0,
                 Text(&mark.label)
             );
         }
@@ -262,7 +265,7 @@ impl Plot {
             .iter()
             .filter_map(|curve| {
                 let (last, label) = (curve.points.last()?, curve.label.as_ref()?);
-                Some((frame.py(last.1).clamp(TOP, HEIGHT - BOTTOM), curve, label))
+                Some((frame.py(last.1).clamp(TOP, HEIGHT - BOTTOM - 2.0), curve, label))
             })
             .collect();
         ends.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -271,7 +274,7 @@ impl Plot {
             places[i] = places[i].max(places[i - 1] + APART);
         }
         // What was pushed out below moves the others up.
-        let mut floor = HEIGHT - BOTTOM + 4.0;
+        let mut floor = HEIGHT - BOTTOM - 2.0;
         for place in places.iter_mut().rev() {
             *place = place.min(floor);
             floor = *place - APART;
@@ -368,23 +371,21 @@ pub struct Bar {
 
 /// Bars below each other, from 0 to `end`.
 pub fn bars(title: &str, note: &str, bars: &[Bar], end: f64) -> String {
-    const ROW: f64 = 58.0;
-    const LONGEST: f64 = WIDTH - 96.0;
+    const ROW: f64 = 62.0;
+    const LONGEST: f64 = WIDTH - 4.0;
     let length = |value: f64| (value / end).clamp(0.0, 1.0) * LONGEST;
     let mut svg = String::new();
     for (i, bar) in bars.iter().enumerate() {
         let y = i as f64 * ROW;
-        let _ = write!(svg, r#"<text x="2" y="{}">{}</text>"#, y + 17.0, Text(&bar.label));
-        let _ = write!(svg, r#"<rect class="track" x="2" y="{}" width="{LONGEST}" height="16"/>"#, y + 25.0);
-        let (color, wide) = (&bar.color, length(bar.value));
-        let _ = write!(svg, r#"<rect style="fill:{color}" x="2" y="{}" width="{wide:.1}" height="16"/>"#, y + 25.0);
-        let _ =
-            write!(svg, r#"<text class="value" x="{}" y="{}">{}</text>"#, LONGEST + 10.0, y + 38.5, Text(&bar.text));
+        let (color, wide, right) = (&bar.color, length(bar.value), LONGEST + 2.0);
+        let _ = write!(svg, r#"<text x="2" y="{}">{}</text>"#, y + 18.0, Text(&bar.label));
+        let _ = write!(svg, r#"<text class="value end" x="{right}" y="{}">{}</text>"#, y + 18.0, Text(&bar.text));
+        let _ = write!(svg, r#"<rect class="track" x="2" y="{}" width="{LONGEST}" height="14"/>"#, y + 25.0);
+        let _ = write!(svg, r#"<rect style="fill:{color}" x="2" y="{}" width="{wide:.1}" height="14"/>"#, y + 25.0);
         if let Some((value, name)) = &bar.reference {
             let x = 2.0 + length(*value);
             let (class, beside) = if x > WIDTH / 2.0 { ("end", -5.0) } else { ("start", 5.0) };
-            let _ = write!(svg, r#"<path class="reference" d="M{x:.1} {}v22"/>"#, y + 22.0);
-            // Beside the line above the bar, where the label is not.
+            let _ = write!(svg, r#"<path class="reference" d="M{x:.1} {}v34"/>"#, y + 22.0);
             let _ = write!(
                 svg,
                 r#"<text class="note {class}" x="{:.1}" y="{}">{}</text>"#,
@@ -394,16 +395,17 @@ pub fn bars(title: &str, note: &str, bars: &[Bar], end: f64) -> String {
             );
         }
     }
-    figure(title, note, "", &svg, bars.len() as f64 * ROW + 4.0)
+    figure(title, note, "", &svg, bars.len() as f64 * ROW)
 }
 
 /// Distributions beside each other: for each layer, the norms at [`NORM_QUANTILES`](crate::metrics::NORM_QUANTILES), as a line from
 /// the smallest to the largest, a pale bar over 90 % of the rows, a bar over half of them, and the median.
-pub fn distributions(title: &str, note: &str, y_name: &str, layers: &[[f64; 9]]) -> String {
+/// `largest` is the end of the axis at least.
+pub fn distributions(title: &str, note: &str, layers: &[[f64; 9]], largest: f64) -> String {
     let x = Scale::Linear { low: -0.6, high: layers.len() as f64 - 0.4 };
-    let y = Scale::round(layers.iter().flatten().copied().chain([0.0]), 5);
+    let y = Scale::round(layers.iter().flatten().copied().chain([0.0, largest]), INTERVALS);
     let frame = Frame::new(x, y, RIGHT);
-    let mut svg = frame.axes("layer", y_name, "");
+    let mut svg = frame.axes("layer", "norm", "");
     let slot = frame.px(1.0) - frame.px(0.0);
     for (layer, q) in layers.iter().enumerate() {
         let (x, color) = (frame.px(layer as f64), format!("var(--layer-{layer})"));

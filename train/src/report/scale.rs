@@ -32,16 +32,19 @@ impl Scale {
         }
     }
 
-    /// [`tight`](Scale::tight), opened to the next round numbers.
+    /// [`tight`](Scale::tight), opened to round numbers: both ends are among the [`ticks`](Scale::ticks) of as many intervals.
     pub fn round(values: impl IntoIterator<Item = f64>, intervals: usize) -> Scale {
-        match Scale::tight(values) {
-            Scale::Linear { low, high } => {
-                let step = round_step(high - low, intervals);
-                // A value that is round but for its rounding is round.
-                let (low, high) = ((low / step + 1e-9).floor() * step, (high / step - 1e-9).ceil() * step);
-                Scale::Linear { low, high }
+        let (low, high) = Scale::tight(values).ends();
+        let mut step = round_step(high - low, intervals);
+        loop {
+            // A value that is round but for its rounding is round.
+            let (from, to) = ((low / step + 1e-9).floor() * step, (high / step - 1e-9).ceil() * step);
+            // Opened, it may want wider intervals.
+            let needed = round_step(to - from, intervals);
+            if needed <= step * (1.0 + 1e-9) {
+                return Scale::Linear { low: from, high: to };
             }
-            log => log,
+            step = needed;
         }
     }
 
@@ -207,6 +210,16 @@ mod tests {
         assert_eq!(Scale::tight([-5.0]), Scale::Linear { low: -5.5, high: -4.5 });
         assert_eq!(Scale::round([0.2, 9.7], 5), Scale::Linear { low: 0.0, high: 10.0 });
         assert_eq!(Scale::round([1.0, 3.0], 2), Scale::Linear { low: 1.0, high: 3.0 });
+        // Opened by the step of its own length, the next would have eight intervals.
+        for (low, high) in [(1.19, 2.61), (0.01, 0.99), (-3.0, 97.0), (1e-7, 3.7e-7), (12.0, 12.1)] {
+            let scale = Scale::round([low, high], 7);
+            let (ticks, (from, to)) = (scale.ticks(7, 0.0), scale.ends());
+            let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * (to - from);
+            assert!(
+                from <= low && high <= to && near(ticks[0], from) && near(ticks[ticks.len() - 1], to),
+                "{scale:?} {ticks:?}"
+            );
+        }
         assert_eq!(Scale::log([0.0, -3.0]), Scale::Log { low: 0.1, high: 1.0 });
     }
 

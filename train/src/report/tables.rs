@@ -1,7 +1,7 @@
 //! The tables of the page.
 
 use super::charts::{self, signed};
-use super::html::Text;
+use super::html::{Text, cut};
 use super::results::Results;
 use super::run::Run;
 use super::scale::{number, short};
@@ -14,9 +14,8 @@ pub fn machine(run: &Run) -> String {
         .sessions
         .last()
         .map(|s| if s.threads == 1 { "1 thread".to_string() } else { format!("{} threads", s.threads) });
-    let level = run.level.as_ref().map(|level| format!("at {level}"));
-    let words: Vec<String> = threads.into_iter().chain(level).collect();
-    if words.is_empty() { "machine not recorded".to_string() } else { words.join(" ") }
+    let words: Vec<String> = threads.into_iter().chain(run.level.clone()).collect();
+    if words.is_empty() { "not recorded".to_string() } else { words.join(", ") }
 }
 
 /// Of all recorded steps.
@@ -37,16 +36,16 @@ struct Number {
 impl Number {
     fn row(&self) -> String {
         let mut html = format!("<tr><th scope=\"row\">{}</th>", Text(self.name));
-        for (i, value) in self.values.iter().enumerate() {
+        for value in &self.values {
             let Some(value) = value else {
-                html += "<td class=\"number quiet\">not recorded</td>";
+                html += "<td class=\"number quiet\">\u{2013}</td>";
                 continue;
             };
             let _ = write!(html, "<td class=\"number\">{}{}", number(*value, self.decimals), self.unit);
-            if let (true, Some(first)) = (i > 0, self.values[0]) {
-                let difference = value - first;
+            let difference = self.values[0].map_or(0.0, |first| value - first);
+            if difference != 0.0 {
                 let class = match self.less_is_better {
-                    Some(less) if difference != 0.0 => {
+                    Some(less) => {
                         if (difference < 0.0) == less {
                             "good"
                         } else {
@@ -95,7 +94,7 @@ pub fn figures(runs: &[Run]) -> String {
     rows += &number("Validation loss under RELU", at_end(&|e| e.relu_loss), 4, "", Some(true));
     let before = values(&|run| run.evaluations().rfind(|e| e.activation != "RELU").map(|e| e.loss));
     if before.iter().any(Option::is_some) {
-        rows += &number("last one under the training activation", before, 4, "", Some(true));
+        rows += &number("Validation loss, the last before RELU", before, 4, "", Some(true));
     }
     if runs.iter().any(|run| run.evaluation_at_switch().is_some()) {
         let cost = values(&|run| run.evaluation_at_switch().map(|e| e.relu_loss - e.loss));
@@ -120,8 +119,12 @@ pub fn figures(runs: &[Run]) -> String {
     rows += &words_row("Memory of tensors, at most", runs.iter().map(|run| bytes(peak(run))));
     rows += &words_row("Machine", runs.iter().map(machine));
     rows += &words_row("Seed", runs.iter().map(|run| run.config.train.seed.to_string()));
-    let note = if runs.len() > 1 { "<p class=\"quiet\">Differences are to the first run.</p>\n" } else { "" };
-    format!("<h2>Figures</h2>\n{note}{}", table_of_runs(runs, &rows))
+    let note = "<p class=\"quiet\">Differences are to the first run.</p>\n";
+    let table = table_of_runs(runs, &rows);
+    match runs {
+        [run] => format!("<h2>Figures</h2>\n<div class=\"plots\"><div>{table}</div>{}</div>\n", layers(run)),
+        _ => format!("<h2>Figures</h2>\n{note}{table}"),
+    }
 }
 
 /// A table with a heading row; the first column is words, the others are numbers.
@@ -142,9 +145,8 @@ fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     html + "</tbody></table></div>\n"
 }
 
-/// The layers of a single run at its last evaluation.
-pub fn layers(runs: &[Run]) -> String {
-    let [run] = runs else { return String::new() };
+/// The layers of a run at its last evaluation.
+fn layers(run: &Run) -> String {
     let Some(e) = run.last_evaluation() else { return String::new() };
     let norms = !e.gate_norms.is_empty();
     let mut head = vec!["Layer", "Zeros", "Never active", "Small rows"];
@@ -161,7 +163,7 @@ pub fn layers(runs: &[Run]) -> String {
     });
     let missing = if norms { "" } else { " Norms of rows were not recorded when this run was made." };
     format!(
-        "<h3>By layer, after step {}</h3>\n<p class=\"quiet\">Of {} tokens.{of}{missing}</p>\n{}",
+        "<div><h3>By layer, after step {}</h3>\n<p class=\"quiet\">Of {} tokens.{of}{missing}</p>\n{}</div>",
         grouped(e.steps_done as u64),
         grouped(e.tokens),
         table(&head, rows)
@@ -228,7 +230,7 @@ pub fn differences(runs: &[Run]) -> String {
         let of = |i: usize| all[i].iter().find(|d| d.key == key);
         let was = (0..all.len()).find_map(of).map_or(String::new(), |d| d.was.clone());
         let values = (0..all.len()).map(|i| of(i).map_or(was.clone(), |d| d.now.clone()));
-        rows += &words_row(key, std::iter::once(was.clone()).chain(values));
+        rows += &words_row(key, std::iter::once(was.clone()).chain(values).map(|value| cut(&value, 60)));
     }
     format!("<p>Where the configurations differ:</p>\n{}", table_of_runs(runs, &rows))
 }
