@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR", required = true)]
     model: Option<PathBuf>,
 
-    /// relu, silu or stochastic:P, beside RELU [default: what the model is meant to run with]
+    /// relu, silu, gelu, relu2, tanh, stochastic:P or stochastic:P:A,B[:POSITIVE], beside RELU [default: what the model is meant to run with]
     #[arg(long, value_name = "PSI", value_parser = parse_psi)]
     activation: Option<Psi>,
 

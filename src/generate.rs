@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// relu, silu or stochastic:P [default: what the model is meant to run with]
+    /// relu, silu, gelu, relu2, tanh, stochastic:P or stochastic:P:A,B[:POSITIVE] (see train) [default: what the model is meant to run with]
     #[arg(long, value_name = "PSI", value_parser = parse_psi)]
     activation: Option<Psi>,
 

@@ -109,12 +109,12 @@ impl Narrator {
 
     fn switch(&mut self, report: &SwitchReport) {
         match report {
-            SwitchReport::At { step, before, at } => self.line(format_args!(
-                "switch    before step {step}: from {before:.4} to {at:.4} by turning to RELU ({:+.4})",
+            SwitchReport::At { step, to, before, at } => self.line(format_args!(
+                "switch    before step {step}: from {before:.4} to {at:.4} by turning to {to} ({:+.4})",
                 at - before
             )),
-            SwitchReport::After { steps, loss } => {
-                self.line(format_args!("switch    {loss:.4} after {steps} steps under RELU"));
+            SwitchReport::After { steps, to, loss } => {
+                self.line(format_args!("switch    {loss:.4} after {steps} steps under {to}"));
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Which model a `-m` means, and which activation a flag means.
 
 use anyhow::{Context, bail};
-use model::Psi;
 use model::hf::{self, Checkpoint};
+use model::{HiddenAct, Positive, Psi};
 use std::path::{Path, PathBuf};
 
 /// A loaded model and where it came from.
@@ -87,15 +87,75 @@ pub fn require_deterministic(flag: &str, psi: Psi) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The value of an `--activation` flag: `relu`, `silu` or `stochastic:P`.
+/// The grammar of an `--activation` flag, for its help.
+pub const PSI_GRAMMAR: &str = "relu, silu, gelu, relu2, tanh, stochastic:P or stochastic:P:A,B[:POSITIVE]";
+
+/// The value of an `--activation` flag: an activation that draws nothing by its name; `stochastic:P`, for the paper's pair; or
+/// `stochastic:P:A,B` or `stochastic:P:A,B:POSITIVE`, with B of probability P and A else below 0, and from 0 on `identity`
+/// or `silu`.
 pub fn parse_psi(text: &str) -> Result<Psi, String> {
-    match (text, text.strip_prefix("stochastic:")) {
-        ("relu", _) => Ok(Psi::Relu),
-        ("silu", _) => Ok(Psi::Silu),
-        (_, Some(p)) => match p.parse() {
-            Ok(p) if (0.0..=1.0).contains(&p) => Ok(Psi::Stochastic { p }),
-            _ => Err(format!("the probability of SILU, {p}, is not a number from 0 to 1")),
-        },
-        _ => Err("expected relu, silu or stochastic:P, with P the probability of SILU for negative inputs".to_string()),
+    if let Some(act) = HiddenAct::of_name(text) {
+        return Ok(act.into());
+    }
+    let Some(rest) = text.strip_prefix("stochastic:") else {
+        return Err(format!("expected {PSI_GRAMMAR}"));
+    };
+    let parts: Vec<&str> = rest.split(':').collect();
+    let (p, pair, positive) = match parts[..] {
+        [p] => (p, None, None),
+        [p, pair] => (p, Some(pair), None),
+        [p, pair, positive] => (p, Some(pair), Some(positive)),
+        _ => return Err("too many colons: expected stochastic:P:A,B:POSITIVE at most".to_string()),
+    };
+    let p = match p.parse() {
+        Ok(p) if (0.0..=1.0).contains(&p) => p,
+        _ => return Err(format!("P, the probability of the second of the pair, is {p:?}: not a number from 0 to 1")),
+    };
+    let Some(pair) = pair else { return Ok(Psi::stochastic(p)) };
+    let member = |name: &str| {
+        let names = HiddenAct::ALL.map(HiddenAct::name).join(", ");
+        HiddenAct::of_name(name).ok_or_else(|| format!("{name:?} in the pair is not one of {names}"))
+    };
+    let Some((a, b)) = pair.split_once(',') else {
+        return Err(format!("the pair {pair:?} is not two names with a comma, such as relu,silu"));
+    };
+    let positive = match positive {
+        None | Some("identity") => Positive::Identity,
+        Some("silu") => Positive::Silu,
+        Some(other) => return Err(format!("the positive side {other:?} is not identity or silu")),
+    };
+    Ok(Psi::Stochastic { p, negative: [member(a)?, member(b)?], positive })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activations_on_the_command_line() {
+        for act in HiddenAct::ALL {
+            assert_eq!(parse_psi(act.name()), Ok(act.into()));
+        }
+        let pair = |positive| Psi::Stochastic { p: 0.5, negative: [HiddenAct::Relu, HiddenAct::Gelu], positive };
+        assert_eq!(parse_psi("stochastic:0.3"), Ok(Psi::stochastic(0.3)));
+        assert_eq!(parse_psi("stochastic:0.3:relu,silu:identity"), Ok(Psi::stochastic(0.3)));
+        assert_eq!(parse_psi("stochastic:0.5:relu,gelu"), Ok(pair(Positive::Identity)));
+        assert_eq!(parse_psi("stochastic:0.5:relu,gelu:silu"), Ok(pair(Positive::Silu)));
+        for (text, word) in [
+            ("mish", "stochastic:P:A,B[:POSITIVE]"),
+            ("stochastic", "relu2"),
+            ("stochastic:", "not a number"),
+            ("stochastic:1.5", "\"1.5\""),
+            ("stochastic:nan:relu,silu", "\"nan\""),
+            ("stochastic:0.5:relu", "comma"),
+            ("stochastic:0.5:", "comma"),
+            ("stochastic:0.5:relu,mish", "\"mish\" in the pair is not one of relu, silu, gelu, relu2, tanh"),
+            ("stochastic:0.5:relu,silu,gelu", "\"silu,gelu\""),
+            ("stochastic:0.5:relu,silu:gelu", "\"gelu\" is not identity or silu"),
+            ("stochastic:0.5:relu,silu:silu:x", "too many colons"),
+        ] {
+            let message = parse_psi(text).unwrap_err();
+            assert!(message.contains(word), "{text}: {message}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use train::config::{ActivationKind, ActivationSection, ConfigError, TrainConfig};
+use train::config::{ConfigError, TrainConfig};
 use train::report;
 use train::trainer::{Outcome, Trainer};
 
@@ -51,11 +51,12 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
 
-    /// psi until the switch: relu, silu or stochastic:P, with P the probability of SILU [default: stochastic:0.5]
+    /// psi until the switch: relu, silu, gelu, relu2, tanh, stochastic:P or stochastic:P:A,B[:POSITIVE]. Below 0 a stochastic one
+    /// is B with probability P and else A (relu,silu if not given); from 0 on it is identity or silu [default: stochastic:0.5]
     #[arg(long, value_name = "PSI", value_parser = parse_psi)]
     activation: Option<Psi>,
 
-    /// Swi+FT: the share of the steps, at the end, that run under RELU; 0 is no switch [default: 0.1]
+    /// Swi+FT: the share of the steps, at the end, that run under RELU (or train.switch.to); 0 is no switch [default: 0.1]
     #[arg(long, value_name = "X")]
     alpha: Option<f64>,
 
@@ -93,6 +94,8 @@ Examples:
   silurian train book.txt --name book --steps 2000
   silurian train book.txt --name swift --activation silu --alpha 0.1       Swi+FT without StochA
   silurian train notes/ --preset 5m --set train.switch.alpha=0.2
+  silurian train book.txt --activation stochastic:0.5:relu,gelu:silu         another pair, SILU for x >= 0
+  silurian train book.txt --set train.l1=0.1                                 more zeros
   silurian train --resume runs/book";
 
 /// The share of the steps under RELU unless the user says otherwise: the upper end of the paper's 0.05 to 0.10, because runs
@@ -188,14 +191,10 @@ impl Args {
         t.seq_len = self.seq_len.or(t.seq_len);
         t.batch_tokens = self.batch_tokens.or(t.batch_tokens);
         if let Some(alpha) = self.alpha {
-            t.switch = Some(Switch { to: HiddenAct::Relu, alpha });
+            t.switch = Some(Switch { to: t.switch.map_or(HiddenAct::Relu, |switch| switch.to), alpha });
         }
         if let Some(psi) = self.activation {
-            config.activation = match psi {
-                Psi::Relu => ActivationSection { kind: ActivationKind::Relu, p: None },
-                Psi::Silu => ActivationSection { kind: ActivationKind::Silu, p: None },
-                Psi::Stochastic { p } => ActivationSection { kind: ActivationKind::Stochastic, p: Some(p) },
-            };
+            config.activation = psi.into();
         }
         if self.preset.is_some() {
             config.model.preset = self.preset.clone();

@@ -6,8 +6,8 @@
 use autograd::{Gradients, Tape};
 use infer::{CpuEngine, Engine, EngineOptions, FfnMode};
 use kernels::testing::{ROUNDING, assert_within, uniform};
-use kernels::{Activation, MaskSite};
-use model::{Config, Init, Psi, PsiAt, Transformer, Weights, parameter_specs};
+use kernels::{Activation, Fixed, MaskSite};
+use model::{Config, HiddenAct, Init, Positive, Psi, PsiAt, Transformer, Weights, parameter_specs};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use tensor::Tensor;
@@ -53,11 +53,7 @@ fn read<T: for<'de> Deserialize<'de>>(file: &str) -> T {
 }
 
 fn psi(hidden_act: &str) -> Psi {
-    match hidden_act {
-        "relu" => Psi::Relu,
-        "silu" => Psi::Silu,
-        other => panic!("hidden_act {other}"),
-    }
+    HiddenAct::of_name(hidden_act).unwrap_or_else(|| panic!("hidden_act {hidden_act}")).into()
 }
 
 /// The weights of `make_golden.py`: gains near 1, the embedding uniform, projections uniform over the root of their width.
@@ -137,17 +133,31 @@ fn loss_and_all_gradients_match_transformers() {
 }
 
 #[derive(Deserialize)]
-struct Cases {
-    cases: Vec<Stochastic>,
+struct Gated {
+    fixed: Vec<FixedCase>,
+    stochastic: Vec<StochasticCase>,
 }
 
 #[derive(Deserialize)]
-struct Stochastic {
+struct FixedCase {
+    act: HiddenAct,
+    l1: f32,
+    rows: usize,
+    d_ff: usize,
+    h: Vec<f64>,
+    dg: Vec<f64>,
+    du: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct StochasticCase {
     p: f64,
+    negative: [HiddenAct; 2],
+    positive: Positive,
     rows: usize,
     d_ff: usize,
     site: Site,
-    silu_on_negatives: usize,
+    second_on_negatives: usize,
     h: Vec<f64>,
     dg: Vec<f64>,
     du: Vec<f64>,
@@ -163,32 +173,66 @@ struct Site {
     step: u32,
 }
 
+/// g, u and dh of `rows x d_ff`, as `make_golden.py` makes them.
+fn gated_inputs(rows: usize, d_ff: usize) -> [Vec<f32>; 3] {
+    let n = rows * d_ff;
+    [uniform(21, n).into_iter().map(|u| 4.0 * u).collect(), uniform(22, n), uniform(23, n)]
+}
+
+/// Holds forward and backward to `[h, dg, du]` on every level; returns h.
+fn check_gated(act: Activation, l1: f32, d_ff: usize, inputs: &[Vec<f32>; 3], expected: [&[f64]; 3]) -> Vec<f32> {
+    let ([g, u, dh], [h_ref, dg_ref, du_ref]) = (inputs, expected);
+    let n = g.len();
+    let mut last = Vec::new();
+    for team in kernels::testing::teams() {
+        let [mut forward, mut dg, mut du, mut h] = [(); 4].map(|_| vec![f32::NAN; n]);
+        kernels::activation::gated_activation(&team, act, g, u, d_ff, &mut forward);
+        let outputs = (&mut dg, &mut du, &mut h);
+        kernels::activation::gated_activation_backward(&team, act, l1, dh, g, u, d_ff, outputs.0, outputs.1, outputs.2);
+        assert_eq!(forward, h, "gated_activation: forward and backward differ");
+        // psi within 10 roundings (5 ULP), psi' within 4 units of 2^-24 or exact, the penalty and the products three or four
+        // more; the file has nine digits.
+        let bound = |size: f64| (12.0 * ROUNDING + 5e-9) * size;
+        let what = format!("gated_activation {act:?} l1={l1} {} x{}", team.level(), team.threads());
+        assert_within(&format!("{what} h"), &h, h_ref, |i| bound(h_ref[i].abs()));
+        assert_within(&format!("{what} du"), &du, du_ref, |i| bound(du_ref[i].abs()));
+        assert_within(&format!("{what} dg"), &dg, dg_ref, |i| {
+            bound((dh[i].abs() + l1) as f64 * u[i].abs() as f64) + bound(dg_ref[i].abs())
+        });
+        last = h;
+    }
+    last
+}
+
+/// PyTorch's functions and its autograd, with an L1 penalty on h and without.
+#[test]
+fn fixed_activations_match_pytorch() {
+    let golden: Gated = read("gated_activation.json");
+    assert_eq!(golden.fixed.len(), 2 * HiddenAct::ALL.len());
+    for case in golden.fixed {
+        let act = PsiAt::deterministic(case.act.into()).layer(0);
+        let inputs = gated_inputs(case.rows, case.d_ff);
+        check_gated(act, case.l1, case.d_ff, &inputs, [&case.h, &case.dg, &case.du]);
+    }
+}
+
 /// PyTorch's autograd on StochA(p), fed the mask that an independent Philox in Python draws.
 #[test]
 fn the_stochastic_activation_matches_pytorch_under_the_same_mask() {
-    let golden: Cases = read("stochastic_activation.json");
-    for case in golden.cases {
+    let golden: Gated = read("gated_activation.json");
+    for case in golden.stochastic {
         let Site { seed, first_token, layer, stream, step } = case.site;
         let site = MaskSite { seed: seed.parse().unwrap(), first_token, layer, stream, step };
-        let act = Activation::stochastic(case.p, site);
-        let n = case.rows * case.d_ff;
-        let g: Vec<f32> = uniform(21, n).into_iter().map(|u| 4.0 * u).collect();
-        let (u, dh) = (uniform(22, n), uniform(23, n));
-        for team in kernels::testing::teams() {
-            let [mut forward, mut dg, mut du, mut h] = [(); 4].map(|_| vec![f32::NAN; n]);
-            kernels::activation::gated_activation(&team, act, &g, &u, case.d_ff, &mut forward);
-            kernels::activation::gated_activation_backward(
-                &team, act, 0.0, &dh, &g, &u, case.d_ff, &mut dg, &mut du, &mut h,
-            );
-            assert_eq!(forward, h, "gated_activation: forward and backward differ");
-            let negatives_kept = (0..n).filter(|&i| g[i] < 0.0 && h[i] != 0.0).count();
-            assert_eq!(negatives_kept, case.silu_on_negatives, "gated_activation: elements under SILU");
-            // psi and psi' within 8 roundings (4 ULP), the products two more; the file has nine digits.
-            let bound = |size: f64| (10.0 * ROUNDING + 5e-9) * size;
-            let what = format!("gated_activation p={} {} x{}", case.p, team.level(), team.threads());
-            assert_within(&format!("{what} h"), &h, &case.h, |i| bound(case.h[i].abs()));
-            assert_within(&format!("{what} du"), &du, &case.du, |i| bound(case.du[i].abs()));
-            assert_within(&format!("{what} dg"), &dg, &case.dg, |i| bound((dh[i] * u[i]).abs() as f64));
+        let positive = match case.positive {
+            Positive::Identity => kernels::Positive::Identity,
+            Positive::Silu => kernels::Positive::Silu,
+        };
+        let act = Activation::pair(case.p, case.negative.map(Fixed::from), positive, site);
+        let inputs = gated_inputs(case.rows, case.d_ff);
+        let h = check_gated(act, 0.0, case.d_ff, &inputs, [&case.h, &case.dg, &case.du]);
+        if case.negative[0] == HiddenAct::Relu {
+            let drawn = inputs[0].iter().zip(&h).filter(|&(&g, &h)| g < 0.0 && h != 0.0).count();
+            assert_eq!(drawn, case.second_on_negatives, "gated_activation: elements under the second of the pair");
         }
     }
 }

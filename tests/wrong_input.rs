@@ -99,9 +99,16 @@ fn configuration() {
     refuse(&mut flag(&large.collect::<Vec<_>>()), &["takes about", "GiB of memory", "train.micro_batch"]);
     refuse(&mut flag(&["--config", "none.toml"]), &["none.toml"]);
     // clap's own: exit code 2.
-    let output = flag(&["--activation", "stochastic:1.1"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("1.1"), "{}", said(&output));
+    for (psi, word) in [
+        ("stochastic:1.1", "1.1"),
+        ("mish", "relu2"),
+        ("stochastic:0.5:relu,mish", "mish"),
+        ("stochastic:0.5:relu,gelu:tanh", "identity or silu"),
+    ] {
+        let output = flag(&["--activation", psi]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains(word), "{}", said(&output));
+    }
     refuse(
         place.silurian(&["inspect", "--preset", "tiny"]).env("KERNELS_SIMD", "avx1024"),
         &["KERNELS_SIMD=avx1024", "portable"],
@@ -275,8 +282,8 @@ fn models() {
     refuse_model(
         &place,
         &run,
-        edit_config("\"hidden_act\": \"relu\"", "\"hidden_act\": \"gelu\""),
-        &["config.json", "hidden_act", "gelu", "relu", "silu"],
+        edit_config("\"hidden_act\": \"relu\"", "\"hidden_act\": \"gelu_new\""),
+        &["config.json", "hidden_act", "gelu_new", "relu", "silu"],
     );
     refuse_model(&place, &run, edit_config("\"hidden_size\": 32", "\"hidden_size\": 33"), &["config.json"]);
     refuse_model(&place, &run, |f| fs::write(f.join("config.json"), "{").unwrap(), &["config.json"]);

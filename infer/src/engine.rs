@@ -103,7 +103,7 @@ impl EngineOptions {
     /// Errors: [`Error::SparseNeedsRelu`]; [`Error::Option`] for `context` and for the probability `p`.
     pub fn validate(&self, config: &Config) -> Result<usize, Error> {
         let fail = |field, value: String, expected: String| Err(Error::Option { field, value, expected });
-        if let Psi::Stochastic { p } = self.psi
+        if let Psi::Stochastic { p, .. } = self.psi
             && !(0.0..=1.0).contains(&p)
         {
             return fail("p", p.to_string(), "a probability, 0 to 1".to_string());

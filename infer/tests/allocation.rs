@@ -20,7 +20,7 @@ fn decode_and_sample_allocate_nothing() {
     for config in &configs()[..2] {
         let weights = weights(config, 1);
         for level in Level::available() {
-            let stochastic = Psi::Stochastic { p: 0.5 };
+            let stochastic = Psi::stochastic(0.5);
             for (psi, ffn, format) in [
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::F32),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Bf16),

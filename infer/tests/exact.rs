@@ -117,7 +117,7 @@ fn an_engine_of_bf16_has_the_bits_of_one_of_rounded_weights() {
     for (number, config) in configs().iter().enumerate() {
         let weights = weights(config, number as u64);
         let rounded = rounded(&weights);
-        for psi in [Psi::Relu, Psi::Silu, Psi::Stochastic { p: 0.5 }] {
+        for psi in [Psi::Relu, Psi::Silu, Psi::stochastic(0.5)] {
             for level in Level::available() {
                 let run = |weights, format| {
                     let options = EngineOptions { weights: format, ..options(psi, FfnMode::Dense) };
@@ -138,7 +138,7 @@ fn an_engine_of_bf16_has_the_bits_of_one_of_rounded_weights() {
 fn threads_change_no_bit() {
     for (number, config) in configs().iter().enumerate() {
         let weights = weights(config, number as u64);
-        for psi in [Psi::Silu, Psi::Stochastic { p: 0.5 }] {
+        for psi in [Psi::Silu, Psi::stochastic(0.5)] {
             for level in Level::available() {
                 let run = |threads| {
                     let mut engine = engine_on(level, threads, &weights, options(psi, FfnMode::Dense));
@@ -178,7 +178,7 @@ fn mask_model() -> Weights {
 #[test]
 fn the_mask_of_a_position_is_the_same_in_prefill_and_decode() {
     let (seed, sample, p) = (0x0123_4567_89ab_cdef, 9, 0.3);
-    let psi = Psi::Stochastic { p };
+    let psi = Psi::stochastic(p);
     let weights = mask_model();
     for level in Level::available() {
         let mut options = options(psi, FfnMode::Dense);

@@ -8,11 +8,12 @@ use infer::{Engine, FfnMode};
 use kernels::testing::assert_within;
 use kernels::{Level, Team};
 use model::reference::{Reference, Value};
-use model::{Psi, PsiAt, Transformer, Weights};
+use model::{HiddenAct, Positive, Psi, PsiAt, Transformer, Weights};
 use std::sync::Arc;
 use tensor::Tensor;
 
-const PSIS: [Psi; 3] = [Psi::Relu, Psi::Silu, Psi::Stochastic { p: 0.5 }];
+const PAIR: Psi = Psi::Stochastic { p: 0.4, negative: [HiddenAct::Relu2, HiddenAct::Gelu], positive: Positive::Silu };
+const PSIS: [Psi; 7] = [Psi::Relu, Psi::Silu, Psi::Gelu, Psi::Relu2, Psi::Tanh, Psi::stochastic(0.5), PAIR];
 const SEED: u64 = 0xfeed_5eed;
 const SAMPLE: u32 = 3;
 
@@ -78,7 +79,7 @@ fn both_forwards_are_within_the_bound_of_the_reference() {
 #[test]
 fn a_long_prompt_is_within_the_bound_of_the_reference() {
     let config = &configs()[0];
-    let (weights, psi) = (weights(config, 7), Psi::Stochastic { p: 0.5 });
+    let (weights, psi) = (weights(config, 7), Psi::stochastic(0.5));
     let tokens = tokens(config, 7, 290);
     let expected = Reference::new(&weights).logits(&tokens, psi_at(psi));
     for level in Level::available() {

@@ -77,10 +77,10 @@ fn options_out_of_range_are_refused_by_name() {
     assert_eq!(refused(context(41)), "context = 41: must be 1 to 40, the model's max_seq_len");
     assert_eq!(engine(context(40)).unwrap().context(), 40);
     for p in [-0.1, 1.1, f64::NAN] {
-        let message = refused(EngineOptions::new(Psi::Stochastic { p }));
+        let message = refused(EngineOptions::new(Psi::stochastic(p)));
         assert_eq!(message, format!("p = {p}: must be a probability, 0 to 1"));
     }
-    for psi in [Psi::Silu, Psi::Stochastic { p: 0.5 }] {
+    for psi in [Psi::Silu, Psi::stochastic(0.5)] {
         let message = refused(options(psi, FfnMode::Sparse));
         assert!(message.contains("exact for RELU only") && message.contains(&psi.to_string()), "{message}");
     }
@@ -144,7 +144,7 @@ fn a_generation_ends_for_each_of_its_reasons() {
 
 #[test]
 fn a_generation_is_replayed_by_its_seeds_and_sample() {
-    let stochastic = |seed| EngineOptions { seed, ..EngineOptions::new(Psi::Stochastic { p: 0.7 }) };
+    let stochastic = |seed| EngineOptions { seed, ..EngineOptions::new(Psi::stochastic(0.7)) };
     let prompt = tokens(&config(), 3, 6);
     let text = |engine_seed, sampling: Sampling, sample| {
         let request = Request { prompt: &prompt, max_tokens: 34, stop: &[], sample };

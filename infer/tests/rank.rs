@@ -100,7 +100,7 @@ fn ranking_under_another_activation_leaves_the_engine_with_its_own() {
     let under_silu = bits(&rank(&mut engine(Psi::Silu), Psi::Silu, &prompt, &texts).unwrap());
     let under_relu = bits(&rank(&mut engine(Psi::Relu), Psi::Relu, &prompt, &texts).unwrap());
     assert_ne!(under_silu, under_relu);
-    for psi in [Psi::Stochastic { p: 0.7 }, Psi::Silu, Psi::Relu] {
+    for psi in [Psi::stochastic(0.7), Psi::Silu, Psi::Relu] {
         let mut engine = engine(psi);
         let options = engine.options().clone();
         let request = Request { prompt: &prompt, max_tokens: 20, stop: &[], sample: 4 };
@@ -116,14 +116,14 @@ fn ranking_under_another_activation_leaves_the_engine_with_its_own() {
         rank(&mut engine, Psi::Silu, &[], &texts).unwrap_err();
         assert_eq!(engine.options(), &options);
     }
-    let error = rank(&mut engine(Psi::Relu), Psi::Stochastic { p: 0.5 }, &prompt, &texts).unwrap_err();
+    let error = rank(&mut engine(Psi::Relu), Psi::stochastic(0.5), &prompt, &texts).unwrap_err();
     assert_eq!(error.to_string(), "rank_under = StochA(0.5): must be an activation that draws nothing, such as relu");
 }
 
 #[test]
 fn samples_are_those_of_generate_with_the_prompt_fed_once_if_it_can_be() {
     let prompt = tokens(&config(), 3, 10);
-    for psi in [Psi::Relu, Psi::Silu, Psi::Stochastic { p: 0.7 }] {
+    for psi in [Psi::Relu, Psi::Silu, Psi::stochastic(0.7)] {
         let (mut kept, mut fresh) = (engine(psi), engine(psi));
         let mut samples = Samples::new(&mut kept, &prompt);
         let mut sampler = Sampler::new(SAMPLING).unwrap();

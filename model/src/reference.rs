@@ -9,6 +9,7 @@
 use crate::{LayerNames, PsiAt, Weights, rope_frequencies};
 use kernels::reference as scalar;
 use kernels::testing::ROUNDING;
+use kernels::{Activation, Fixed};
 
 /// Standard deviations that a computed value may be off by: beyond six lies one value in 10^9.
 const SIGMAS: f64 = 6.0;
@@ -83,6 +84,11 @@ impl Reference {
 
     /// What the LM head reads, `[T][C]`, for one sequence from position 0. Its first token is `psi.first_token` of the step.
     pub fn hidden(&self, tokens: &[u32], psi: PsiAt) -> Vec<Vec<Value>> {
+        self.blocks(tokens, psi, |_| ())
+    }
+
+    /// [`hidden`](Reference::hidden); `see` is shown h of each layer.
+    fn blocks(&self, tokens: &[u32], psi: PsiAt, mut see: impl FnMut(&[Row])) -> Vec<Row> {
         let c = &self.config;
         let embedding = |&token: &u32| {
             let row = &self.parameters[0][token as usize * c.d_model..][..c.d_model];
@@ -94,10 +100,22 @@ impl Reference {
             let n = self.rms_norm(&x, at.input_layernorm);
             x = add_rows(&x, &self.attention(&n, at));
             let n = self.rms_norm(&x, at.post_attention_layernorm);
-            x = add_rows(&x, &self.ffn(&n, at, layer, psi));
+            let h = self.latent(&n, at, layer, psi);
+            see(&h);
+            x = add_rows(&x, &self.linear(&h, at.down_proj));
         }
         // The last norm follows the layers in the fixed order, where one more layer would begin.
         self.rms_norm(&x, LayerNames::new(c.n_layers).input_layernorm)
+    }
+
+    /// For each layer, the mean of `|h|` over tokens and neurons: what an L1 penalty adds to the loss, over its factor.
+    pub fn mean_latents(&self, tokens: &[u32], psi: PsiAt) -> Vec<f64> {
+        let mut means = Vec::new();
+        self.blocks(tokens, psi, |h| {
+            let sum: f64 = h.iter().flatten().map(|h| h.exact.abs()).sum();
+            means.push(sum / (h.len() * self.config.d_ff) as f64);
+        });
+        means
     }
 
     /// The logits, `[T][V]`.
@@ -174,22 +192,31 @@ impl Reference {
         x
     }
 
-    /// `W2 (psi(W1 x) * (W3 x))`.
-    fn ffn(&self, x: &[Row], at: LayerNames, layer: usize, psi: PsiAt) -> Vec<Row> {
+    /// `h = psi(W1 x) * (W3 x)`.
+    fn latent(&self, x: &[Row], at: LayerNames, layer: usize, psi: PsiAt) -> Vec<Row> {
         let act = psi.layer(layer);
         let (g, u) = (self.linear(x, at.gate_proj), self.linear(x, at.up_proj));
-        let h: Vec<Row> = (0..x.len())
+        (0..x.len())
             .map(|row| {
                 let gated = |(column, (g, u)): (usize, (&Value, &Value))| {
                     let (exact, _) = scalar::activation(act, row, column, g.exact);
-                    // |psi'| <= 1.1 for every branch, and the branches meet at 0; silu is within 4 ULP, 8 roundings.
-                    mul(Value::new(exact, join([1.1 * g.sigma, 8.0 * ROUNDING * exact])), *u)
+                    // The branches of a psi meet at 0. A value is within 5 ULP, 10 roundings.
+                    let slope = slope(act, g.exact.abs() + g.bound());
+                    mul(Value::new(exact, join([slope * g.sigma, 10.0 * ROUNDING * exact])), *u)
                 };
                 g[row].iter().zip(&u[row]).enumerate().map(gated).collect()
             })
-            .collect();
-        self.linear(&h, at.down_proj)
+            .collect()
     }
+}
+
+/// A bound of `|psi'|` up to `|x|`, over all branches: 1.13 is the largest of gelu's, and of the others but relu2's `2 x`.
+fn slope(act: Activation, x: f64) -> f64 {
+    let squares = match act {
+        Activation::Stochastic { negative, .. } => negative.contains(&Fixed::Relu2),
+        act => act == Activation::Relu2,
+    };
+    if squares { f64::max(1.13, 2.0 * x) } else { 1.13 }
 }
 
 /// Head `h` of query `t` over keys `0 ..= t` of key-value head `kv`.

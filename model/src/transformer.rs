@@ -3,7 +3,7 @@
 use crate::attention::attention;
 use crate::ffn::ffn;
 use crate::project::{project, scoped};
-use crate::{LayerNames, Leaves, Probe, PsiAt, RopeTable, Weights};
+use crate::{LatentPenalty, LayerNames, Leaves, Probe, PsiAt, RopeTable, Weights};
 use autograd::{Tape, Var};
 use tensor::Tensor;
 
@@ -49,7 +49,19 @@ impl Transformer {
     ///
     /// Panics unless tokens is `[B, T]` with T at most `max_seq_len`.
     #[track_caller]
-    pub fn hidden<'t>(&self, w: &Leaves<'t>, tokens: &Tensor, psi: PsiAt, mut probe: Option<&mut Probe>) -> Var<'t> {
+    pub fn hidden<'t>(&self, w: &Leaves<'t>, tokens: &Tensor, psi: PsiAt, probe: Option<&mut Probe>) -> Var<'t> {
+        self.hidden_penalised(w, tokens, psi, probe, None)
+    }
+
+    #[track_caller]
+    fn hidden_penalised<'t>(
+        &self,
+        w: &Leaves<'t>,
+        tokens: &Tensor,
+        psi: PsiAt,
+        mut probe: Option<&mut Probe>,
+        mut penalty: Option<&mut LatentPenalty>,
+    ) -> Var<'t> {
         let c = self.weights.config();
         let fits = tokens.shape().rank() == 2 && tokens.dim(1) <= c.max_seq_len;
         assert!(fits, "hidden: tokens {}: not [B, T] with T at most {}", tokens.shape(), c.max_seq_len);
@@ -64,7 +76,8 @@ impl Transformer {
             let n = norm(&x, "input_layernorm", at.input_layernorm);
             x = &x + &scoped(tape, "self_attn", || attention(n, w, at, c, &self.rope));
             let n = norm(&x, "post_attention_layernorm", at.post_attention_layernorm);
-            x = &x + &scoped(tape, "mlp", || ffn(n, w, layer, psi, probe.as_deref_mut()));
+            let (probe, penalty) = (probe.as_deref_mut(), penalty.as_deref_mut());
+            x = &x + &scoped(tape, "mlp", || ffn(n, w, layer, psi, probe, penalty));
         }
         scoped(tape, "norm", || x.rms_norm(w.norm(), c.norm_eps))
     }
@@ -83,6 +96,21 @@ impl Transformer {
         probe: Option<&mut Probe>,
     ) -> (Var<'t>, f64) {
         let x = self.hidden(w, tokens, psi, probe); // [B, T, C]
+        scoped(w.tape(), "lm_head", || x.lm_head_loss(w.lm_head(), targets, scale))
+    }
+
+    /// [`loss`](Transformer::loss) with a penalty on the latent: the gradient is that of the scaled loss and of the penalty
+    /// together, the number in nats that of the loss alone. What the penalty adds is [`LatentPenalty::value`].
+    #[track_caller]
+    pub fn loss_penalised<'t>(
+        &self,
+        w: &Leaves<'t>,
+        (tokens, targets): (&Tensor, &Tensor),
+        scale: f32,
+        psi: PsiAt,
+        penalty: &mut LatentPenalty,
+    ) -> (Var<'t>, f64) {
+        let x = self.hidden_penalised(w, tokens, psi, None, Some(penalty)); // [B, T, C]
         scoped(w.tape(), "lm_head", || x.lm_head_loss(w.lm_head(), targets, scale))
     }
 

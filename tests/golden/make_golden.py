@@ -102,8 +102,9 @@ def with_noise(model, seq_len):
             original, k = module.forward, module.weight.numel() / 2 + 8
             module.forward = lambda x, f=original, k=k: Rounded.apply(f(x), k)
         elif name.endswith("act_fn"):
-            original = module.forward
-            module.forward = lambda x, f=original: Rounded.apply(f(x), 8)
+            # 4 ULP are at most 8 roundings; gelu is within 5.
+            original, k = module.forward, 10 if model.config.hidden_act == "gelu" else 8
+            module.forward = lambda x, f=original, k=k: Rounded.apply(f(x), k)
 
 
 # --- Models ---------------------------------------------------------------------------------------------------------
@@ -124,12 +125,18 @@ MODELS = {
     "llama3_rope": dict(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=40,
                         rope_theta=1e4, tie=False, act="silu",
                         rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)),
+} | {
+    f"act_{act}": dict(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=40,
+                       rope_theta=1e4, tie=True, act=act) for act in ("gelu", "relu2", "tanh")
 }
 GRADIENTS = {
     "gradients_silu": dict(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, d_ff=40, vocab_size=24,
                            rope_theta=1e4, tie=False, act="silu"),
     "gradients_relu": dict(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, d_ff=40, vocab_size=24,
                            rope_theta=1e4, tie=True, act="relu"),
+} | {
+    f"gradients_{act}": dict(d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=20, vocab_size=24,
+                             rope_theta=1e4, tie=True, act=act) for act in ("gelu", "relu2", "tanh")
 }
 SEQ_LEN = 18
 NORM_EPS = 1e-5
@@ -260,14 +267,39 @@ def philox4x32(counter, key, rounds):
     return c
 
 
+FIXED = dict(relu=torch.relu, silu=torch.nn.functional.silu, gelu=torch.nn.functional.gelu,
+             relu2=lambda x: torch.relu(x).square(), tanh=torch.tanh)
+
+
+def inputs(rows, d_ff):
+    f32 = lambda seed, k: torch.from_numpy((k * uniform(seed, rows * d_ff)).astype(np.float32).astype(np.float64))
+    g, u, dh = f32(21, 4.0), f32(22, 1.0), f32(23, 1.0)
+    return g.reshape(rows, d_ff).requires_grad_(), u.reshape(rows, d_ff).requires_grad_(), dh.reshape(rows, d_ff)
+
+
+def fixed():
+    """h = psi(g) u and its gradients by autograd, for each activation that draws nothing; and with an L1 penalty on h."""
+    out = []
+    for name, psi in FIXED.items():
+        for l1 in (0.0, 0.25):
+            g, u, dh = inputs(3, 40)
+            h = psi(g) * u
+            ((h * dh).sum() + float(np.float32(l1)) * h.abs().sum()).backward()
+            out.append(dict(act=name, l1=l1, rows=3, d_ff=40, h=numbers(h.detach()), dg=numbers(g.grad), du=numbers(u.grad)))
+    return out
+
+
 def stochastic():
     """StochA(p): forward and backward by autograd, under the mask that the draws' definition gives."""
     assert philox4x32([0] * 4, [0] * 2, 7) == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
+    paper = (("relu", "silu"), "identity")
     out = []
-    for p, rows, d_ff, site in [
-        (0.5, 5, 43, dict(seed=0x123456789ABCDEF, first_token=0, layer=0, stream=0, step=0)),
-        (0.3, 4, 64, dict(seed=42, first_token=1000, layer=7, stream=1, step=31)),
-        (0.7, 3, 24, dict(seed=2**64 - 1, first_token=2**32 - 2, layer=65535, stream=65535, step=2**32 - 1)),
+    for p, (negative, positive), rows, d_ff, site in [
+        (0.5, paper, 5, 43, dict(seed=0x123456789ABCDEF, first_token=0, layer=0, stream=0, step=0)),
+        (0.3, paper, 4, 64, dict(seed=42, first_token=1000, layer=7, stream=1, step=31)),
+        (0.7, paper, 3, 24, dict(seed=2**64 - 1, first_token=2**32 - 2, layer=65535, stream=65535, step=2**32 - 1)),
+        (0.4, (("relu", "gelu"), "silu"), 4, 35, dict(seed=5, first_token=17, layer=3, stream=0, step=9)),
+        (0.6, (("tanh", "gelu"), "identity"), 3, 33, dict(seed=6, first_token=0, layer=1, stream=0, step=2)),
     ]:
         mask = np.zeros((rows, d_ff))
         for r in range(rows):
@@ -276,15 +308,13 @@ def stochastic():
                 word = philox4x32(counter, [site["seed"] & 0xFFFFFFFF, site["seed"] >> 32], 7)[c % 8 // 2]
                 mask[r, c] = (word >> 16 * (c % 2) & 0xFFFF) < round(p * 65536)
         w = torch.from_numpy(mask)
-        f32 = lambda seed, k: torch.from_numpy((k * uniform(seed, rows * d_ff)).astype(np.float32).astype(np.float64))
-        g = f32(21, 4.0).reshape(rows, d_ff).requires_grad_()
-        u = f32(22, 1.0).reshape(rows, d_ff).requires_grad_()
-        dh = f32(23, 1.0).reshape(rows, d_ff)
-        negative = (1 - w) * torch.relu(g) + w * torch.nn.functional.silu(g)
-        h = torch.where(g < 0, negative, g) * u
+        g, u, dh = inputs(rows, d_ff)
+        first, second = (FIXED[name](g) for name in negative)
+        h = torch.where(g < 0, (1 - w) * first + w * second, FIXED["silu"](g) if positive == "silu" else g) * u
         h.backward(dh)
-        out.append(dict(p=p, rows=rows, d_ff=d_ff, site=site | dict(seed=str(site["seed"])),
-                        silu_on_negatives=int((mask * (g.detach().numpy() < 0)).sum()),
+        out.append(dict(p=p, negative=negative, positive=positive, rows=rows, d_ff=d_ff,
+                        site=site | dict(seed=str(site["seed"])),
+                        second_on_negatives=int((mask * (g.detach().numpy() < 0)).sum()),
                         h=numbers(h.detach()), dg=numbers(g.grad), du=numbers(u.grad)))
     return out
 
@@ -293,4 +323,4 @@ if __name__ == "__main__":
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, numpy {np.__version__}"
     write("logits.json", dict(made_by=versions, models=logits()))
     write("gradients.json", dict(made_by=versions, models=gradients()))
-    write("stochastic_activation.json", dict(made_by=versions, cases=stochastic()))
+    write("gated_activation.json", dict(made_by=versions, fixed=fixed(), stochastic=stochastic()))

@@ -10,8 +10,10 @@
 //!     n_layers = 4                             # replaces the preset's
 //!
 //!     [activation]
-//!     kind = "stochastic"                      # or relu, silu
-//!     p = 0.5                                  # probability of SILU for x < 0
+//!     kind = "stochastic"                      # or relu, silu, gelu, relu2, tanh
+//!     p = 0.5                                  # for x < 0 the probability of the second of the pair
+//!     negative = ["relu", "silu"]              # the pair; this one if not given
+//!     positive = "identity"                    # for x >= 0; or silu
 //!
 //!     [data]
 //!     paths = ["shakespeare.txt"]              # files, folders, .jsonl
@@ -27,7 +29,7 @@
 //! # Ok::<(), train::config::ConfigError>(())
 //! ```
 
-use model::{Config, HiddenAct, PRESETS, Psi, Switch, preset};
+use model::{Config, HiddenAct, PRESETS, Positive, Psi, Switch, preset};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -95,6 +97,12 @@ pub enum ActivationKind {
     Relu,
     /// `x sigmoid(x)`.
     Silu,
+    /// `x Phi(x)`, the exact form.
+    Gelu,
+    /// `max(x, 0)^2`.
+    Relu2,
+    /// `tanh(x)`.
+    Tanh,
     /// StochA(p).
     Stochastic,
 }
@@ -105,15 +113,21 @@ pub enum ActivationKind {
 pub struct ActivationSection {
     /// Which.
     pub kind: ActivationKind,
-    /// The probability of SILU for x < 0, `0..=1`; for `stochastic` alone, where it must be given.
+    /// For x < 0, the probability of the second of the pair, `0..=1`; for `stochastic` alone, where it must be given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p: Option<f64>,
+    /// The pair for x < 0; for `stochastic` alone, RELU and SILU if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative: Option<[HiddenAct; 2]>,
+    /// For x >= 0; for `stochastic` alone, the identity if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positive: Option<Positive>,
 }
 
 impl Default for ActivationSection {
     /// StochA(0.5), the paper's choice for pre-training.
     fn default() -> Self {
-        ActivationSection { kind: ActivationKind::Stochastic, p: Some(0.5) }
+        ActivationSection { kind: ActivationKind::Stochastic, p: Some(0.5), negative: None, positive: None }
     }
 }
 
@@ -123,7 +137,38 @@ impl ActivationSection {
         match self.kind {
             ActivationKind::Relu => Psi::Relu,
             ActivationKind::Silu => Psi::Silu,
-            ActivationKind::Stochastic => Psi::Stochastic { p: self.p.unwrap_or(0.5) },
+            ActivationKind::Gelu => Psi::Gelu,
+            ActivationKind::Relu2 => Psi::Relu2,
+            ActivationKind::Tanh => Psi::Tanh,
+            ActivationKind::Stochastic => Psi::Stochastic {
+                p: self.p.unwrap_or(0.5),
+                negative: self.negative.unwrap_or([HiddenAct::Relu, HiddenAct::Silu]),
+                positive: self.positive.unwrap_or_default(),
+            },
+        }
+    }
+
+    /// With the pair and the positive side of a stochastic psi written out.
+    pub(crate) fn complete(self) -> ActivationSection {
+        self.psi().into()
+    }
+}
+
+impl From<Psi> for ActivationSection {
+    fn from(psi: Psi) -> ActivationSection {
+        let fixed = |kind| ActivationSection { kind, p: None, negative: None, positive: None };
+        match psi {
+            Psi::Relu => fixed(ActivationKind::Relu),
+            Psi::Silu => fixed(ActivationKind::Silu),
+            Psi::Gelu => fixed(ActivationKind::Gelu),
+            Psi::Relu2 => fixed(ActivationKind::Relu2),
+            Psi::Tanh => fixed(ActivationKind::Tanh),
+            Psi::Stochastic { p, negative, positive } => ActivationSection {
+                kind: ActivationKind::Stochastic,
+                p: Some(p),
+                negative: Some(negative),
+                positive: Some(positive),
+            },
         }
     }
 }
@@ -184,7 +229,12 @@ pub struct TrainSection {
     pub eps: f64,
     /// The largest norm of the whole gradient; 0 for no clipping.
     pub grad_clip: f64,
-    /// Swi+FT(alpha): RELU for the last share `alpha` of the steps, `0..=1`; 0 is no switch, and so is none given.
+    /// Added to the loss: this times the sum over layers of the mean of `|h|`, h being the FFN's hidden layer, over tokens and
+    /// neurons; for more zeros. 0 for none. What is reported as the loss is without it. At the start a mean of `|h|` is of
+    /// order 0.1 or below; values of 1e-3 to 1 are the range to try.
+    pub l1: f64,
+    /// Swi+FT(alpha): `to` for the last share `alpha` of the steps, `0..=1`; 0 is no switch, and so is none given. `to` is any
+    /// activation that draws nothing; RELU is the one whose zeros sparse decoding uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switch: Option<Switch>,
     /// Steps between evaluations. The last step and those around the switch are evaluated always.
@@ -219,6 +269,7 @@ impl Default for TrainSection {
             beta2: 0.95,
             eps: 1e-8,
             grad_clip: 1.0,
+            l1: 0.0,
             switch: None,
             eval_every: 100,
             eval_tokens: 1 << 15,
@@ -303,6 +354,7 @@ impl TrainConfig {
     /// that checkpoint; else they must be `None` and come from preset and overrides. `vocab_size` is the tokenizer's.
     pub fn resolve(mut self, vocab_size: usize, sizes: Option<Config>) -> Result<(TrainConfig, Config), ConfigError> {
         self.check()?;
+        self.activation = self.activation.complete();
         if self.data.paths.is_empty() {
             return Err(value_error("data.paths", "[]", "must name at least one file or folder"));
         }
@@ -347,12 +399,21 @@ impl TrainConfig {
                 return Err(value_error(
                     "activation.p",
                     "(none)",
-                    "kind = \"stochastic\" needs the probability of SILU, 0 to 1",
+                    "kind = \"stochastic\" needs the probability of the second of the pair, 0 to 1",
                 ));
             }
             (ActivationKind::Stochastic, Some(p)) => within("activation.p", p, 0.0, 1.0)?,
             (_, Some(p)) => return Err(value_error("activation.p", p, "goes with kind = \"stochastic\" only")),
             (_, None) => {}
+        }
+        if a.kind != ActivationKind::Stochastic {
+            let negative = a.negative.map(|pair| format!("{:?}", pair.map(HiddenAct::name)));
+            let positive = a.positive.map(|p| format!("{:?}", if p == Positive::Silu { "silu" } else { "identity" }));
+            for (key, value) in [("activation.negative", negative), ("activation.positive", positive)] {
+                if let Some(value) = value {
+                    return Err(value_error(key, value, "goes with kind = \"stochastic\" only"));
+                }
+            }
         }
         let paths = d.paths.iter().map(|path| ("data.paths", path));
         let paths = paths.chain(d.cache.iter().map(|path| ("data.cache", path)));
@@ -400,7 +461,9 @@ impl TrainConfig {
                 return Err(value_error(key, value, "must be above 0"));
             }
         }
-        for (key, value) in [("train.weight_decay", t.weight_decay), ("train.grad_clip", t.grad_clip)] {
+        for (key, value) in
+            [("train.weight_decay", t.weight_decay), ("train.grad_clip", t.grad_clip), ("train.l1", t.l1)]
+        {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(value_error(key, value, "must be 0 or more"));
             }
@@ -413,13 +476,6 @@ impl TrainConfig {
         within("train.min_lr_ratio", t.min_lr_ratio, 0.0, 1.0)?;
         if let Some(switch) = t.switch {
             within("train.switch.alpha", switch.alpha, 0.0, 1.0)?;
-            if switch.to != HiddenAct::Relu {
-                return Err(value_error(
-                    "train.switch.to",
-                    "\"silu\"",
-                    "must be \"relu\", the activation that makes zeros",
-                ));
-            }
         }
         if t.sample_every > 0 && t.sample_prompt.is_empty() {
             return Err(value_error("train.sample_prompt", "\"\"", "must not be empty: a sample continues something"));

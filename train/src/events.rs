@@ -73,19 +73,23 @@ pub struct Started {
 /// How the change of psi went.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SwitchReport {
-    /// Before the first step under RELU: the same weights under both.
+    /// Before the first step under the new activation: the same weights under both.
     At {
-        /// The first step under RELU.
+        /// The first step under the new activation.
         step: usize,
+        /// The new activation, in words.
+        to: String,
         /// Validation loss under the activation until here.
         before: f64,
-        /// Validation loss under RELU.
+        /// Validation loss under the new one.
         at: f64,
     },
     /// Some steps later.
     After {
-        /// Steps under RELU.
+        /// Steps under the new activation.
         steps: usize,
+        /// The new activation, in words.
+        to: String,
         /// Validation loss.
         loss: f64,
     },

@@ -16,6 +16,9 @@ pub struct StepMetrics {
     pub lr: f64,
     /// Mean cross-entropy of the step's tokens before the update, in nats.
     pub loss: f64,
+    /// What `train.l1` adds to the loss that is differentiated, in nats; 0 without it.
+    #[serde(default)] // records before there was a penalty
+    pub l1_penalty: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Seconds of the step, without evaluation, samples and checkpoints.

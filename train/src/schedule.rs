@@ -38,7 +38,7 @@ impl LearningRate {
     }
 }
 
-/// Which psi at which step: StochA(p), SILU or RELU, with or without Swi+FT(alpha).
+/// Which psi at which step, with or without Swi+FT(alpha).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Phases {
     first: Psi,
@@ -103,7 +103,8 @@ mod tests {
     use model::{HiddenAct, Switch};
 
     fn config(kind: ActivationKind, p: Option<f64>, alpha: Option<f64>, steps: usize) -> TrainConfig {
-        let mut config = TrainConfig { activation: ActivationSection { kind, p }, ..TrainConfig::default() };
+        let activation = ActivationSection { kind, p, negative: None, positive: None };
+        let mut config = TrainConfig { activation, ..TrainConfig::default() };
         config.train.steps = steps;
         config.train.switch = alpha.map(|alpha| Switch { to: HiddenAct::Relu, alpha });
         config
@@ -133,7 +134,7 @@ mod tests {
         }
         let phases = Phases::new(&config(Stochastic, Some(0.3), Some(0.2), 50));
         assert_eq!(phases.switch_step(), Some(40));
-        assert_eq!((phases.psi(39), phases.psi(40)), (Psi::Stochastic { p: 0.3 }, Psi::Relu));
+        assert_eq!((phases.psi(39), phases.psi(40)), (Psi::stochastic(0.3), Psi::Relu));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::data::{Batch, Batches};
 use crate::error::Error;
 use crate::optimizer::{Optimizer, gradient_norm};
 use autograd::{Gradients, Tape};
-use model::{Psi, PsiAt, Transformer, Weights, parameter_specs};
+use model::{LatentPenalty, Psi, PsiAt, Transformer, Weights, parameter_specs};
 use tensor::ops;
 
 /// How a step's tokens are cut.
@@ -30,12 +30,14 @@ impl StepShape {
 pub struct StepResult {
     /// Mean cross-entropy of the tokens before the update, in nats.
     pub loss: f64,
-    /// Norm of the gradient before clipping.
+    /// What the penalty on the latent adds to it, in nats; 0 without one.
+    pub l1_penalty: f64,
+    /// Norm of the gradient, the penalty's included, before clipping.
     pub grad_norm: f64,
 }
 
-/// Runs step `psi.step`: the gradient of the mean loss over all tokens of the step, summed over its micro-batches, and one
-/// [update](Optimizer::update). A token's draws depend on its place in the step, not on how the step is cut.
+/// Runs step `psi.step`: the gradient of the mean loss over all tokens of the step, and of the [`LatentPenalty`] of factor `l1`
+/// if that is not 0, summed over its micro-batches, and one [update](Optimizer::update). A token's draws depend on its place in the step, not on how the step is cut.
 ///
 /// Errors: data that cannot be read; [`Error::NonFinite`], before anything is updated.
 pub fn train_step(
@@ -44,16 +46,22 @@ pub fn train_step(
     batches: &mut Batches,
     shape: StepShape,
     psi: PsiAt,
+    l1: f64,
     lr: f64,
 ) -> Result<StepResult, Error> {
     let scale = (1.0 / shape.tokens() as f64) as f32;
     let mut grads = Gradients::default();
     let mut loss = 0.0;
+    let mut penalty = (l1 != 0.0).then(|| LatentPenalty::new(l1, scale, model.weights().config()));
     for micro in 0..shape.micro_batches {
         let (batch, psi) = micro_batch(batches, shape, psi, micro)?;
         let tape = Tape::new();
         let leaves = model.leaves(&tape);
-        let (scaled, sum) = model.loss(&leaves, (&batch.inputs, &batch.targets), scale, psi, None);
+        let batch = (&batch.inputs, &batch.targets);
+        let (scaled, sum) = match &mut penalty {
+            Some(penalty) => model.loss_penalised(&leaves, batch, scale, psi, penalty),
+            None => model.loss(&leaves, batch, scale, psi, None),
+        };
         loss += sum;
         // Nothing can be learnt from it any more.
         if !loss.is_finite() {
@@ -72,7 +80,8 @@ pub fn train_step(
         return Err(Error::NonFinite { step: psi.step as usize, what, first });
     }
     optimizer.update(model.weights_mut(), &mut grads, grad_norm, lr);
-    Ok(StepResult { loss: loss / shape.tokens() as f64, grad_norm })
+    let l1_penalty = penalty.map_or(0.0, |penalty| penalty.value());
+    Ok(StepResult { loss: loss / shape.tokens() as f64, l1_penalty, grad_norm })
 }
 
 /// Micro-batch number `micro` of step `psi.step`, and where its tokens stand among those of the step.

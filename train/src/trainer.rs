@@ -108,6 +108,8 @@ impl Trainer {
         };
         let from_sizes = weights.as_ref().filter(|_| config.model.from.is_some()).map(|w| w.config().clone());
         let (config, sizes) = config.resolve(tokenizer.vocab_size(), from_sizes)?;
+        // Runs from before there were other pairs do not write theirs out.
+        let was = TrainConfig { activation: was.activation.complete(), ..was.clone() };
         let mut changes = was.differences(&config);
         changes.retain(|change| !MAY_CHANGE.contains(&change.key.as_str()));
         if !changes.is_empty() {
@@ -247,7 +249,7 @@ impl Trainer {
         let draws = training_draws(psi, self.config.train.seed, step);
         let (begin, before) = (Instant::now(), pool::stats());
         let (model, optimizer) = (&mut self.model, &mut self.optimizer);
-        let result = train_step(model, optimizer, &mut self.batches, self.shape, draws, lr)?;
+        let result = train_step(model, optimizer, &mut self.batches, self.shape, draws, self.config.train.l1, lr)?;
         let (seconds, after) = (begin.elapsed().as_secs_f64(), pool::stats());
         self.steps_done += 1;
 
@@ -260,6 +262,7 @@ impl Trainer {
             activation: psi.to_string(),
             lr,
             loss: result.loss,
+            l1_penalty: result.l1_penalty,
             grad_norm: result.grad_norm,
             seconds,
             tokens_per_second,
@@ -272,7 +275,7 @@ impl Trainer {
         observer.event(Event::Step(&metrics));
         if let Some(eval) = &metrics.eval {
             observer.event(Event::Evaluation(eval));
-            if let Some(report) = self.switch_report(eval) {
+            if let Some(report) = self.switch_report(eval)? {
                 observer.event(Event::Switch(&report));
             }
         }
@@ -300,13 +303,16 @@ impl Trainer {
     }
 
     /// What an evaluation says about the switch, if it lies at it.
-    fn switch_report(&self, eval: &Evaluation) -> Option<SwitchReport> {
-        let (step, n) = (self.phases.switch_step()?, eval.steps_done);
+    fn switch_report(&mut self, eval: &Evaluation) -> Result<Option<SwitchReport>, Error> {
+        let (Some(step), n) = (self.phases.switch_step(), eval.steps_done) else { return Ok(None) };
+        let psi = self.phases.psi(step);
+        let to = psi.to_string();
         if n == step {
-            return Some(SwitchReport::At { step, before: eval.loss, at: eval.relu_loss });
+            let at = if psi == Psi::Relu { eval.relu_loss } else { self.evaluate(psi)?.loss };
+            return Ok(Some(SwitchReport::At { step, to, before: eval.loss, at }));
         }
         let last = (step + STEPS_AFTER_SWITCH).min(self.config.train.steps);
-        (n == last).then_some(SwitchReport::After { steps: n - step, loss: eval.relu_loss })
+        Ok((n == last).then_some(SwitchReport::After { steps: n - step, to, loss: eval.loss }))
     }
 
     /// Saves a checkpoint, unless the newest one is of this step.

@@ -56,7 +56,26 @@ fn defaults_are_the_papers_activation_and_a_small_model() {
     config.data.paths = vec![PathBuf::from("x")];
     let (config, sizes) = config.resolve(256, None).unwrap();
     assert_eq!(sizes, model::preset("tiny", 256).unwrap());
-    assert_eq!(config.activation.psi(), model::Psi::Stochastic { p: 0.5 });
+    assert_eq!(config.activation.psi(), model::Psi::stochastic(0.5));
+    // Resolved, it says everything.
+    let text = config.to_toml();
+    assert!(text.contains("negative = [\"relu\", \"silu\"]\npositive = \"identity\""), "{text}");
+}
+
+#[test]
+fn every_activation_can_be_named() {
+    use model::{HiddenAct, Positive, Psi};
+    for act in HiddenAct::ALL {
+        let config = parse(&format!(
+            "[activation]\nkind = \"{0}\"\n[train]\nswitch = {{ to = \"{0}\", alpha = 0.1 }}",
+            act.name()
+        ));
+        let config = config.unwrap();
+        assert_eq!((config.activation.psi(), config.train.switch.unwrap().to), (act.into(), act));
+    }
+    let text = "[activation]\nkind = \"stochastic\"\np = 0.3\nnegative = [\"tanh\", \"gelu\"]\npositive = \"silu\"";
+    let negative = [HiddenAct::Tanh, HiddenAct::Gelu];
+    assert_eq!(parse(text).unwrap().activation.psi(), Psi::Stochastic { p: 0.3, negative, positive: Positive::Silu });
 }
 
 #[test]
@@ -76,7 +95,13 @@ fn unknown_keys_and_wrong_types_are_named_with_their_line() {
         ("[model]\npreset = \"tiny\"\n[train]\nlearning_rate = 1.0", ["line 4", "learning_rate", "`lr`"]),
         ("[modle]", ["line 1", "modle", "`model`"]),
         ("[train]\nsteps = \"many\"", ["line 2", "\"many\"", "usize"]),
-        ("[train]\nswitch = { to = \"gelu\", alpha = 0.1 }", ["line 2", "gelu", "`relu`"]),
+        ("[train]\nswitch = { to = \"mish\", alpha = 0.1 }", ["line 2", "mish", "`relu`"]),
+        (
+            "[activation]\nkind = \"stochastic\"\np = 0.5\nnegative = [\"relu\", \"mish\"]",
+            ["line 4", "mish", "`relu2`"],
+        ),
+        ("[activation]\nkind = \"stochastic\"\np = 0.5\nnegative = [\"relu\"]", ["line 4", "length 1", "length 2"]),
+        ("[activation]\nkind = \"stochastic\"\np = 0.5\npositive = \"relu\"", ["line 4", "relu", "`identity`"]),
         ("[train]\nswitch = { to = \"relu\", share = 0.1 }", ["line 2", "share", "`alpha`"]),
         ("[activation]\nkind = \"swish\"", ["line 2", "swish", "`stochastic`"]),
         ("[train]\nsteps = -1", ["line 2", "-1", "steps"]),
@@ -97,7 +122,7 @@ fn values_out_of_range_are_named_with_what_was_expected() {
         ("[activation]\nkind = \"stochastic\"\np = nan", "run.toml line 3: activation.p = NaN: must be from 0 to 1"),
         (
             "[activation]\nkind = \"stochastic\"",
-            "run.toml: activation.p = (none): kind = \"stochastic\" needs the probability of SILU, 0 to 1",
+            "run.toml: activation.p = (none): kind = \"stochastic\" needs the probability of the second of the pair, 0 to 1",
         ),
         (
             "[activation]\nkind = \"silu\"\np = 0.5",
@@ -107,6 +132,15 @@ fn values_out_of_range_are_named_with_what_was_expected() {
             "[train]\nswitch = { to = \"relu\", alpha = -0.1 }",
             "run.toml line 2: train.switch.alpha = -0.1: must be from 0 to 1",
         ),
+        (
+            "[activation]\nkind = \"gelu\"\nnegative = [\"relu\", \"silu\"]",
+            "run.toml line 3: activation.negative = [\"relu\", \"silu\"]: goes with kind = \"stochastic\" only",
+        ),
+        (
+            "[activation]\nkind = \"relu2\"\npositive = \"silu\"",
+            "run.toml line 3: activation.positive = \"silu\": goes with kind = \"stochastic\" only",
+        ),
+        ("[train]\nl1 = -1e-4", "run.toml line 2: train.l1 = -0.0001: must be 0 or more"),
         ("[train]\nlr = 0.0", "run.toml line 2: train.lr = 0: must be above 0"),
         ("[train]\nlr = inf", "run.toml line 2: train.lr = inf: must be above 0"),
         ("[train]\nsteps = 0", "run.toml line 2: train.steps = 0: must be at least 1"),

@@ -26,9 +26,9 @@ fn one_step(dir: &Path, change: impl Fn(&mut TrainConfig)) -> (Vec<Vec<f32>>, Ve
     let (config, sizes) = config.resolve(256, None).unwrap();
     let mut model = Transformer::new(Weights::init(&sizes, 5));
     let mut optimizer = Optimizer::new(&sizes, &config);
-    let draws = training_draws(Psi::Stochastic { p: 0.5 }, 3, 0);
+    let draws = training_draws(Psi::stochastic(0.5), 3, 0);
     let batches = &mut batches(dir, &config);
-    let result = train_step(&mut model, &mut optimizer, batches, SHAPE, draws, config.train.lr).unwrap();
+    let result = train_step(&mut model, &mut optimizer, batches, SHAPE, draws, 0.0, config.train.lr).unwrap();
     let all = |tensors: &[Tensor]| tensors.iter().map(|t| t.to_vec().unwrap()).collect();
     (all(model.weights().tensors()), all(optimizer.moments().0), result.grad_norm)
 }
@@ -96,12 +96,12 @@ fn dead_neurons_are_counted_and_draws_depend_on_the_token_alone() {
     assert_eq!((relu.tokens, &relu.dead[..], &relu.small_rows[..]), (320, &[0, 2][..], &[0, 3][..]));
     assert!(relu.zeros.iter().all(|z| (0.4..0.6).contains(z)), "at the start half of g is positive: {:?}", relu.zeros);
     // p = 0 draws RELU always, and the same everywhere.
-    assert_eq!(at(Psi::Stochastic { p: 0.0 }, 4).loss, relu.loss);
-    let half = at(Psi::Stochastic { p: 0.5 }, 4);
-    assert_eq!(half, at(Psi::Stochastic { p: 0.5 }, 4));
+    assert_eq!(at(Psi::stochastic(0.0), 4).loss, relu.loss);
+    let half = at(Psi::stochastic(0.5), 4);
+    assert_eq!(half, at(Psi::stochastic(0.5), 4));
     assert_ne!(half.loss, relu.loss);
     // Cut another way, the last batch being shorter in both: the same draws, sums in another order.
-    let cut = at(Psi::Stochastic { p: 0.5 }, 3);
+    let cut = at(Psi::stochastic(0.5), 3);
     assert!((cut.loss - half.loss).abs() < 500.0 * f32::EPSILON as f64 * 5.6, "{} {}", cut.loss, half.loss);
     assert_eq!((cut.zeros, cut.dead), (half.zeros, half.dead));
 }

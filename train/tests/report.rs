@@ -59,6 +59,7 @@ fn run(folder: &Path, shape: &Shape) -> PathBuf {
             activation: psi(step),
             lr: 2e-3,
             loss,
+            l1_penalty: 0.0,
             grad_norm: 10.0 / n as f64,
             seconds: 0.2,
             tokens_per_second: 10240.0,

@@ -4,9 +4,9 @@ mod common;
 
 use common::{bits, checkpoint, config, losses, resume, train};
 use kernels::{Level, Team};
+use model::{HiddenAct, Positive, Psi, Switch};
 use std::sync::Arc;
 use train::Outcome;
-use train::config::{ActivationKind, ActivationSection};
 use train::events::SwitchReport;
 use train::run_dir::read_metrics;
 
@@ -30,7 +30,8 @@ fn learns_switches_and_reports() {
 
     let steps_of = |l: &common::Listener| l.evaluations.iter().map(|e| e.steps_done).collect::<Vec<_>>();
     assert_eq!(steps_of(&heard), [20, 40, 60, 80, 90, 100, 110, 120]);
-    let [SwitchReport::At { step: 90, before, at }, SwitchReport::After { steps: 20, loss }] = heard.switches[..]
+    let [SwitchReport::At { step: 90, before, at, .. }, SwitchReport::After { steps: 20, loss, .. }] =
+        heard.switches[..]
     else {
         panic!("switch reports: {:?}", heard.switches)
     };
@@ -48,6 +49,97 @@ fn learns_switches_and_reports() {
     let kept = train::checkpoint::list(&dir.path().join("run/checkpoints")).unwrap();
     assert_eq!(kept.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [110, 120]);
     assert_eq!(trainer.last_checkpoint(), Some(checkpoint(&dir.path().join("run"), 120)));
+}
+
+/// Another pair that turns to another activation: what is said, what is saved, and that it goes on to the same bits.
+#[test]
+fn another_pair_switches_to_another_activation() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = Psi::Stochastic { p: 0.3, negative: [HiddenAct::Relu2, HiddenAct::Gelu], positive: Positive::Silu };
+    let with_pair = || {
+        let mut config = config(dir.path());
+        config.activation = pair.into();
+        config.train.switch = Some(Switch { to: HiddenAct::Relu2, alpha: 0.5 });
+        config
+    };
+    let whole = dir.path().join("whole");
+    let (_, heard, _) = train(&whole, with_pair(), None).unwrap();
+    let words = "StochA(0.3; relu2|gelu, positive silu)";
+    assert_eq!(heard.schedule, format!("steps 0 to 19: {words}; steps 20 to 39: RELU2 (Swi+FT, alpha = 0.5)"));
+    let [before, after] = [0, 1].map(|i| &heard.evaluations[i]);
+    assert_eq!([&before.activation, &after.activation], [words, "RELU2"]);
+    let [SwitchReport::At { step: 20, to, before: b, at }, SwitchReport::After { steps: 20, to: later, loss }] =
+        &heard.switches[..]
+    else {
+        panic!("switch reports: {:?}", heard.switches)
+    };
+    assert_eq!([to, later], ["RELU2", "RELU2"]);
+    assert_eq!((*b, *loss), (before.loss, after.loss));
+    assert!(*at != before.relu_loss && *at != before.loss, "the loss at the switch is that of RELU2: {at}");
+
+    let run = dir.path().join("stopped");
+    drop(train(&run, with_pair(), Some(7)).unwrap());
+    let (_, meta) = model::hf::load_config(checkpoint(&run, 7)).unwrap();
+    assert_eq!((meta.psi, meta.hidden_act()), (pair, HiddenAct::Relu2));
+    resume(&run, None, None).unwrap();
+    assert_eq!(losses(&whole), losses(&run), "losses of the resumed run");
+    assert!(bits(&checkpoint(&whole, 40)) == bits(&checkpoint(&run, 40)), "the resumed run differs");
+}
+
+/// A run from before there were other pairs has no `negative` and `positive` in its files.
+#[test]
+fn an_older_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    drop(train(&run, config(dir.path()), Some(3)).unwrap());
+    let without = |path: &std::path::Path, lines: &[&str]| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let kept = text.lines().filter(|line| lines.iter().all(|l| !line.trim_start().starts_with(l)));
+        let kept: String = kept.map(|line| format!("{line}\n")).collect();
+        assert!(kept.lines().count() < text.lines().count(), "{}", path.display());
+        std::fs::write(path, kept).unwrap();
+    };
+    without(&run.join("config.toml"), &["negative = ", "positive = ", "l1 = "]);
+    let state = checkpoint(&run, 3).join("state.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    for (section, key) in [("activation", "negative"), ("activation", "positive"), ("train", "l1")] {
+        assert!(json["config"][section].as_object_mut().unwrap().remove(key).is_some(), "{section}.{key}");
+    }
+    std::fs::write(&state, json.to_string()).unwrap();
+    assert_eq!(resume(&run, None, None).unwrap().0, Outcome::Finished);
+}
+
+/// The penalty makes zeros, and changes neither the sameness of a resumed run nor that of a step that is cut.
+#[test]
+fn l1_makes_zeros() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |l1: f64| {
+        let mut config = config(dir.path());
+        (config.activation, config.train.switch) = (Psi::Relu.into(), None);
+        (config.train.steps, config.train.l1) = (120, l1);
+        config
+    };
+    let [plain, penalised] = [0.0, 1.0].map(|l1| {
+        let (_, heard, _) = train(&dir.path().join(format!("l1-{l1}")), with(l1), None).unwrap();
+        heard
+    });
+    let zeros = |l: &common::Listener| l.evaluations.last().unwrap().mean_zeros();
+    assert!(zeros(&penalised) > zeros(&plain) + 0.1, "zeros: {} with l1, {} without", zeros(&penalised), zeros(&plain));
+    assert!(penalised.evaluations.last().unwrap().loss < 1.5, "it still learns");
+    assert!(plain.steps.iter().all(|s| s.l1_penalty == 0.0));
+    // Before the first update the losses are the same: what is reported is without the penalty.
+    assert_eq!(penalised.steps[0].loss, plain.steps[0].loss);
+    assert!(penalised.steps[0].l1_penalty > 0.0);
+    assert!(penalised.steps[0].grad_norm != plain.steps[0].grad_norm);
+    let last = penalised.steps.last().unwrap().l1_penalty;
+    assert!(last < penalised.steps[20].l1_penalty, "the penalty falls to {last}");
+
+    let run = dir.path().join("stopped");
+    drop(train(&run, with(1.0), Some(50)).unwrap());
+    resume(&run, None, None).unwrap();
+    let whole = dir.path().join("l1-1");
+    assert_eq!(losses(&whole), losses(&run), "losses of the resumed run");
+    assert!(bits(&checkpoint(&whole, 120)) == bits(&checkpoint(&run, 120)), "the resumed run differs");
 }
 
 #[test]
@@ -144,7 +236,7 @@ fn accumulation_does_not_change_the_step() {
     let dir = tempfile::tempdir().unwrap();
     let first = dir.path().join("first");
     let mut silu = config(dir.path());
-    (silu.activation, silu.train.switch) = (ActivationSection { kind: ActivationKind::Silu, p: None }, None);
+    (silu.activation, silu.train.switch) = (Psi::Silu.into(), None);
     train(&first, silu, None).unwrap();
     let [whole, cut] = [32, 1].map(|micro_batch| {
         let mut config = config(dir.path());

@@ -110,7 +110,7 @@ impl<W: Weight> Kernel for SparseChunk<'_, W> {
 }
 
 /// The FFN of one token over all neurons, under any activation: `y = W2 (psi(g) * u)`, `g = W1 x`, `u = W3 x`. Returns how
-/// many neurons were active: under RELU those that [`ffn_sparse`] would use, else those with `psi(g) u` other than 0.
+/// many neurons were active: under RELU and its square those with g > 0, which [`ffn_sparse`] would use, else those with `psi(g) u` other than 0.
 ///
 /// Shapes: weights `[F, C]`, x and y `[C]`; the token is row 0 of the [`MaskSite`](crate::MaskSite).
 ///
@@ -155,7 +155,7 @@ fn dense_chunk<W: Weight>(
     gated_activation_from(level, act, first, d_ff, g, u, h);
     level.dispatch(Axpy { w: weights.down_t, h, sum });
     match act {
-        Activation::Relu => g.iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
+        Activation::Relu | Activation::Relu2 => g.iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
         _ => h.iter().filter(|&&h| h != 0.0).count(),
     }
 }

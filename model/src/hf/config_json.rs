@@ -9,7 +9,7 @@
 //! | `rope_theta`, `rope_scaling` | the same, or in `rope_parameters`                | 10000, none            |
 //! | `norm_eps`                 | `rms_norm_eps`                                     | 1e-6                   |
 //! | `tie_embeddings`           | `tie_word_embeddings`                              | false                  |
-//! | [`Psi::hidden_act`]        | `hidden_act`                                       | refused                |
+//! | [`Meta::hidden_act`]       | `hidden_act`                                       | refused                |
 //!
 //! The defaults are those of transformers' `LlamaConfig`, for fields whose default nobody doubts.
 
@@ -91,8 +91,7 @@ pub(super) fn write(c: &Config, meta: &Meta) -> String {
         "torch_dtype": "float32",
         "dtype": "float32",
     });
-    let drawn = matches!(meta.psi, Psi::Stochastic { .. });
-    if drawn || meta.switch.is_some() {
+    if meta.psi.draws() || meta.switch.is_some() {
         let philox_rounds = kernels::philox::ROUNDS;
         json["silurian"] = json!(Silurian { version: VERSION, psi: meta.psi, switch: meta.switch, philox_rounds });
     }
@@ -158,9 +157,12 @@ fn refuse_what_is_not_implemented(f: &Fields) -> Result<(), Error> {
 /// `hidden_act`, and the object under `silurian`, which must agree.
 fn activation(f: &Fields) -> Result<(Psi, Option<Switch>), Error> {
     let hidden_act = match f.text("hidden_act")? {
-        Some("relu") => HiddenAct::Relu,
-        Some("silu") => HiddenAct::Silu,
-        _ => return Err(f.refuse("hidden_act", "\"relu\" or \"silu\"")),
+        // transformers' other name of silu.
+        Some("swish") => HiddenAct::Silu,
+        name => name.and_then(HiddenAct::of_name).ok_or_else(|| {
+            let names = HiddenAct::ALL.map(|act| format!("{:?}", act.name())).join(", ");
+            f.refuse("hidden_act", &format!("one of {names} (\"gelu\" is the exact form, not its tanh approximation)"))
+        })?,
     };
     let Some(s) = f.object("silurian")? else { return Ok((hidden_act.into(), None)) };
     // The version first: it decides what the other fields may be.
@@ -173,7 +175,7 @@ fn activation(f: &Fields) -> Result<(Psi, Option<Switch>), Error> {
         let expected = format!("{}, the rounds that this program draws with", kernels::philox::ROUNDS);
         return Err(s.refuse("philox_rounds", &expected));
     }
-    if let Psi::Stochastic { p } = silurian.psi
+    if let Psi::Stochastic { p, .. } = silurian.psi
         && !(0.0..=1.0).contains(&p)
     {
         return Err(s.refuse("psi", "p in 0..=1"));
@@ -183,8 +185,9 @@ fn activation(f: &Fields) -> Result<(Psi, Option<Switch>), Error> {
     {
         return Err(s.refuse("switch", "alpha in 0..=1"));
     }
-    if silurian.psi.hidden_act() != hidden_act {
-        let expected = format!("{}, as silurian.psi is {}", json!(silurian.psi.hidden_act()), silurian.psi);
+    let meant = super::hidden_act(silurian.psi, silurian.switch);
+    if meant != hidden_act {
+        let expected = format!("{}, as silurian.psi is {}", json!(meant), silurian.psi);
         return Err(f.refuse("hidden_act", &expected));
     }
     Ok((silurian.psi, silurian.switch))

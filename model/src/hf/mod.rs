@@ -1,8 +1,9 @@
 //! A model as a Hugging Face folder: `config.json` and `model.safetensors`, as `transformers` writes and loads them for
 //! `LlamaForCausalLM`.
 //!
-//! `hidden_act` says what the model is meant to run with: `relu` or `silu`. A stochastic model says `relu`, and keeps its full
-//! specification under one further key, `silurian`, which other readers ignore.
+//! `hidden_act` says what the model is meant to run with: `relu`, `silu`, `gelu` (the exact form), `relu2` or `tanh`. A
+//! stochastic model says what its run switches to; without a switch `relu` if that is in its pair, as in the paper's, and else
+//! the first of the pair. Its full specification is kept under one further key, `silurian`, which other readers ignore.
 //!
 //! [`load`] takes what [`save`] wrote and what others wrote: both spellings of the rotary parameters (`rope_theta` and
 //! `rope_scaling`, or transformers 5's `rope_parameters`), one file or shards with an index, f32, bf16 or f16 (widened).
@@ -31,7 +32,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 /// What a checkpoint says beside its sizes and parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Meta {
-    /// The activation at the time of saving. Written as [`Psi::hidden_act`]; a stochastic one in full under `silurian`.
+    /// The activation at the time of saving. Written as [`Meta::hidden_act`]; a stochastic one in full under `silurian`.
     pub psi: Psi,
     /// The switch that the run's schedule has, whether before or behind this checkpoint.
     pub switch: Option<Switch>,
@@ -47,9 +48,18 @@ impl Meta {
         Meta { psi, switch: None, bos_token_id: None, eos_token_ids: Vec::new() }
     }
 
-    /// What the model is meant to run with.
+    /// What the model is meant to run with: the activation if it draws nothing; else what the switch turns to, and without one
+    /// [`Psi::hidden_act`].
     pub fn hidden_act(&self) -> HiddenAct {
-        self.psi.hidden_act()
+        hidden_act(self.psi, self.switch)
+    }
+}
+
+fn hidden_act(psi: Psi, switch: Option<Switch>) -> HiddenAct {
+    match switch {
+        // A share of 0 is no switch.
+        Some(Switch { to, alpha }) if psi.draws() && alpha > 0.0 => to,
+        _ => psi.hidden_act(),
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{RopeScaling, preset};
+use crate::{Positive, RopeScaling, preset};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::OnceLock;
@@ -12,7 +12,7 @@ fn small() -> Config {
 
 fn stochastic() -> Meta {
     let switch = Some(Switch { to: HiddenAct::Relu, alpha: 0.05 });
-    Meta { psi: Psi::Stochastic { p: 0.3 }, switch, bos_token_id: Some(1), eos_token_ids: vec![2, 39] }
+    Meta { psi: Psi::stochastic(0.3), switch, bos_token_id: Some(1), eos_token_ids: vec![2, 39] }
 }
 
 fn bits(weights: &Weights) -> Vec<Vec<u32>> {
@@ -61,7 +61,11 @@ fn hf_round_trip_is_exact() {
     let untied = Config { tie_embeddings: false, rope_theta: 500_000.0, norm_eps: 3e-6, ..small() };
     let scaled = Config { rope_scaling: scaling, n_kv_heads: 1, ..small() };
     for config in [plain, untied, scaled] {
-        for meta in [Meta::new(Psi::Relu), Meta::new(Psi::Silu), stochastic()] {
+        let pair = Psi::Stochastic { p: 0.5, negative: [HiddenAct::Gelu, HiddenAct::Tanh], positive: Positive::Silu };
+        let switch = Some(Switch { to: HiddenAct::Relu2, alpha: 0.1 });
+        let fixed = HiddenAct::ALL.map(|act| Meta::new(act.into()));
+        let drawn = [stochastic(), Meta::new(pair), Meta { switch, ..Meta::new(pair) }];
+        for meta in fixed.into_iter().chain(drawn) {
             let (dir, weights) = (TempDir::new().unwrap(), Weights::init(&config, 3));
             save(&dir, &weights, &meta).unwrap();
             let loaded = load(&dir).unwrap();
@@ -94,7 +98,7 @@ fn hf_writes_what_transformers_reads() {
             "silurian",
             json!({
                 "version": 1,
-                "psi": { "kind": "stochastic", "p": 0.3 },
+                "psi": { "kind": "stochastic", "p": 0.3, "negative": ["relu", "silu"], "positive": "identity" },
                 "switch": { "to": "relu", "alpha": 0.05 },
                 "philox_rounds": 7,
             }),
@@ -105,10 +109,39 @@ fn hf_writes_what_transformers_reads() {
     let file = tensor::safetensors::File::open(dir.path().join(WEIGHTS)).unwrap();
     assert_eq!(file.metadata()["format"], "pt");
     assert!(!file.contains("lm_head.weight"), "hf: a tied head was written");
+    // Another pair is meant to run with what it switches to, or else with its first member.
+    let pair = Psi::Stochastic { p: 0.5, negative: [HiddenAct::Gelu, HiddenAct::Tanh], positive: Positive::Silu };
+    for (alpha, meant) in [(None, "gelu"), (Some(0.0), "gelu"), (Some(0.1), "relu2")] {
+        let switch = alpha.map(|alpha| Switch { to: HiddenAct::Relu2, alpha });
+        save(&dir, &Weights::init(&small(), 7), &Meta { switch, ..Meta::new(pair) }).unwrap();
+        let json: Value = serde_json::from_slice(&fs::read(dir.path().join(CONFIG)).unwrap()).unwrap();
+        assert_eq!(json["hidden_act"], meant, "hf: {alpha:?}");
+    }
     // A fixed activation needs no further key.
     let dir = folder(|_| ());
     let json: Value = serde_json::from_slice(&fs::read(dir.path().join(CONFIG)).unwrap()).unwrap();
     assert!(json.get("silurian").is_none() && json["hidden_act"] == "silu");
+}
+
+#[test]
+fn hf_reads_each_hidden_act() {
+    let read = |name: &str| load_config(folder(|c| c["hidden_act"] = json!(name))).unwrap().1.psi;
+    for (name, psi) in [
+        ("relu", Psi::Relu),
+        ("silu", Psi::Silu),
+        ("swish", Psi::Silu),
+        ("gelu", Psi::Gelu),
+        ("relu2", Psi::Relu2),
+        ("tanh", Psi::Tanh),
+    ] {
+        assert_eq!(read(name), psi, "hf: {name}");
+    }
+    // As it was written before there were other pairs.
+    let older = folder(|c| {
+        c["hidden_act"] = json!("relu");
+        c["silurian"] = json!({ "version": 1, "psi": { "kind": "stochastic", "p": 0.25 }, "philox_rounds": 7 });
+    });
+    assert_eq!(load_config(&older).unwrap().1.psi, Psi::stochastic(0.25));
 }
 
 #[test]
@@ -141,7 +174,7 @@ fn hf_reads_both_spellings_of_rope() {
 fn hf_refuses_a_config_by_field() {
     type Edit = fn(&mut Value);
     let cases: [(Edit, &[&str]); 16] = [
-        (|c| c["hidden_act"] = json!("gelu_new"), &["hidden_act", "gelu_new", "relu", "silu"]),
+        (|c| c["hidden_act"] = json!("gelu_new"), &["hidden_act", "gelu_new", "relu", "relu2", "exact"]),
         (|c| c["hidden_act"] = json!(null), &["hidden_act", "missing"]),
         (|c| c["model_type"] = json!("mistral"), &["model_type", "mistral", "llama"]),
         (|c| c["architectures"] = json!(["LlamaModel"]), &["architectures", "LlamaModel", "LlamaForCausalLM"]),
@@ -170,11 +203,13 @@ fn hf_refuses_a_config_by_field() {
 #[test]
 fn hf_refuses_what_silurian_does_not_know() {
     type Edit = fn(&mut Value);
-    let cases: [(Edit, &[&str]); 7] = [
+    let cases: [(Edit, &[&str]); 9] = [
         (|c| c["silurian"]["version"] = json!(2), &["silurian.version", "2"]),
         (|c| c["silurian"]["philox_rounds"] = json!(10), &["silurian.philox_rounds", "10", "7"]),
         (|c| c["silurian"]["psi"]["p"] = json!(1.5), &["silurian.psi", "1.5", "0..=1"]),
-        (|c| c["silurian"]["psi"]["kind"] = json!("tanh"), &["silurian", "tanh"]),
+        (|c| c["silurian"]["psi"]["kind"] = json!("mish"), &["silurian", "mish"]),
+        (|c| c["silurian"]["psi"]["negative"] = json!(["relu", "mish"]), &["silurian", "mish", "relu2"]),
+        (|c| c["silurian"]["psi"]["positive"] = json!("gelu"), &["silurian", "gelu", "identity"]),
         (|c| c["silurian"]["switch"]["alpha"] = json!(-0.1), &["silurian.switch", "-0.1"]),
         (|c| c["silurian"]["gamma"] = json!(1), &["silurian", "gamma"]),
         (|c| c["hidden_act"] = json!("silu"), &["hidden_act", "relu", "StochA(0.3)"]),

@@ -170,7 +170,7 @@ fn a_report_is_the_same_whatever_the_engine_ran_with_before() {
     let questions =
         [question("Who? ", &["ann"], Some("who")), question("Where? ", &["x"], None), question("W", &["y"], None)];
     let greedy = QaOptions { max_tokens: 6, ..QaOptions::greedy(Psi::Relu, BYTES, &questions) };
-    for (psi, temperature) in [(Psi::Relu, 1.0), (Psi::Stochastic { p: 0.7 }, 0.0), (Psi::Silu, 0.7)] {
+    for (psi, temperature) in [(Psi::Relu, 1.0), (Psi::stochastic(0.7), 0.0), (Psi::Silu, 0.7)] {
         let samples = QaSampling { n: 5, psi, sampling: sampling(temperature), ttr_budget: 2 };
         let options = QaOptions { samples: Some(samples), ..greedy.clone() };
         let mut first = engine(Psi::Relu);
@@ -218,7 +218,7 @@ fn what_cannot_be_asked_is_refused() {
     );
     let error = refused(&mut engine, &[question("p", &["a\nb"], None)], &|o| o.until = AnswerEnd::Line);
     assert!(error.ends_with("answers end at a newline"), "{error}");
-    let error = refused(&mut engine, &[good.clone()], &|o| o.psi = Psi::Stochastic { p: 0.5 });
+    let error = refused(&mut engine, &[good.clone()], &|o| o.psi = Psi::stochastic(0.5));
     assert!(error.contains("rank_under = StochA(0.5)"), "{error}");
     let bad = QaSampling { n: 2, psi: Psi::Relu, sampling: sampling(-1.0), ttr_budget: 2 };
     let error = refused(&mut engine, &[good], &|o| o.samples = Some(bad.clone()));

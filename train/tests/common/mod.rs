@@ -4,7 +4,7 @@
 use model::Switch;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use train::config::{ActivationKind, ActivationSection, TrainConfig};
+use train::config::TrainConfig;
 use train::events::SwitchReport;
 use train::metrics::{Evaluation, StepMetrics};
 use train::{Error, Event, Observer, Outcome, Trainer};
@@ -31,7 +31,7 @@ pub fn config(dir: &Path) -> TrainConfig {
     let m = &mut config.model;
     (m.d_model, m.n_layers, m.n_heads, m.n_kv_heads) = (Some(32), Some(2), Some(4), Some(2));
     (m.d_ff, m.max_seq_len, m.tie_embeddings) = (Some(96), Some(64), Some(true));
-    config.activation = ActivationSection { kind: ActivationKind::Stochastic, p: Some(0.5) };
+    config.activation = model::Psi::stochastic(0.5).into();
     config.data.paths = vec![path];
     config.data.cache = Some(dir.join("cache"));
     let t = &mut config.train;
