@@ -110,7 +110,8 @@ impl<W: Weight> Kernel for SparseChunk<'_, W> {
 }
 
 /// The FFN of one token over all neurons, under any activation: `y = W2 (psi(g) * u)`, `g = W1 x`, `u = W3 x`. Returns how
-/// many neurons were active: under RELU and its square those with g > 0, which [`ffn_sparse`] would use, else those with `psi(g) u` other than 0.
+/// many neurons were active: under RELU and its square those with g > 0, which [`ffn_sparse`] would use, else those with
+/// `psi(g) u` other than 0.
 ///
 /// Shapes: weights `[F, C]`, x and y `[C]`; the token is row 0 of the [`MaskSite`](crate::MaskSite).
 ///

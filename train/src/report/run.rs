@@ -10,7 +10,7 @@ use crate::events::{Sample, Started};
 use crate::metrics::{Evaluation, StepMetrics};
 use crate::run_dir::{self, CONFIG};
 use crate::schedule::Phases;
-use model::Config;
+use model::{Config, Psi};
 use std::path::{Path, PathBuf};
 
 /// All that a report says of a run.
@@ -97,9 +97,10 @@ impl Run {
         self.evaluations().next_back()
     }
 
-    /// The first step under RELU, if it has been reached.
+    /// The first step under RELU, if the run turns to it and has reached it.
     pub fn switch(&self) -> Option<usize> {
-        self.phases.switch_step().filter(|&at| at < self.steps_done())
+        let reached = |&at: &usize| at < self.steps_done() && self.phases.psi(at) == Psi::Relu;
+        self.phases.switch_step().filter(reached)
     }
 
     /// The evaluation of the same weights under both activations, just before the switch.
