@@ -115,7 +115,7 @@ fn transformer_loss_matches_reference() {
     }
 }
 
-/// Along the direction of each parameter's own gradient, where nothing cancels: `<g, g / |g|> = |g|`, against central
+/// Without a penalty on the latent and with one. Along the direction of each parameter's own gradient, where nothing cancels: `<g, g / |g|> = |g|`, against central
 /// differences of the f64 reference. A gradient that is wrong by a relative `r` in norm shows as `r^2` at least.
 #[test]
 fn transformer_gradients_match_differences_of_the_reference() {
@@ -123,13 +123,28 @@ fn transformer_gradients_match_differences_of_the_reference() {
     const H: f64 = 1e-6;
     for config in configs() {
         let weights = weights(&config);
+        // A rounding for every term of every dot on the longest way there and back, on sums without cancellation.
+        let layer = 4 * config.d_model + 2 * config.q_width() + 2 * config.d_ff + 4 * TOKENS.len();
+        let roundings = 2 * (config.n_layers * layer + config.d_model) + config.vocab_size;
         let mut reference = Reference::new(&weights);
         let model = Transformer::new(weights);
-        for psi in psis() {
+        for (psi, l1) in psis().into_iter().flat_map(|psi| [(psi, 0.0), (psi, 0.5)]) {
             let tape = Tape::new();
             let mut grads = Gradients::default();
             let batch = (&tokens(&TOKENS, 1), &tokens(&TARGETS, 1));
-            model.loss(&model.leaves(&tape), batch, 1.0, psi, None).0.backward(&mut grads);
+            let mut penalty = LatentPenalty::new(l1, 1.0, &config);
+            model.loss_penalised(&model.leaves(&tape), batch, 1.0, psi, &mut penalty).0.backward(&mut grads);
+            // Its factor is for the mean over the tokens of a step of one token; here are more.
+            let penalties = |reference: &Reference| {
+                l1 * TOKENS.len() as f64 * reference.mean_latents(&TOKENS, psi).iter().sum::<f64>()
+            };
+            let expected = penalties(&reference);
+            assert!(
+                (penalty.value() - expected).abs() <= roundings as f64 * ROUNDING * expected,
+                "transformer {}: the penalty is {}, not {expected}",
+                psi.psi,
+                penalty.value()
+            );
             for (i, spec) in parameter_specs(&config).enumerate() {
                 let g: Vec<f64> = grads.at(i).unwrap().to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
                 let norm = g.iter().map(|g| g * g).sum::<f64>().sqrt();
@@ -141,19 +156,16 @@ fn transformer_gradients_match_differences_of_the_reference() {
                         .zip(&before)
                         .zip(&g)
                         .for_each(|((x, b), g)| *x = b + h * g / norm);
-                    reference.loss(&TOKENS, &TARGETS, psi).exact
+                    reference.loss(&TOKENS, &TARGETS, psi).exact + penalties(&reference)
                 };
                 let difference = (at(H) - at(-H)) / (2.0 * H);
                 at(0.0);
-                // A rounding for every term of every dot on the longest way there and back, on sums without cancellation.
-                let layer = 4 * config.d_model + 2 * config.q_width() + 2 * config.d_ff + 4 * TOKENS.len();
-                let roundings = 2 * (config.n_layers * layer + config.d_model) + config.vocab_size;
                 // 1e-8 for the differences: two losses of some 50, each with the roundings of an f64 of that size (7e-15), over 2 h.
                 let bound = roundings as f64 * ROUNDING * norm + 1e-8;
                 let off = (difference - norm).abs();
                 assert!(
                     off <= bound,
-                    "transformer {}: gradient of {}: {norm} along itself, differences give {difference}: \
+                    "transformer {} l1={l1}: gradient of {}: {norm} along itself, differences give {difference}: \
                      off by {off:e}, bound {bound:e}",
                     psi.psi,
                     spec.name
@@ -227,10 +239,9 @@ fn transformer_gradients_of_micro_batches_add_up() {
     }
 }
 
-/// The penalty's gradient is that of `l1 sum_layers mean |h|`: along a direction, against differences of both in f64. A step
-/// that is cut gives the same, and a penalty of 0 the bits of none.
+/// A step that is cut has the penalty and the gradients of the whole, and a penalty of 0 the bits of none.
 #[test]
-fn transformer_gradients_with_a_penalty() {
+fn transformer_penalties_of_micro_batches_add_up() {
     let [config, ..] = configs();
     let model = Transformer::new(weights(&config));
     let (scale, l1) = (1.0 / 12.0, 0.75);
@@ -266,28 +277,6 @@ fn transformer_gradients_with_a_penalty() {
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert!(bits(&plain.at(i).unwrap().to_vec::<f32>().unwrap()) == bits(zero), "penalty: 0 changes bits");
         }
-
-        // Differences along a direction in which every weight moves by its share of the gradient's sign.
-        let objective = |moved: f64| {
-            let mut reference = Reference::new(model.weights());
-            for (parameter, gradient) in reference.parameters.iter_mut().zip(&whole) {
-                parameter.iter_mut().zip(gradient).for_each(|(w, g)| *w += moved * (*g as f64));
-            }
-            let sequences = TOKENS.chunks(4).zip(TARGETS.chunks(4));
-            sequences
-                .map(|(tokens, targets)| {
-                    let h = reference.mean_latents(tokens, psi).iter().sum::<f64>() * tokens.len() as f64;
-                    (reference.loss(tokens, targets, psi).exact + l1 * h) * scale as f64
-                })
-                .sum::<f64>()
-        };
-        let difference = |h: f64| (objective(h) - objective(-h)) / (2.0 * h);
-        let (wide, narrow) = (difference(2e-3), difference(1e-3));
-        let expected = (4.0 * narrow - wide) / 3.0;
-        let actual: f64 = whole.iter().flatten().map(|&g| g as f64 * g as f64).sum();
-        // f32 against f64, and what the extrapolation leaves: much less than it gained.
-        let bound = 1e-4 * actual + (expected - narrow).abs();
-        assert!((actual - expected).abs() <= bound, "penalty {}: {actual}, by differences {expected}", psi.psi);
     }
 }
 
