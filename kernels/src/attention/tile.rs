@@ -5,7 +5,7 @@
 //! by side, padded to whole vectors: what packing would make of it. Measured with all else equal (one thread of a Zen 5,
 //! avx512, T = 512, D = 64, busy machine, best of 60): 170 GFLOP/s forward and 176 backward in place, 93 and 104 packed.
 
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd};
 use crate::{Beta, Mat, MatMut};
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`. Shapes: A `[M, K]`, B `[K, N]`, C `[M, N]`. A has any strides; the columns
@@ -32,26 +32,54 @@ impl Kernel for Product<'_> {
             assert!(beta == Beta::One || a.rows == 0, "attention: an empty sum has nothing to overwrite with");
             return;
         }
-        // Rows times vectors of C that are held in registers: 16 accumulators hide the latency of an FMA (4 cycles on two
-        // pipes need 8) and leave room for the operands among the 32 registers of AVX-512. Loads for 16 FMAs: 8, 10 and
-        // 17 (of two a cycle beside two FMAs).
-        let (n, lanes) = (b.cols, S::LANES);
-        let mut j = 0;
-        while n - j >= 4 * lanes {
-            // SAFETY: the asserts above are its contract; columns j .. j + 4 LANES exist.
-            unsafe { panel::<S, 4, 4>(s, a, b, beta, &mut c, j) };
-            j += 4 * lanes;
-        }
-        if n - j >= 2 * lanes {
-            // SAFETY: as above, for 2 LANES.
-            unsafe { panel::<S, 8, 2>(s, a, b, beta, &mut c, j) };
-            j += 2 * lanes;
-        }
-        if n - j >= lanes {
-            // SAFETY: as above, for LANES.
-            unsafe { panel::<S, 16, 1>(s, a, b, beta, &mut c, j) };
+        // Rows times vectors of C that are held in registers. An FMA of 4 cycles on two pipes needs 8 accumulators; 16 leave
+        // room for the operands among the 32 registers of `avx512`, 12 among the 16 of `avx2`. `portable` has its
+        // vectors in two registers each, as in GEMM. Loads for 16 FMAs of `avx512`: 8, 10 and 17 (of two a cycle beside two
+        // FMAs).
+        // SAFETY: the asserts above are the contract.
+        unsafe {
+            let c = &mut c;
+            match S::ISA {
+                Isa::Avx512 => {
+                    let j = panels::<S, 4, 4>(s, a, b, beta, c, 0);
+                    let j = panels::<S, 8, 2>(s, a, b, beta, c, j);
+                    panels::<S, 16, 1>(s, a, b, beta, c, j);
+                }
+                Isa::Avx2 => {
+                    let j = panels::<S, 6, 2>(s, a, b, beta, c, 0);
+                    panels::<S, 12, 1>(s, a, b, beta, c, j);
+                }
+                Isa::Portable => {
+                    panels::<S, 4, 1>(s, a, b, beta, c, 0);
+                }
+                Isa::Scalar => {
+                    let j = panels::<S, 4, 4>(s, a, b, beta, c, 0);
+                    panels::<S, 16, 1>(s, a, b, beta, c, j);
+                }
+            }
         }
     }
+}
+
+/// Columns of C from `j` on, as long as `NV` whole vectors are left. Returns the first column that is left.
+///
+/// # Safety
+/// - A is `[M, K]`, B `[K, N]` with adjacent columns, C `[M, N]`; M and K are not 0.
+#[inline(always)]
+unsafe fn panels<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    a: Mat,
+    b: Mat,
+    beta: Beta,
+    c: &mut MatMut,
+    mut j: usize,
+) -> usize {
+    while b.cols - j >= NV * S::LANES {
+        // SAFETY: the caller's contract; the columns exist.
+        unsafe { panel::<S, MR, NV>(s, a, b, beta, c, j) };
+        j += NV * S::LANES;
+    }
+    j
 }
 
 /// Columns `j .. j + NV LANES` of C.
