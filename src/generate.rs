@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "PSI", value_parser = parse_psi)]
     activation: Option<Psi>,
 
-    /// How the FFN of each token is computed; both give the same text, bit for bit [default: sparse under RELU]
+    /// How the FFN of each token is computed; all give the same text, bit for bit [default: auto under RELU, else dense]
     #[arg(long, value_name = "MODE")]
     ffn: Option<Ffn>,
 
@@ -97,6 +97,8 @@ enum Ffn {
     Dense,
     /// The neurons that RELU lets through
     Sparse,
+    /// Layer by layer, sparse where that is faster
+    Auto,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -154,6 +156,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         options.ffn = match ffn {
             Ffn::Dense => FfnMode::Dense,
             Ffn::Sparse => FfnMode::Sparse,
+            Ffn::Auto => FfnMode::Auto,
         };
     }
     let weights = match args.weights {
@@ -249,7 +252,7 @@ fn report(done: &Generation, psi: Psi, weights: WeightFormat) {
     let (prompt_tokens, new) = (done.prompt_tokens, done.tokens.len());
     complain(format_args!("[{prompt_tokens} prompt tokens {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
-    complain(format_args!("[{psi}, {weights} weights, FFN {}{zeros}]", done.ffn));
+    complain(format_args!("[{psi}, {weights} weights, FFN {}{zeros}]", done.ffn_in_words()));
 }
 
 /// The samples, best first, and how they came about.

@@ -68,8 +68,10 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let (text, report) = write(&["-t", "1"]);
-    assert!(text.starts_with("In ") && report.contains("FFN sparse") && report.contains("% zeros"), "{report}");
+    assert!(text.starts_with("In ") && report.contains("FFN auto: ") && report.contains("% zeros"), "{report}");
     assert_eq!(text, write(&["-t", "2"]).0);
+    let (sparse, report) = write(&["--ffn", "sparse"]);
+    assert!(text == sparse && report.contains("FFN sparse"), "{report}");
     let (dense, report) = write(&["--ffn", "dense"]);
     assert!(text == dense && report.contains("FFN dense"), "{report}");
     let (bf16, report) = write(&["--weights", "bf16", "-t", "1"]);

@@ -91,7 +91,7 @@ fn logits_match_transformers() {
         // The token path: the prompt at once, and token by token; under RELU the FFN is sparse.
         let v = m.config.vocab_size;
         let mut engine = CpuEngine::new(transformer.weights(), EngineOptions::new(psi)).unwrap();
-        assert_eq!(engine.options().ffn == FfnMode::Sparse, psi == Psi::Relu);
+        assert_eq!(engine.options().ffn == FfnMode::Auto, psi == Psi::Relu);
         let last = &m.logits[m.logits.len() - v..];
         let prefill = engine.prefill(&m.tokens).unwrap();
         assert_within(&format!("prefill of {}", m.name), prefill, last, |_| m.bound);

@@ -4,6 +4,7 @@
 
 use crate::kv_cache::KvCache;
 use crate::matrix::{Matrix, OneToken};
+use crate::recent::Recent;
 use crate::sampler::best;
 use crate::weights::{DecodeWeights, LayerWeights};
 use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity};
@@ -41,6 +42,8 @@ pub struct CpuEngine {
     /// Logits of several positions, while [`log_probs`](Engine::log_probs) needs them.
     row_logits: Vec<f32>,
     density: Vec<LayerDensity>,
+    /// What [`FfnMode::Auto`] goes by, for each layer.
+    recent: Vec<Recent>,
     ffn_time: Duration,
     sample: u32,
 }
@@ -60,6 +63,7 @@ impl CpuEngine {
             logits: vec![0.0; config.vocab_size],
             row_logits: Vec::new(),
             density: vec![LayerDensity::default(); config.n_layers],
+            recent: vec![Recent::default(); config.n_layers],
             ffn_time: Duration::ZERO,
             sample: 0,
             config,
@@ -97,7 +101,7 @@ impl CpuEngine {
     /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the last
     /// block in the activations. `counted`: whether density and FFN time count them.
     fn append(&mut self, tokens: &[u32], counted: bool) {
-        let CpuEngine { config, options, team, weights, cache, activations, density, ffn_time, .. } = self;
+        let CpuEngine { config, options, team, weights, cache, activations, density, recent, ffn_time, .. } = self;
         let (n, position) = (tokens.len(), cache.len());
         cache.reserve(n);
         activations.resize(config, n);
@@ -107,10 +111,19 @@ impl CpuEngine {
         for (layer, weights) in weights.layers.iter().enumerate() {
             pass.attention(layer, weights, cache, activations);
             if n == 1 {
-                let (active, time) = pass.ffn_of_one(layer, weights, options.ffn, activations);
+                let sparse = match options.ffn {
+                    FfnMode::Dense => false,
+                    FfnMode::Sparse => true,
+                    FfnMode::Auto => options.psi == Psi::Relu && recent[layer].sparse_pays(),
+                };
+                let (active, time) = pass.ffn_of_one(layer, weights, sparse, activations);
+                recent[layer].observe(active, config.d_ff);
                 if counted {
-                    density[layer].active += active as u64;
-                    density[layer].neurons += config.d_ff as u64;
+                    let density = &mut density[layer];
+                    density.active += active as u64;
+                    density.neurons += config.d_ff as u64;
+                    density.tokens += 1;
+                    density.sparse_tokens += sparse as u64;
                     *ffn_time += time;
                 }
             } else {
@@ -181,6 +194,7 @@ impl Engine for CpuEngine {
     fn rewind(&mut self, len: usize, sample: u32) {
         self.cache.truncate(len);
         self.density.fill(LayerDensity::default());
+        self.recent.fill(Recent::default());
         self.ffn_time = Duration::ZERO;
         self.sample = sample;
     }
@@ -339,13 +353,13 @@ impl Pass<'_> {
 
     /// The same for one token, in the kernels where sparse equals dense. Returns the number of active neurons
     /// and the time of the kernels.
-    fn ffn_of_one(&self, layer: usize, w: &LayerWeights, mode: FfnMode, a: &mut Activations) -> (usize, Duration) {
+    fn ffn_of_one(&self, layer: usize, w: &LayerWeights, sparse: bool, a: &mut Activations) -> (usize, Duration) {
         rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
         let token = OneToken { x: &a.normed, scratch: &mut a.ffn, y: &mut a.y };
         let start = Instant::now();
-        let active = match mode {
-            FfnMode::Sparse => w.ffn.sparse(self.team, token),
-            FfnMode::Dense => w.ffn.dense(self.team, self.psi.layer(layer), token),
+        let active = match sparse {
+            true => w.ffn.sparse(self.team, token),
+            false => w.ffn.dense(self.team, self.psi.layer(layer), token),
         };
         let time = start.elapsed();
         axpy(self.team, 1.0, &a.y, &mut a.x);

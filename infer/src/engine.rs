@@ -85,7 +85,7 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// A model that runs with `psi`: sparse if that is RELU, else dense; f32 weights, seed 0, the model's whole context, a growing
+    /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, seed 0, the model's whole context, a growing
     /// cache.
     pub fn new(psi: Psi) -> EngineOptions {
         EngineOptions {
@@ -131,12 +131,15 @@ pub enum FfnMode {
     /// gate_proj in full, then up_proj and down_proj for the neurons with `g > 0` alone. For RELU only, where it gives the
     /// same bits as [`FfnMode::Dense`].
     Sparse,
+    /// Layer by layer: sparse under RELU while few enough neurons of the layer were active in the last tokens, else dense. The
+    /// bits are the same whatever is chosen.
+    Auto,
 }
 
 impl FfnMode {
-    /// What `psi` runs with unless something else is asked for: sparse if it is RELU, else dense.
+    /// What `psi` runs with unless something else is asked for: auto if it is RELU, else dense.
     pub fn of(psi: Psi) -> FfnMode {
-        if psi == Psi::Relu { FfnMode::Sparse } else { FfnMode::Dense }
+        if psi == Psi::Relu { FfnMode::Auto } else { FfnMode::Dense }
     }
 }
 
@@ -145,6 +148,7 @@ impl std::fmt::Display for FfnMode {
         f.write_str(match self {
             FfnMode::Dense => "dense",
             FfnMode::Sparse => "sparse",
+            FfnMode::Auto => "auto",
         })
     }
 }
@@ -178,18 +182,27 @@ pub enum CacheMemory {
     Fixed,
 }
 
-/// Active neurons of a layer, summed over decoded tokens.
+/// Active neurons of a layer, summed over decoded tokens, and how its FFN ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerDensity {
     /// Neurons whose psi(g) was not 0 (NaN counts).
     pub active: u64,
     /// All neurons: F for each token.
     pub neurons: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Tokens for which the layer's FFN ran sparse.
+    pub sparse_tokens: u64,
 }
 
 impl LayerDensity {
     /// The active share, 0 to 1; `None` before the first decoded token.
     pub fn share(&self) -> Option<f64> {
         (self.neurons > 0).then(|| self.active as f64 / self.neurons as f64)
+    }
+
+    /// Whether the layer's FFN ran sparse for more than half of the tokens.
+    pub fn ran_sparse(&self) -> bool {
+        2 * self.sparse_tokens > self.tokens
     }
 }

@@ -76,6 +76,21 @@ impl Generation {
         (self.decode_steps > 0).then(|| self.decode_steps as f64 / self.decode.as_secs_f64())
     }
 
+    /// Layers whose FFN ran sparse for most of the decode steps.
+    pub fn sparse_layers(&self) -> usize {
+        self.density.iter().filter(|layer| layer.ran_sparse()).count()
+    }
+
+    /// How the FFN ran, in words: `dense`, `sparse`, or `auto: 5 of 6 layers sparse`.
+    pub fn ffn_in_words(&self) -> String {
+        match self.ffn {
+            FfnMode::Auto if self.decode_steps > 0 => {
+                format!("auto: {} of {} layers sparse", self.sparse_layers(), self.density.len())
+            }
+            ffn => ffn.to_string(),
+        }
+    }
+
     /// The mean over layers of their active shares, 0 to 1; `None` without a decode step.
     pub fn mean_density(&self) -> Option<f64> {
         let shares: Option<Vec<f64>> = self.density.iter().map(LayerDensity::share).collect();

@@ -35,6 +35,7 @@ mod generate;
 mod kv_cache;
 mod matrix;
 mod rank;
+mod recent;
 mod sampler;
 mod utf8;
 mod weights;

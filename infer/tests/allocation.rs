@@ -24,6 +24,7 @@ fn decode_and_sample_allocate_nothing() {
             for (psi, ffn, format) in [
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::F32),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Bf16),
+                (Psi::Relu, FfnMode::Auto, WeightFormat::F32),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::F32),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::Bf16),
                 (Psi::Silu, FfnMode::Dense, WeightFormat::F32),

@@ -38,12 +38,15 @@ fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usi
             };
             let what = format!("{what} {level} {format}");
             let (dense, density) = run(1, FfnMode::Dense);
-            for (threads, mode) in [(1, FfnMode::Sparse), (2, FfnMode::Sparse), (2, FfnMode::Dense)] {
+            let active = |density: &[LayerDensity]| -> Vec<u64> { density.iter().map(|layer| layer.active).collect() };
+            for (threads, mode) in [(1, FfnMode::Sparse), (2, FfnMode::Sparse), (2, FfnMode::Dense), (1, FfnMode::Auto)]
+            {
                 let (logits, other) = run(threads, mode);
                 for (step, (a, b)) in logits.iter().zip(&dense).enumerate() {
                     assert!(a == b, "decode {what}: {mode} on {threads} threads differs from dense at step {step}");
                 }
-                assert_eq!(other, density, "decode {what}: densities of {mode} on {threads} threads and of dense");
+                let what = format!("decode {what}: {mode} on {threads} threads");
+                assert_eq!(active(&other), active(&density), "{what}: active neurons, against those of dense");
             }
             densities = density;
         }
@@ -97,6 +100,32 @@ fn sparse_decoding_equals_dense_decoding_in_layers_of_one_kind() {
         let measured: Vec<f64> = density.iter().map(|layer| layer.share().unwrap()).collect();
         assert_eq!(measured, shares, "{what}");
     }
+}
+
+#[test]
+fn auto_runs_each_layer_as_its_density_asks() {
+    let config = &configs()[0];
+    let weights = weights_with_active(config, 5, |layer, neuron| layer == 1 || neuron % 10 == 0);
+    let prompt = tokens(config, 5, 9);
+    for level in Level::available() {
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let run = |mode| {
+                let options = EngineOptions { weights: format, ..options(Psi::Relu, mode) };
+                greedy(&mut engine_on(level, 1, &weights, options), &prompt, 40)
+            };
+            let ((auto, how), (dense, _)) = (run(FfnMode::Auto), run(FfnMode::Dense));
+            assert!(auto == dense, "auto {level} {format}: other bits than dense");
+            // The second layer's first token shows that it is dense.
+            let sparse: Vec<u64> = how.iter().map(|layer| layer.sparse_tokens).collect();
+            assert_eq!((sparse, how[1].tokens), (vec![40, 1], 40), "auto {level} {format}: tokens that ran sparse");
+            assert!(how[0].ran_sparse() && !how[1].ran_sparse());
+        }
+    }
+    // Where psi is not RELU, auto is dense.
+    let mut engine = engine_on(Level::best(), 1, &weights, options(Psi::Silu, FfnMode::Auto));
+    let (auto, how) = greedy(&mut engine, &prompt, 5);
+    let mut engine = engine_on(Level::best(), 1, &weights, options(Psi::Silu, FfnMode::Dense));
+    assert!(auto == greedy(&mut engine, &prompt, 5).0 && how.iter().all(|layer| layer.sparse_tokens == 0));
 }
 
 /// The weights with every matrix rounded to bf16 and widened again; gains as they are.

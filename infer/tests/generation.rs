@@ -106,7 +106,9 @@ fn a_generation_ends_for_each_of_its_reasons() {
     let request = Request { prompt: &prompt, max_tokens: 5, stop: &[], sample: 0 };
     let text = run(&mut engine, SAMPLING, request);
     assert_eq!((text.tokens.len(), text.stop, text.decode_steps), (5, StopReason::MaxTokens, 4));
-    assert_eq!((text.prompt_tokens, text.ffn), (10, FfnMode::Sparse));
+    assert_eq!((text.prompt_tokens, text.ffn), (10, FfnMode::Auto));
+    let (sparse, n) = (text.density.iter().filter(|layer| layer.ran_sparse()).count(), text.density.len());
+    assert_eq!((text.sparse_layers(), text.ffn_in_words()), (sparse, format!("auto: {sparse} of {n} layers sparse")));
     assert!(text.ffn_time > Duration::ZERO && text.ffn_time < text.decode, "ffn_time is a part of decode");
     assert!(text.prefill_rate().unwrap() > 0.0 && text.decode_rate().unwrap() > 0.0);
     for layer in &text.density {

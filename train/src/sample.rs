@@ -17,7 +17,8 @@ pub struct Written {
 /// The temperature of samples: below 1 a small model stays on its words, above 0 it does not loop.
 const TEMPERATURE: f32 = 0.8;
 
-/// Continues `prompt` by at most `tokens` tokens, drawn at temperature 0.8: under RELU with the sparse FFN, else dense.
+/// Continues `prompt` by at most `tokens` tokens, drawn at temperature 0.8: under RELU with the sparse FFN where it pays, else
+/// dense.
 /// The same weights and seed give the same text.
 pub fn sample(
     weights: &Weights,
@@ -35,9 +36,11 @@ pub fn sample(
     let request = Request { prompt: &prompt, max_tokens: tokens, stop: &[tokenizer.separator()], sample: 0 };
     let written = generate(&mut engine, &mut sampler, request, |_| ControlFlow::Continue(()))?;
     let how = match (written.ffn, written.mean_density()) {
-        (FfnMode::Sparse, Some(density)) => format!("{psi}, sparse FFN: {:.1} % of the neurons", 100.0 * density),
-        (FfnMode::Sparse, None) => format!("{psi}, sparse FFN"),
-        (FfnMode::Dense, _) => format!("{psi}, dense FFN"),
+        (FfnMode::Sparse | FfnMode::Auto, Some(density)) => {
+            let (sparse, layers) = (written.sparse_layers(), written.density.len());
+            format!("{psi}, sparse FFN in {sparse} of {layers} layers, {:.1} % of the neurons", 100.0 * density)
+        }
+        (FfnMode::Dense, _) | (_, None) => format!("{psi}, {} FFN", written.ffn),
     };
     Ok(Written { text: tokenizer.decode(&written.tokens), how })
 }
