@@ -1,7 +1,11 @@
 //! Which layers run sparse under [`FfnMode::Auto`](crate::FfnMode::Auto).
 
-/// The share of active neurons below which the sparse FFN is taken.
-const BREAK_EVEN: f32 = 0.9;
+/// The share of active neurons below which the sparse FFN is taken, for f32 and bf16 weights alike.
+///
+/// Measured on one thread of a Zen 5 (avx512, C = 2048, F = 5632, weights in memory), dense time over sparse time: at 80 % active
+/// 1.12 (bf16), at 90 % 1.05 (bf16), at 95 % 1.03 (bf16) and 1.04 (f32), at 100 % 1.00 and 1.04. The forms meet where all
+/// neurons are active, since their chunks read the same rows in the same order; what is left beyond 95 % is noise.
+const BREAK_EVEN: f32 = 0.95;
 
 /// A token's weight in the running share: it looks back on some 16 tokens. One token of a layer near the break-even may be far
 /// off; a text that changes its kind is followed within a sentence.

@@ -87,6 +87,9 @@ fn dots_in_groups<S: Simd, W: Weight, const R: usize>(
     }
 }
 
+/// Bytes of a cache line: rows are hinted at once a line.
+pub(crate) const LINE: usize = 64;
+
 /// The dots of `R` rows with x. Each row has accumulators of its own and the order of [`dot_group`] with `R = 1`, so its
 /// bits do not depend on its neighbours.
 #[inline(always)]
@@ -107,7 +110,9 @@ fn dot_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [&
                 let x = s.load_ptr(x.as_ptr().add(at));
                 for r in 0..R {
                     acc[r] = s.mul_add(W::load_ptr(s, rows[r].as_ptr().add(at)), x, acc[r]);
-                    s.prefetch(next[r].as_ptr().add(at).cast());
+                    if (a * S::LANES * size_of::<W>()).is_multiple_of(LINE) {
+                        s.prefetch(next[r].as_ptr().add(at).cast());
+                    }
                 }
             }
         }

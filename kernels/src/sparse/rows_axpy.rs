@@ -1,4 +1,5 @@
 use super::chunk_len;
+use crate::gemv::LINE;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::{Team, Weight};
@@ -126,25 +127,33 @@ fn axpy_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [
         assert!(rows[r].len() == sum.len() && next[r].len() == sum.len(), "rows_axpy: a row of another length");
         factors[r] = s.splat(h[r]);
     }
-    let whole = sum.len() / S::LANES * S::LANES;
-    for at in (0..whole).step_by(S::LANES) {
-        // SAFETY: at + LANES <= whole, at most the length of the sum and, by the assert, of every row.
-        unsafe {
-            let dst = sum.as_mut_ptr().add(at);
-            let mut acc = s.load_ptr(dst);
-            for r in 0..R {
-                acc = s.mul_add(factors[r], W::load_ptr(s, rows[r].as_ptr().add(at)), acc);
-                s.prefetch(next[r].as_ptr().add(at).cast());
+    let line = LINE / size_of::<W>();
+    let whole = sum.len() / line * line;
+    for first in (0..whole).step_by(line) {
+        for v in 0..line / S::LANES {
+            let at = first + v * S::LANES;
+            // SAFETY: at + LANES <= whole (LANES divide a line), at most the length of the sum and, by the assert, of every row.
+            unsafe {
+                let dst = sum.as_mut_ptr().add(at);
+                let mut acc = s.load_ptr(dst);
+                for r in 0..R {
+                    acc = s.mul_add(factors[r], W::load_ptr(s, rows[r].as_ptr().add(at)), acc);
+                    if v == 0 {
+                        s.prefetch(next[r].as_ptr().add(at).cast());
+                    }
+                }
+                s.store_ptr(acc, dst);
             }
-            s.store_ptr(acc, dst);
         }
     }
     let rest = &mut sum[whole..];
-    let mut acc = s.load_partial(rest);
-    for r in 0..R {
-        acc = s.mul_add(factors[r], W::load_partial(s, &rows[r][whole..]), acc);
+    for at in spans(s, rest.len()) {
+        let mut acc = at.load(s, rest);
+        for r in 0..R {
+            acc = s.mul_add(factors[r], at.load(s, &rows[r][whole..]), acc);
+        }
+        at.store(s, acc, rest);
     }
-    s.store_partial(acc, rest);
 }
 
 #[cfg(test)]
