@@ -321,10 +321,10 @@ fn json_of(args: &Args, psi: Psi, rank_under: Option<Psi>, ranking: &[Ranked], t
     json!({
         "prompt": args.prompt,
         "activation": psi.to_string(),
-        "temperature": args.temp,
+        "temperature": decimal(args.temp),
         "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
+        "top_p": decimal(args.top_p),
+        "min_p": decimal(args.min_p),
         "seed": args.seed,
         "rank_under": rank_under.map(|psi| psi.to_string()),
         "samples": ranking.iter().map(sample).collect::<Vec<_>>(),
@@ -334,4 +334,9 @@ fn json_of(args: &Args, psi: Psi, rank_under: Option<Psi>, ranking: &[Ranked], t
         "words": diversity.ttr.words,
         "distinct_2": diversity.distinct_2,
     })
+}
+
+/// The shortest decimal that is this f32, as the user wrote it: 0.95, and not 0.949999988.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().expect("a number is written as one")
 }

@@ -264,7 +264,9 @@ fn generate_ranks_its_samples() {
             assert!(plain.contains(&text), "{text:?} is not in\n{plain}");
         }
         assert_eq!((&json["rank_under"], &json["ttr_budget"]), (&"RELU".into(), &3.into()));
-        assert!(json["ttr"].as_f64().is_some_and(|ttr| ttr > 0.0 && ttr <= 1.0), "{json}");
+        // At temperature 0 this model may write nothing but spaces: no words, and no ratio.
+        let (words, ttr) = (json["words"].as_u64().unwrap(), json["ttr"].as_f64());
+        assert!(ttr.is_some_and(|ttr| ttr > 0.0 && ttr <= 1.0) == (words >= 3), "{json}");
     }
     assert!(write(&["--ttr-budget", "100000"]).1.contains("fewer than --ttr-budget 100000"));
 }
