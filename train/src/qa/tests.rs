@@ -218,7 +218,7 @@ fn what_cannot_be_asked_is_refused() {
     );
     let error = refused(&mut engine, &[question("p", &["a\nb"], None)], &|o| o.until = AnswerEnd::Line);
     assert!(error.ends_with("answers end at a newline"), "{error}");
-    let error = refused(&mut engine, &[good.clone()], &|o| o.psi = Psi::stochastic(0.5));
+    let error = refused(&mut engine, std::slice::from_ref(&good), &|o| o.psi = Psi::stochastic(0.5));
     assert!(error.contains("rank_under = StochA(0.5)"), "{error}");
     let bad = QaSampling { n: 2, psi: Psi::Relu, sampling: sampling(-1.0), ttr_budget: 2 };
     let error = refused(&mut engine, &[good], &|o| o.samples = Some(bad.clone()));
