@@ -371,7 +371,7 @@ pub struct Bar {
 
 /// Bars below each other, from 0 to `end`.
 pub fn bars(title: &str, note: &str, bars: &[Bar], end: f64) -> String {
-    const ROW: f64 = 62.0;
+    const ROW: f64 = 66.0;
     const LONGEST: f64 = WIDTH - 4.0;
     let length = |value: f64| (value / end).clamp(0.0, 1.0) * LONGEST;
     let mut svg = String::new();
@@ -385,7 +385,7 @@ pub fn bars(title: &str, note: &str, bars: &[Bar], end: f64) -> String {
         if let Some((value, name)) = &bar.reference {
             let x = 2.0 + length(*value);
             let (class, beside) = if x > WIDTH / 2.0 { ("end", -5.0) } else { ("start", 5.0) };
-            let _ = write!(svg, r#"<path class="reference" d="M{x:.1} {}v34"/>"#, y + 22.0);
+            let _ = write!(svg, r#"<path class="reference" d="M{x:.1} {}v30"/>"#, y + 25.0);
             let _ = write!(
                 svg,
                 r#"<text class="note {class}" x="{:.1}" y="{}">{}</text>"#,
