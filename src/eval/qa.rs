@@ -43,7 +43,8 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_SAMPLES as i64))]
     samples: Option<u32>,
 
-    /// relu, silu or stochastic:P: what samples are drawn with [default: what the model is meant to run with]
+    /// What samples are drawn with: relu, silu, gelu, relu2, tanh, stochastic:P or stochastic:P:A,B[:POSITIVE] (see train) [default:
+    /// what the model is meant to run with]
     #[arg(long, value_name = "PSI", value_parser = parse_psi)]
     activation: Option<Psi>,
 
