@@ -72,6 +72,8 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
     assert_eq!(text, write(&["-t", "2"]).0);
     let (sparse, report) = write(&["--ffn", "sparse"]);
     assert!(text == sparse && report.contains("FFN sparse"), "{report}");
+    let (json, _) = write(&["-o", "json", "--temp", "0.8"]);
+    assert!(json.contains("\"temperature\": 0.8,"), "{json}");
     let (dense, report) = write(&["--ffn", "dense"]);
     assert!(text == dense && report.contains("FFN dense"), "{report}");
     let (bf16, report) = write(&["--weights", "bf16", "-t", "1"]);

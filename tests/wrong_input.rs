@@ -353,7 +353,7 @@ fn reports() {
     refuse(&mut report(&["runs/m", "./runs/m"]), &["./runs/m", "named twice"]);
     refuse(&mut report(&["runs/m", "-o", "text.txt"]), &["text.txt", "not a report", "choose another"]);
     refuse(&mut report(&["runs/m", "-o", "runs"]), &["runs", "not a report"]);
-    refuse(&mut report(&["runs/m", "-o", "none/r.html"]), &["none/r.html", "cannot be written"]);
+    refuse(&mut report(&["runs/m", "-o", "none/r.html"]), &["error: none/r.html: cannot be written: "]);
     assert!(fs::read_to_string(place.path("text.txt")).unwrap().contains("born"), "text.txt was touched");
     // Begun, but no step is done.
     fs::create_dir_all(place.path("runs/new")).unwrap();

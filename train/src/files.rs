@@ -46,7 +46,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         // What is reported is the error that led here.
         let _ = std::fs::remove_file(&temporary);
     }
-    done
+    // The user named the file, not the temporary one.
+    done.map_err(|e| Error { path: path.to_path_buf(), what: "written", ..e })
 }
 
 /// Renames a file or folder and waits until its folder knows.
