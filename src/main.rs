@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 #![forbid(unsafe_code)]
 
+mod almanac;
 mod bench;
 mod eval;
 mod generate;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 /// Train, sparsify and run transformers with stochastic activations.
 ///
-/// Without a subcommand: the quick start, which trains a small model on a built-in text and decodes from it.
+/// Without a subcommand: the quick start, which trains a small model on a built-in text, asks it questions, and decodes from it.
 #[derive(Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -51,6 +52,7 @@ KERNELS_SIMD=scalar|portable|avx2|avx512 forces an instruction set.";
 #[derive(Subcommand)]
 enum Command {
     Quickstart(quickstart::Args),
+    Almanac(almanac::Args),
     Train(Box<train::Args>),
     Generate(Box<generate::Args>),
     Eval(Box<eval::Args>),
@@ -81,6 +83,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     team.install(|| match cli.command {
         None => quickstart::run(quickstart::Args::default()),
         Some(Command::Quickstart(args)) => quickstart::run(args),
+        Some(Command::Almanac(args)) => almanac::run(args),
         Some(Command::Train(args)) => train::run(*args),
         Some(Command::Generate(args)) => generate::run(*args),
         Some(Command::Eval(args)) => eval::run(*args),

@@ -1,6 +1,6 @@
 //! Tells a training run to the terminal: lines for what happens, a bar for what goes on.
 
-use crate::terminal::{bytes, complain, duration, grouped};
+use crate::terminal::{bytes, complain, duration, grouped, quoted};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Display;
 use std::io::Write;
@@ -141,9 +141,7 @@ impl Observer for Narrator {
             Event::Interrupted { steps_done } => {
                 // Left on the screen, it would promise a rest of the way that nobody goes.
                 self.bar.finish_and_clear();
-                let folder = self.folder.display().to_string();
-                let folder = if folder.contains(char::is_whitespace) { format!("'{folder}'") } else { folder };
-                let resume = format!("silurian train --resume {folder}");
+                let resume = format!("silurian train --resume {}", quoted(&self.folder));
                 self.line(format_args!("stopped   after step {steps_done}, saved; to go on: {resume}"));
             }
             Event::Finished { steps_done, seconds } => {

@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
 use std::io::{self, Write};
+use std::path::Path;
 
 pub use train::words::{bytes, duration, grouped};
 
@@ -47,4 +48,22 @@ pub fn print(text: impl fmt::Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let printed = write!(out, "{text}").and_then(|()| out.flush());
     printed.map_err(|e| io::Error::new(e.kind(), format!("standard output cannot be written: {e}")))
+}
+
+/// A path as a shell's word: in quotes if it needs them.
+pub fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    if path.chars().all(is_plain) && !path.is_empty() { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_needs_it() {
+        let words = ["runs/quick-start_2", "my runs/a", "it's", "~/a", ""].map(|path| quoted(Path::new(path)));
+        assert_eq!(words, ["runs/quick-start_2", "'my runs/a'", r"'it'\''s'", "'~/a'", "''"]);
+    }
 }
