@@ -2,23 +2,32 @@
 
 mod common;
 
-use common::{Place, said, succeed};
+use common::{Place, final_bits, said, succeed};
 use std::fs;
 
 #[test]
-fn the_quick_start_trains_switches_and_decodes() {
+fn the_quick_start_trains_switches_answers_and_decodes() {
     let place = Place::new();
-    for run in ["runs/quickstart", "runs/quickstart-2"] {
-        let text = said(&succeed(&mut place.silurian(&["quickstart", "--steps", "10"])));
+    for run in ["my runs/quickstart", "my runs/again"] {
+        let text = said(&succeed(&mut place.silurian(&["quickstart", "--steps", "10", "--out", run])));
         for words in [
+            "almanac of 180 facts about an invented world: my runs/almanac-0/almanac.txt",
             "schedule  steps 0 to 8: StochA(0.5); step 9: RELU (Swi+FT, alpha = 0.1)",
             "switch    before step 9: from ",
-            "under RELU; zeros ",
+            " under StochA(0.5), ",
+            " under RELU; zeros ",
             "by layer",
-            "dense ",
-            "sparse ",
-            "the same text with both",
-            &format!("silurian generate -m {run} "),
+            "asked in the text too",
+            "held out: only stated there",
+            " by the most frequent answer of each kind",
+            "  | Question: ",
+            "The model writes (RELU, sparse FFN):\n  | In ",
+            "both write the same, bit for bit",
+            "\n  dense ",
+            "\n  sparse ",
+            "\n  ratio ",
+            "\n  ceiling ",
+            &format!("silurian generate -m '{run}' "),
         ] {
             assert!(text.contains(words), "the quick start does not say {words:?}:\n{text}");
         }
@@ -26,7 +35,36 @@ fn the_quick_start_trains_switches_and_decodes() {
             assert!(place.path(run).join(file).exists(), "{run}/{file}");
         }
     }
-    assert_eq!(fs::read(place.path("runs/almanac-0.txt")).unwrap().len(), 400_079);
+    // The second one found the text of the first.
+    let mut left: Vec<_> = fs::read_dir(place.path("my runs")).unwrap().map(|f| f.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["again", "almanac-0", "quickstart"]);
+
+    // What it did can be done by hand.
+    succeed(&mut place.silurian(&["almanac", "--out", "by hand"]));
+    for file in ["almanac.txt", "questions.jsonl", "questions-seen.jsonl", "questions-cloze.jsonl"] {
+        let [quick, by_hand] = ["my runs/almanac-0", "by hand"].map(|f| fs::read(place.path(f).join(file)).unwrap());
+        assert!(!quick.is_empty() && quick == by_hand, "{file}");
+    }
+    fs::remove_dir_all(place.path("my runs/again")).unwrap();
+    succeed(&mut place.silurian(&["train", "--config", "my runs/quickstart/config.toml", "--out", "my runs/again"]));
+    assert!(final_bits(&place.path("my runs/again"), 10) == final_bits(&place.path("my runs/quickstart"), 10));
+
+    // A text of another version is left alone.
+    fs::write(place.path("my runs/almanac-0/questions.jsonl"), "{}").unwrap();
+    let text = said(&succeed(&mut place.silurian(&["quickstart", "--steps", "1", "--out", "my runs/third"])));
+    assert!(text.contains("my runs/almanac-0-2/almanac.txt"), "{text}");
+    assert_eq!(fs::read(place.path("my runs/almanac-0/questions.jsonl")).unwrap(), b"{}");
+}
+
+#[test]
+fn the_almanac_is_of_its_seed_and_size() {
+    let place = Place::new();
+    let text = said(&succeed(&mut place.silurian(&["almanac", "--seed", "3", "--bytes", "5000", "--out", "a/b"])));
+    assert!(text.contains("180 facts") && text.contains("a/b/questions.jsonl: 90 questions"), "{text}");
+    assert_eq!(fs::read_to_string(place.path("a/b/almanac.txt")).unwrap(), train::almanac::Almanac::new(3).text(5000));
+    let questions = train::questions::read(&place.path("a/b/questions.jsonl")).unwrap();
+    assert_eq!(questions, train::almanac::Almanac::new(3).questions().held_out);
 }
 
 #[test]

@@ -116,6 +116,48 @@ fn configuration() {
     assert!(!place.path("runs").join("r").exists(), "a run folder was left behind");
 }
 
+#[test]
+fn almanac() {
+    let place = Place::new();
+    let most = u64::MAX.to_string();
+    let write = |flags: &[&str]| place.silurian(&[&["almanac"], flags].concat());
+    refuse(&mut write(&["--bytes", "0"]), &["--bytes 0: must be 1 to 1073741824"]);
+    refuse(&mut write(&["--bytes", &most]), &["--bytes 18446744073709551615: must be"]);
+    assert!(!place.path("almanac").exists(), "a folder was left behind");
+    // A file where the folder should be, and one above it.
+    refuse(&mut write(&["--out", "text.txt"]), &["text.txt: cannot be created: "]);
+    refuse(&mut write(&["--out", "text.txt/deep"]), &["text.txt/deep: cannot be created: Not a directory"]);
+    // Any of its files is kept, and then none is written.
+    fs::create_dir(place.path("mine")).unwrap();
+    for file in ["almanac.txt", "questions.jsonl", "questions-seen.jsonl", "questions-cloze.jsonl"] {
+        let path = place.write(&format!("mine/{file}"), "mine");
+        refuse(&mut write(&["--out", "mine"]), &[&format!("mine/{file}: is there already"), "--out"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        assert_eq!(fs::read_dir(place.path("mine")).unwrap().count(), 1);
+        fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn quickstart() {
+    let place = Place::new();
+    let most = u64::MAX.to_string();
+    let start = |flags: &[&str]| place.silurian(&[&["quickstart", "--steps", "1"], flags].concat());
+    refuse(&mut place.silurian(&["quickstart", "--steps", "0"]), &["train.steps = 0: must be at least 1"]);
+    refuse(&mut place.silurian(&["quickstart", "--steps", &most]), &["train.steps = 18446744073709551615: must be"]);
+    refuse(&mut start(&["--seed", &most]), &["train.seed = 18446744073709551615: must be below 2^63"]);
+    refuse(&mut start(&["--out", "text.txt"]), &["text.txt: "]);
+    refuse(&mut start(&["--out", "text.txt/run"]), &["text.txt", "cannot be created: "]);
+    fs::create_dir(place.path("taken")).unwrap();
+    refuse(&mut start(&["--out", "taken"]), &["taken: "]);
+    for name in ["runs", "almanac-0"] {
+        assert!(!place.path(name).exists(), "{name} was left behind");
+    }
+    // A file where the runs should be.
+    place.write("runs", "");
+    refuse(&mut start(&[]), &["runs", "cannot be created: "]);
+}
+
 /// A name that TOML cannot hold.
 #[cfg(target_os = "linux")] // elsewhere file systems refuse such names
 #[test]

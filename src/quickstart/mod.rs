@@ -94,7 +94,7 @@ fn config(args: &Args, text: PathBuf) -> TrainConfig {
     t.seed = args.seed;
     t.warmup_steps = (args.steps / 10).clamp(1, 100);
     t.switch = Some(Switch { to: HiddenAct::Relu, alpha: 0.1 });
-    t.eval_every = (args.steps / 6).max(1);
+    t.eval_every = (args.steps / 6).max(10);
     t.eval_tokens = 1 << 14;
     t.sample_every = 0;
     t.checkpoint_every = args.steps;

@@ -19,7 +19,6 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use relations::fill;
-use std::collections::BTreeMap;
 use world::{Fact, Subject};
 
 /// An invented world: the same for the same seed.
@@ -97,18 +96,6 @@ fn question(prompt: String, fact: &Fact) -> Question {
         answers.push(fact.value.clone());
     }
     Question { prompt, answers, kind: Some(fact.relation.kind.to_string()) }
-}
-
-/// The baseline of one who knows the kind of a question and how often each answer is right, and nothing else: for each question
-/// the share of the most frequent first answer among the questions of its kind, averaged over the questions. NaN for none.
-pub fn most_frequent_answer_share(questions: &[Question]) -> f64 {
-    let mut counts: BTreeMap<Option<&str>, BTreeMap<&str, usize>> = BTreeMap::new();
-    for question in questions {
-        *counts.entry(question.kind.as_deref()).or_default().entry(&question.answers[0]).or_default() += 1;
-    }
-    // The n questions of a kind have the share most / n each: `most` in all.
-    let right: usize = counts.values().filter_map(|of_kind| of_kind.values().max()).sum();
-    right as f64 / questions.len() as f64
 }
 
 fn pick<'a>(rng: &mut impl Rng, from: &[&'a str]) -> &'a str {
