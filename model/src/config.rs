@@ -127,8 +127,8 @@ impl Config {
 
 /// The presets' names and what they are for, smallest first.
 pub const PRESETS: [(&str, &str); 8] = [
-    ("tiny", "1M parameters: seconds to train; the quick start"),
-    ("5m", "5M parameters: a small text in minutes"),
+    ("tiny", "1M parameters: seconds to train"),
+    ("5m", "5M parameters: a small text in minutes; the quick start"),
     ("15m", "15M parameters"),
     ("60m", "60M parameters"),
     ("125m", "125M parameters at a vocabulary of 32000: GPT-2 small's class"),
