@@ -21,17 +21,18 @@ fn the_quick_start_trains_switches_answers_and_decodes() {
             "held out: only stated there",
             " by the most frequent answer of each kind",
             "  | Question: ",
-            "The model writes (RELU, sparse FFN):\n  | In ",
+            "The model writes (RELU, sparse FFN, temperature 0.7):\n  | In ",
             "both write the same, bit for bit",
             "\n  dense ",
             "\n  sparse ",
             "\n  ratio ",
             "\n  ceiling ",
+            &format!("\nReport    {run}/report.html\n"),
             &format!("silurian generate -m '{run}' "),
         ] {
             assert!(text.contains(words), "the quick start does not say {words:?}:\n{text}");
         }
-        for file in ["config.toml", "metrics.jsonl", "checkpoints/step-10/model.safetensors"] {
+        for file in ["metrics.jsonl", "results.json", "report.html", "checkpoints/step-10/model.safetensors"] {
             assert!(place.path(run).join(file).exists(), "{run}/{file}");
         }
     }

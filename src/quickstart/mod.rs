@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::almanac::Almanac;
 use train::config::TrainConfig;
+use train::report::{self, Results};
 
 /// Train a small model on a generated text, ask it questions, and decode from it, dense and sparse.
 ///
@@ -68,8 +69,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let engine =
         |ffn| CpuEngine::new(&source.checkpoint.weights, EngineOptions { ffn, ..EngineOptions::new(Psi::Relu) });
     let (mut dense, mut sparse) = (engine(FfnMode::Dense)?, engine(FfnMode::Sparse)?);
-    closed_book::ask(&mut sparse, &almanac.questions())?;
-    speed::compare(&mut dense, &mut sparse)?;
+    let questions = closed_book::ask(&mut sparse, &almanac.questions())?;
+    let (decoding, samples) = speed::compare(&mut dense, &mut sparse, args.steps)?;
+    Results { questions, decoding: vec![decoding], samples }.write(&folder)?;
+    let report = report::default_output(&[&folder]);
+    report::write(&[&folder], &report)?;
+    say(format_args!("\nReport    {}", report.display()))?;
     next(&folder, &files)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -103,15 +108,16 @@ fn config(args: &Args, text: PathBuf) -> TrainConfig {
 
 /// What to try with this run and after it.
 fn next(folder: &Path, files: &Files) -> anyhow::Result<()> {
-    let (run, config) = (quoted(folder), quoted(&folder.join("config.toml")));
+    let (run, config, questions) = (quoted(folder), quoted(&folder.join("config.toml")), quoted(&files.held_out));
     let commands = [
         (format!("generate -m {run} -p 'In the town of '"), "more of its text"),
+        (format!("eval qa -m {run} {questions}"), "the held-out questions, kind by kind"),
         (format!("inspect {run}"), "its sizes and costs"),
         (format!("train --config {config} --activation silu"), "the same with SILU before the switch"),
         ("almanac --seed 1 --out another-world".to_string(), "another text with its questions"),
         ("train YOUR.txt --name mine --preset 5m --steps 2000".to_string(), "your own text"),
     ];
-    say("\nNext (not installed? cargo run --release -- in place of silurian):")?;
+    say("\nNext (without an installation, `cargo run --release --` stands for `silurian`):")?;
     let width = commands.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
     for (command, what) in &commands {
         say(format_args!("  silurian {command:width$}   {what}"))?;

@@ -2,8 +2,11 @@
 
 use crate::terminal::{bytes, say};
 use infer::{CpuEngine, Engine, Generation, Request, Sampler, Sampling, generate};
+use kernels::Team;
 use std::ops::ControlFlow;
 use train::data::Tokenizer;
+use train::events::Sample;
+use train::report::Decoding;
 
 /// What each text continues.
 const PROMPT: &str = "In ";
@@ -17,8 +20,9 @@ const ROUNDS: u32 = 9;
 /// Texts that are shown.
 const SHOWN: usize = 2;
 
-/// Decodes by turns, so that both meet the same noise, and tells the speeds, what they could be at most, and the text.
-pub fn compare(dense: &mut CpuEngine, sparse: &mut CpuEngine) -> anyhow::Result<()> {
+/// Decodes by turns, so that both meet the same noise, and tells the speeds, what they could be at most, and the texts. All of it as
+/// the report shows it; the texts are of a model after `steps`.
+pub fn compare(dense: &mut CpuEngine, sparse: &mut CpuEngine, steps: usize) -> anyhow::Result<(Decoding, Vec<Sample>)> {
     let config = dense.config().clone();
     let mut sampler = Sampler::new(Sampling { temperature: 0.7, ..Sampling::GREEDY })?;
     let prompt = Tokenizer::Bytes.encode(PROMPT);
@@ -37,9 +41,19 @@ pub fn compare(dense: &mut CpuEngine, sparse: &mut CpuEngine) -> anyhow::Result<
         texts.push(b);
     }
 
-    say("\nThe model writes (RELU, sparse FFN):")?;
-    for text in &texts[..SHOWN] {
-        for line in format!("{PROMPT}{}", Tokenizer::Bytes.decode(&text.tokens)).lines() {
+    let how = "RELU, sparse FFN, temperature 0.7";
+    let samples: Vec<Sample> = texts[..SHOWN]
+        .iter()
+        .map(|text| Sample {
+            steps_done: steps,
+            prompt: PROMPT.to_string(),
+            text: Tokenizer::Bytes.decode(&text.tokens),
+            how: how.to_string(),
+        })
+        .collect();
+    say(format_args!("\nThe model writes ({how}):"))?;
+    for sample in &samples {
+        for line in format!("{}{}", sample.prompt, sample.text).lines() {
             say(format_args!("  | {line}"))?;
         }
     }
@@ -80,7 +94,17 @@ pub fn compare(dense: &mut CpuEngine, sparse: &mut CpuEngine) -> anyhow::Result<
         bytes((size_of::<f32>() as f64 * ffn) as u64),
         bytes((size_of::<f32>() as f64 * all) as u64)
     ))?;
-    Ok(())
+    let team = Team::current();
+    let decoding = Decoding {
+        title: format!("f32, {} threads, {}", team.threads(), team.level()),
+        how: format!("{ROUNDS} texts of {} tokens by turns, medians", texts[0].tokens.len()),
+        dense: 1.0 / dense_token,
+        sparse: 1.0 / sparse_token,
+        zeros,
+        ffn_ratio: Some(dense_ffn / sparse_ffn),
+        ceiling: ffn / read,
+    };
+    Ok((decoding, samples))
 }
 
 /// Seconds a decoded token took.
