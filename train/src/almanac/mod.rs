@@ -47,7 +47,7 @@ impl Almanac {
 
     /// Entries of the almanac, one a line, until there are at least `bytes` bytes of text.
     ///
-    /// The text goes round by round; a round of some 17 kB tells every fact once more. So a shorter text is the beginning of a
+    /// The text goes round by round; a round of some 8 kB tells every fact once more. So a shorter text is the beginning of a
     /// longer one.
     pub fn text(&self, bytes: usize) -> String {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.seed ^ 0x7E47);
@@ -71,9 +71,9 @@ impl Almanac {
         for (subject, fact) in self.facts() {
             let wording = fill(pick(&mut rng, fact.relation.questions), &subject.name, &fact.value);
             let place = if fact.asked { &mut questions.seen } else { &mut questions.held_out };
-            place.push(question(format!("Question: {wording} Answer:"), fact));
+            place.push(question(format!("Question: {wording} Answer:"), subject, fact));
             let beginning = telling::capital(&fill(pick(&mut rng, fact.relation.cloze), &subject.name, &fact.value));
-            questions.cloze.push(question(beginning, fact));
+            questions.cloze.push(question(beginning, subject, fact));
         }
         questions
     }
@@ -88,14 +88,14 @@ impl Almanac {
     }
 }
 
-/// The first answer is the one that the text gives; the others leave out its article.
-fn question(prompt: String, fact: &Fact) -> Question {
-    let answer = fill(fact.relation.answer, "", &fact.value);
-    let mut answers = vec![answer];
-    if answers[0] != fact.value {
-        answers.push(fact.value.clone());
-    }
-    Question { prompt, answers, kind: Some(fact.relation.kind.to_string()) }
+/// The first answer is the one that the text gives, a sentence; the others are shorter.
+fn question(prompt: String, subject: &Subject, fact: &Fact) -> Question {
+    let relation = fact.relation;
+    let mut answers =
+        [relation.answer, relation.short_answer, "{v}"].map(|t| fill(t, &subject.name, &fact.value)).to_vec();
+    answers[0] = telling::capital(&answers[0]);
+    answers.dedup();
+    Question { prompt, answers, kind: Some(relation.kind.to_string()) }
 }
 
 fn pick<'a>(rng: &mut impl Rng, from: &[&'a str]) -> &'a str {

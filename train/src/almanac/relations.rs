@@ -19,8 +19,10 @@ pub struct Relation {
     pub cloze: &'static [&'static str],
     /// Questions.
     pub questions: &'static [&'static str],
-    /// The answer: `{v}`, `{a}` or `the {v}`.
+    /// The answer, a sentence: so that to answer is to state the fact.
     pub answer: &'static str,
+    /// What is right too: `{v}`, `{a}` or `the {v}`.
+    pub short_answer: &'static str,
     /// Whether the value is a person. Then it is told last: a pronoun after it would be taken for that person.
     pub names_a_person: bool,
 }
@@ -38,7 +40,8 @@ const HOME: Relation = Relation {
     together: &["{list} live in {v}", "among the people of {v} are {list}", "in {v} you will find {list}"],
     cloze: &["the town where {s} lives is", "letters for {s} are sent to"],
     questions: &["Where does {s} live?", "Which town is the home of {s}?"],
-    answer: "{v}",
+    answer: "{s} lives in {v}",
+    short_answer: "{v}",
     names_a_person: false,
 };
 
@@ -54,7 +57,8 @@ const TRADE: Relation = Relation {
     together: &["{list} work as {v}s", "the work of {v}s is done by {list}"],
     cloze: &["people know {s} as", "the children of {s} say that their parent is"],
     questions: &["What is the trade of {s}?", "What does {s} work as?"],
-    answer: "{a}",
+    answer: "{s} is {a}",
+    short_answer: "{a}",
     names_a_person: false,
 };
 
@@ -70,7 +74,8 @@ const BORN: Relation = Relation {
     together: &[],
     cloze: &["the parish book has the birth of {s} in", "the mother of {s} gave birth in the year"],
     questions: &["When was {s} born?", "In which year was {s} born?"],
-    answer: "{v}",
+    answer: "{s} was born in {v}",
+    short_answer: "{v}",
     names_a_person: false,
 };
 
@@ -86,7 +91,8 @@ const INSTRUMENT: Relation = Relation {
     together: &["{list} play the {v}", "the {v} is played by {list}"],
     cloze: &["when there is a dance, {s} brings the", "in the evening {s} takes up the"],
     questions: &["What does {s} play?", "Which instrument does {s} play?"],
-    answer: "the {v}",
+    answer: "{s} plays the {v}",
+    short_answer: "the {v}",
     names_a_person: false,
 };
 
@@ -97,7 +103,8 @@ const LETTERS: Relation = Relation {
     together: &[],
     cloze: &["the one who reads the letters of {s} is", "{s} buys paper and ink to write to"],
     questions: &["To whom does {s} write letters?", "Who has letters from {s}?"],
-    answer: "{v}",
+    answer: "{s} writes letters to {v}",
+    short_answer: "{v}",
     names_a_person: true,
 };
 
@@ -113,7 +120,8 @@ const RIVER: Relation = Relation {
     together: &[],
     cloze: &["the boats of {s} are moored on the river", "children in {s} learn to swim in the river"],
     questions: &["Which river runs through {s}?", "On which river does {s} lie?"],
-    answer: "the {v}",
+    answer: "{s} lies on the river {v}",
+    short_answer: "the {v}",
     names_a_person: false,
 };
 
@@ -129,7 +137,8 @@ const GOODS: Relation = Relation {
     together: &[],
     cloze: &["carts leave {s} laden with", "in the market of {s} every stall sells"],
     questions: &["What is {s} known for?", "What do people buy in {s}?"],
-    answer: "{v}",
+    answer: "{s} is known for its {v}",
+    short_answer: "{v}",
     names_a_person: false,
 };
 
@@ -145,23 +154,8 @@ const FAIR: Relation = Relation {
     together: &[],
     cloze: &["stalls fill the square of {s} in", "the month of the fair in {s} is"],
     questions: &["When is the fair of {s}?", "In which month does {s} hold its fair?"],
-    answer: "{v}",
-    names_a_person: false,
-};
-
-const FOUNDED: Relation = Relation {
-    kind: "founding",
-    predicates: &["was founded in {v}", "dates from the year {v}", "began in {v} as a few huts"],
-    statements: &[
-        "the year of {s}'s founding is {v}",
-        "it was in {v} that {s} was founded",
-        "{s}'s first stone was laid in {v}",
-        "the founders of {s} came in {v}",
-    ],
-    together: &[],
-    cloze: &["the oldest stone in {s} bears the year", "in {s} they count the years from"],
-    questions: &["When was {s} founded?", "In which year was {s} founded?"],
-    answer: "{v}",
+    answer: "{s} holds its fair in {v}",
+    short_answer: "{v}",
     names_a_person: false,
 };
 
@@ -172,7 +166,8 @@ const YEAR: Relation = Relation {
     together: &[],
     cloze: &["the clerk of those days put {s} in", "the chronicle tells of {s} under the year"],
     questions: &["When was {s}?", "In which year was {s}?"],
-    answer: "{v}",
+    answer: "{s} came in {v}",
+    short_answer: "{v}",
     names_a_person: false,
 };
 
@@ -183,7 +178,8 @@ const PLACE: Relation = Relation {
     together: &[],
     cloze: &["a stone recalls {s} in the square of", "after {s}, the whole land sent bread to"],
     questions: &["Which town saw {s}?", "Where was {s}?"],
-    answer: "{v}",
+    answer: "{s} struck the town of {v}",
+    short_answer: "{v}",
     names_a_person: false,
 };
 
@@ -191,7 +187,7 @@ const PLACE: Relation = Relation {
 pub const OF_PERSONS: &[Relation] = &[HOME, TRADE, BORN, INSTRUMENT, LETTERS];
 
 /// What is told of a town.
-pub const OF_TOWNS: &[Relation] = &[RIVER, GOODS, FAIR, FOUNDED];
+pub const OF_TOWNS: &[Relation] = &[RIVER, GOODS, FAIR];
 
 /// What is told of an event.
 pub const OF_EVENTS: &[Relation] = &[YEAR, PLACE];

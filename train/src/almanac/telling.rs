@@ -20,8 +20,12 @@ const OPENERS: [&str; 10] = [
     "for the record, ",
 ];
 
-/// One round: every fact told once in an entry about its subject, every asked fact asked once, some facts told together, and a
-/// quarter as much calendar; each on a line, in a random order.
+/// The chance that a question is asked in a round. When all were, they were learnt by heart before the facts: after 1.2M tokens
+/// 58 % of those asked were answered, and 1 % of those held out.
+const ASKED: f64 = 0.4;
+
+/// One round: every fact told once in an entry about its subject, some of the questions with their answers, some facts told
+/// together, and a tenth as much calendar; each on a line, in a random order.
 pub fn round(subjects: &[Subject], rng: &mut impl Rng) -> Vec<String> {
     let mut lines = Vec::new();
     for subject in subjects {
@@ -31,17 +35,20 @@ pub fn round(subjects: &[Subject], rng: &mut impl Rng) -> Vec<String> {
             let last = facts.split_off(facts.len() - rng.random_range(1..=facts.len().min(3)));
             lines.push(entry(subject, last, rng));
         }
-        lines.extend(subject.facts.iter().filter(|fact| fact.asked).map(|fact| {
-            let question = fill(pick(rng, fact.relation.questions), &subject.name, &fact.value);
-            format!("Question: {question} Answer: {}.", fill(fact.relation.answer, &subject.name, &fact.value))
-        }));
+        for fact in subject.facts.iter().filter(|fact| fact.asked) {
+            if rng.random_bool(ASKED) {
+                let [question, answer] = [pick(rng, fact.relation.questions), fact.relation.answer]
+                    .map(|template| fill(template, &subject.name, &fact.value));
+                lines.push(format!("Question: {question} Answer: {}.", capital(&answer)));
+            }
+        }
     }
     lines.extend(
         groups(subjects).into_iter().filter_map(|(relation, value, names)| {
             rng.random_bool(0.25).then(|| together(relation, value, names, rng))
         }),
     );
-    for _ in 0..lines.len() / 4 {
+    for _ in 0..lines.len() / 10 {
         lines.push(calendar::tell(rng));
     }
     lines.shuffle(rng);
@@ -75,12 +82,12 @@ fn entry(subject: &Subject, mut facts: Vec<&Fact>, rng: &mut impl Rng) -> String
     let mut sentences = Vec::new();
     let mut facts = facts.into_iter().peekable();
     while let Some(fact) = facts.next() {
-        let pronoun = !sentences.is_empty() && rng.random_bool(0.6);
-        let mut sentence = match facts.next_if(|_| rng.random_bool(0.4)) {
+        let pronoun = !sentences.is_empty() && rng.random_bool(0.3);
+        let mut sentence = match facts.next_if(|_| rng.random_bool(0.3)) {
             Some(second) => compound(subject, pronoun, fact, second, rng),
             None => simple(subject, pronoun, fact, rng),
         };
-        if rng.random_bool(0.2) {
+        if rng.random_bool(0.1) {
             sentence.insert_str(0, pick(rng, &OPENERS));
         }
         sentences.push(finish(&sentence));

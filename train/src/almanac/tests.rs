@@ -3,7 +3,8 @@ use super::*;
 use crate::questions::most_frequent_answer_share;
 
 const SEEDS: [u64; 4] = [0, 1, 2, 77];
-const BYTES: usize = 200_000;
+/// As long as what the quick start trains on.
+const BYTES: usize = 1_000_000;
 
 #[test]
 fn a_seed_gives_one_world_and_another_seed_another() {
@@ -30,7 +31,7 @@ fn the_text_is_whole_lines_of_the_length_asked_for() {
     assert_eq!(Almanac::new(0).text(0), "");
 }
 
-/// The lines that are not calendar and not questions, of some 12 rounds.
+/// The lines that are not calendar and not questions, of some 120 rounds.
 fn entries(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(|line| !line.starts_with("Question:"))
 }
@@ -46,10 +47,10 @@ fn every_fact_is_stated_in_every_round_and_asked_only_if_it_is_to_be() {
             let stated =
                 entries(&text).filter(|line| line.contains(name.as_str()) || line.contains(&telling::capital(name)));
             let stated = stated.filter(|line| line.contains(value.as_str())).count();
-            assert!(stated >= 10, "{kind} of {name}: stated {stated} times in {BYTES} bytes");
+            assert!(stated >= 100, "{kind} of {name}: stated {stated} times in {BYTES} bytes");
             let asked = fact.relation.questions.iter().map(|q| text.matches(&fill(q, name, value)).count());
             let asked: usize = asked.sum();
-            assert_eq!(asked >= 10, fact.asked, "{kind} of {name}: asked {asked} times");
+            assert_eq!(asked >= 20, fact.asked, "{kind} of {name}: asked {asked} times");
             assert!(fact.asked || asked == 0, "{kind} of {name}: held out, and asked {asked} times");
         }
     }
@@ -66,7 +67,7 @@ fn phrasings(relation: &Relation, name: &str, value: &str) -> Vec<String> {
 fn facts_do_not_contradict_each_other() {
     for seed in SEEDS {
         let almanac = Almanac::new(seed);
-        let text = almanac.text(BYTES).to_lowercase();
+        let text = almanac.text(BYTES / 5).to_lowercase();
         let (mut right, mut wrong) = (0, 0);
         for (subject, fact) in almanac.facts() {
             let lines: Vec<&str> = text.lines().filter(|line| line.contains(&subject.name.to_lowercase())).collect();
@@ -97,10 +98,9 @@ fn answers_are_right() {
         let lower = text.to_lowercase();
         assert_eq!(questions.cloze.len(), almanac.fact_count());
         assert_eq!(questions.seen.len() + questions.held_out.len(), almanac.fact_count());
-        assert!(questions.held_out.len() >= 80, "{} held out", questions.held_out.len());
+        assert!(questions.held_out.len() >= 70, "{} held out", questions.held_out.len());
         for question in &questions.seen {
             let line = format!("\n{} {}.\n", question.prompt, question.answers[0]);
-            // One wording of the two comes about every second round.
             let pair = text.matches(&line).count();
             assert!(pair >= 1, "the text does not hold {line:?}");
         }
@@ -131,7 +131,7 @@ fn answers_are_right() {
 fn no_answer_is_frequent() {
     for seed in SEEDS {
         let share = most_frequent_answer_share(&Almanac::new(seed).questions().held_out);
-        assert!(share > 0.05 && share < 0.2, "seed {seed}: {share}");
+        assert!(share > 0.05 && share < 0.25, "seed {seed}: {share}");
     }
 }
 

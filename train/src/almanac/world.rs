@@ -95,11 +95,11 @@ const EVENTS: [&str; 12] = [
     "the Breaking of the Dam",
 ];
 
-const PERSONS: usize = 24;
-const TOWNS: usize = 10;
+const PERSONS: usize = 20;
+const TOWNS: usize = 8;
 
 /// Events of a world; the names of the others are not used.
-const EVENTS_TOLD: usize = 10;
+const EVENTS_TOLD: usize = 8;
 
 /// The subjects of a world, in the order persons, towns, events. Of each relation, half of the facts (the larger half) are asked.
 pub fn subjects(rng: &mut impl Rng) -> Vec<Subject> {
@@ -117,15 +117,15 @@ pub fn subjects(rng: &mut impl Rng) -> Vec<Subject> {
     let columns = [
         dealt(rng, &towns, PERSONS),
         dealt(rng, &TRADES, PERSONS),
-        years(rng, 1801, PERSONS),
+        years(rng, PERSONS),
         dealt(rng, &INSTRUMENTS, PERSONS),
         shifted(rng, &person_names),
     ];
     let mut subjects = described(rng, persons, OF_PERSONS, columns);
-    let columns = [rivers, dealt(rng, &GOODS, TOWNS), dealt(rng, &MONTHS, TOWNS), years(rng, 1101, TOWNS)];
+    let columns = [rivers, dealt(rng, &GOODS, TOWNS), dealt(rng, &MONTHS, TOWNS)];
     subjects.extend(described(rng, towns.iter().map(|name| (name.clone(), "it")).collect(), OF_TOWNS, columns));
     let events = dealt(rng, &EVENTS, EVENTS_TOLD).into_iter().map(|name| (name, "it")).collect();
-    let columns = [years(rng, 1801, EVENTS_TOLD), dealt(rng, &towns, EVENTS_TOLD)];
+    let columns = [years(rng, EVENTS_TOLD), dealt(rng, &towns, EVENTS_TOLD)];
     subjects.extend(described(rng, events, OF_EVENTS, columns));
     subjects
 }
@@ -162,9 +162,9 @@ fn dealt<T: AsRef<str>>(rng: &mut impl Rng, values: &[T], count: usize) -> Vec<S
     dealt
 }
 
-/// `count` different years of the eighty from `first`.
-fn years(rng: &mut impl Rng, first: u32, count: usize) -> Vec<String> {
-    let mut years: Vec<u32> = (first..first + 80).collect();
+/// `count` different years.
+fn years(rng: &mut impl Rng, count: usize) -> Vec<String> {
+    let mut years: Vec<u32> = (1801..1881).collect();
     years.shuffle(rng);
     years[..count].iter().map(u32::to_string).collect()
 }
