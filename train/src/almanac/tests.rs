@@ -78,7 +78,7 @@ fn facts_do_not_contradict_each_other() {
                 .collect();
             others.sort();
             others.dedup();
-            let mut said = |value: &str| {
+            let said = |value: &str| {
                 let phrasings = phrasings(fact.relation, &subject.name, value);
                 phrasings.iter().map(|p| lines.iter().filter(|line| line.contains(p.as_str())).count()).sum::<usize>()
             };

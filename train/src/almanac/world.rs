@@ -26,7 +26,7 @@ pub struct Fact {
     pub asked: bool,
 }
 
-/// All vowels, or none, in the right places: `an innkeeper`. The plural of each takes an s.
+/// The plural of each takes an s, and `an` goes before a vowel: see `fill`.
 const TRADES: [&str; 16] = [
     "baker",
     "weaver",
