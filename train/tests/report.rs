@@ -273,7 +273,7 @@ fn a_line_that_is_half_written_is_left_out_and_one_that_is_broken_named() {
     let killed = &text[..text.len() - 40];
     fs::write(&path, killed).unwrap();
     assert_eq!(read_metrics(&run).unwrap().len(), 299);
-    parse(&report(&[run.clone()]));
+    parse(&report(std::slice::from_ref(&run)));
     let lines: Vec<&str> = text.lines().collect();
     fs::write(&path, [&lines[..6], &["{\"step\":6,"], &lines[7..]].concat().join("\n")).unwrap();
     let error = write(&[&run], &dir.path().join("r.html")).unwrap_err();
