@@ -230,8 +230,8 @@ pub struct TrainSection {
     /// The largest norm of the whole gradient; 0 for no clipping.
     pub grad_clip: f64,
     /// Added to the loss: this times the sum over layers of the mean of `|h|`, h being the FFN's hidden layer, over tokens and
-    /// neurons; for more zeros. 0 for none. What is reported as the loss is without it. At the start a mean of `|h|` is of
-    /// order 0.1 or below; values of 1e-3 to 1 are the range to try.
+    /// neurons; for more zeros. 0 for none. What is reported as the loss is without it. 0.01 to 1 is the range
+    /// to try: docs/log.md has what came of 0.1 and 1.
     pub l1: f64,
     /// Swi+FT(alpha): `to` for the last share `alpha` of the steps, `0..=1`; 0 is no switch, and so is none given. `to` is any
     /// activation that draws nothing; RELU is the one whose zeros sparse decoding uses.
