@@ -470,7 +470,8 @@ mod tests {
             [(INF, INF, 1.0), (-INF, -0.0, 0.0), (NAN, NAN, NAN), (-f32::MAX, -0.0, 0.0), (f32::MAX, f32::MAX, 1.0)];
         let relu2 = [(INF, INF, INF), (-INF, 0.0, 0.0), (NAN, NAN, NAN), (f32::MAX, INF, INF), (-1.0, 0.0, 0.0)];
         let tanh = [(INF, 1.0, 0.0), (-INF, -1.0, 0.0), (NAN, NAN, NAN), (0.0, 0.0, 1.0), (f32::MAX, 1.0, 0.0)];
-        let cases: [(Activation, &[(f32, f32, f32)]); 4] = [
+        type Values<'a> = &'a [(f32, f32, f32)];
+        let cases: [(Activation, Values); 4] = [
             (Activation::Silu, &silu),
             (Activation::Gelu, &gelu),
             (Activation::Relu2, &relu2),
