@@ -1,15 +1,15 @@
 //! A run, or several, as one HTML file: what was learnt, how sparse it became, how fast, and what it writes.
 //!
 //! The file stands alone: no script, no font and no picture from elsewhere. It is light or dark as its reader's screen is, and can be
-//! printed. Everything that a run says of itself is shown as text: see [`html::Text`].
+//! printed. Everything that a run says of itself is shown as text: see `html::Text`.
 //!
 //! ```no_run
 //! train::report::write(&["runs/book"], "runs/book/report.html".as_ref())?;
 //! # Ok::<(), train::report::ReportError>(())
 //! ```
 //!
-//! [`write()`] reads the folders ([`run`]), [`page`] says what is shown, [`charts`] and [`tables`] choose it, [`plot`] draws it, with round numbers from [`scale`] and
-//! curves thinned by [`curve`].
+//! [`write()`] reads the folders (`run`), `page` says what is shown, `charts` and `tables` choose it, `plot` draws it, with round numbers from `scale` and
+//! curves thinned by `curve`.
 
 mod charts;
 mod curve;
@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 /// The report's name in a run's folder.
 pub const FILE: &str = "report.html";
 
-/// By this, within the first [`HEAD`] bytes, a file is known as a report, which a later one may replace.
+/// By this, within the first `HEAD` bytes, a file is known as a report, which a later one may replace.
 const GENERATOR: &str = "<meta name=\"generator\" content=\"silurian report\"/>";
 
 /// The first bytes of a file, enough for the head of a page.
