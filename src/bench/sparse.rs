@@ -247,7 +247,7 @@ impl Row {
 /// straight line.
 fn crossing(curve: &[(f64, f64)]) -> (Option<f64>, String) {
     let Some(below) = curve.iter().rposition(|&(_, speed_up)| speed_up < 1.0) else {
-        return (None, format!("faster from the first point on, {} %", curve[0].0));
+        return (None, format!("faster from the first point on, {:.1} %", curve[0].0));
     };
     let (z0, s0) = curve[below];
     match curve.get(below + 1) {
