@@ -1,14 +1,18 @@
 //! Attention, forward, backward and one decoded token: `cargo bench --bench attention`.
 //!
-//! Throughput of forward and backward is in flop (Gelem/s reads GFLOP/s): `4 D` forward and `10 D` backward for each visible
-//! pair of a query and a key, so what is computed and masked away counts as lost. The bound is the machine's FMA peak. A
-//! decoded token is bound by memory: its throughput is the bytes of K and V. `KERNELS_SIMD` picks the level.
+//! Throughput of forward and backward is in flop: `4 D` forward and `10 D` backward for each visible pair of a query and a
+//! key, so what is computed and masked away counts as lost; the limit is the level's FMA peak. A decoded token is bound by
+//! memory: its throughput is the bytes of K and V, which a cache holds here as after the prompt of one short dialogue, so
+//! that a row may go beyond the limit, the rate of reading memory. `KERNELS_SIMD` picks the level.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+mod share;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use kernels::Beta;
 use kernels::attention::{AttentionSaved, AttentionShape, attention, attention_backward};
+use kernels::limits::fma_gflops;
 use kernels::testing::uniform;
-use kernels::{Beta, Level, Team};
-use std::hint::black_box;
+use share::Limit;
 
 /// Training: model S and the 60M preset's heads at its context.
 const TRAINING: [AttentionShape; 2] = [
@@ -29,7 +33,6 @@ fn name(shape: AttentionShape) -> String {
 }
 
 fn training(c: &mut Criterion) {
-    let level = Level::from_env().unwrap_or_else(|e| panic!("{e}"));
     for shape in TRAINING {
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
         let (q, d_out) = (uniform(1, shape.q_elements()), uniform(4, shape.q_elements()));
@@ -38,41 +41,38 @@ fn training(c: &mut Criterion) {
         let (mut dk, mut dv) = (vec![0.0; k.len()], vec![0.0; v.len()]);
         let mut lse = vec![0.0; shape.lse_elements()];
         let pairs: usize = (0..shape.q_len).map(|t| shape.visible(t)).sum::<usize>() * shape.batch * shape.n_heads;
-        for threads in [1, 2] {
-            let team = Team::new(level, threads);
-            let mut group = c.benchmark_group(format!("attention {} {level} threads={threads}", name(shape)));
-            group.throughput(Throughput::Elements((pairs * 4 * shape.head_dim) as u64));
-            group.bench_function("forward", |b| {
-                b.iter(|| attention(&team, shape, scale, black_box(&q), &k, &v, black_box(&mut out), &mut lse))
+        for team in share::teams() {
+            let limit = Limit { rate: fma_gflops(&team), unit: "GFLOP/s" };
+            let mut group =
+                c.benchmark_group(format!("attention/{}/{}/{}t", name(shape), team.level(), team.threads()));
+            share::settings(&mut group);
+            let flop = (pairs * shape.head_dim) as u64;
+            share::bench(&mut group, "forward".to_string(), 4 * flop, limit, || {
+                attention(&team, shape, scale, &q, &k, &v, &mut out, &mut lse)
             });
-            group.throughput(Throughput::Elements((pairs * 10 * shape.head_dim) as u64));
-            group.bench_function("backward", |b| {
-                b.iter(|| {
-                    let saved = AttentionSaved { q: &q, k: &k, v: &v, out: &out, lse: &lse };
-                    let d_out = black_box(&d_out);
-                    attention_backward(&team, shape, scale, saved, d_out, Beta::Zero, &mut dq, &mut dk, &mut dv)
-                })
+            share::bench(&mut group, "backward".to_string(), 10 * flop, limit, || {
+                let saved = AttentionSaved { q: &q, k: &k, v: &v, out: &out, lse: &lse };
+                attention_backward(&team, shape, scale, saved, &d_out, Beta::Zero, &mut dq, &mut dk, &mut dv)
             });
-            group.finish();
         }
     }
 }
 
 fn decoding(c: &mut Criterion) {
-    let level = Level::from_env().unwrap_or_else(|e| panic!("{e}"));
     for shape in DECODING {
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
         let q = uniform(1, shape.q_elements());
         let (k, v) = (uniform(2, shape.kv_elements()), uniform(3, shape.kv_elements()));
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; shape.lse_elements()]);
-        for threads in [1, 2] {
-            let team = Team::new(level, threads);
-            let mut group = c.benchmark_group(format!("attention {} {level} threads={threads}", name(shape)));
-            group.throughput(Throughput::Bytes((size_of::<f32>() * (k.len() + v.len())) as u64));
-            group.bench_function("decode", |b| {
-                b.iter(|| attention(&team, shape, scale, black_box(&q), &k, &v, black_box(&mut out), &mut lse))
+        for team in share::teams() {
+            let limit = share::read_limit(&team);
+            let mut group =
+                c.benchmark_group(format!("attention/{}/{}/{}t", name(shape), team.level(), team.threads()));
+            share::settings(&mut group);
+            let bytes = (size_of::<f32>() * (k.len() + v.len())) as u64;
+            share::bench(&mut group, "decode".to_string(), bytes, limit, || {
+                attention(&team, shape, scale, &q, &k, &v, &mut out, &mut lse)
             });
-            group.finish();
         }
     }
 }

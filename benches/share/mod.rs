@@ -39,6 +39,15 @@ pub fn read_limit(team: &Team) -> Limit {
     Limit { rate: limits::read_gbs(team, block.elements()), unit: "GB/s" }
 }
 
+/// The rate of copying in huge pages: what is read and what is written.
+#[allow(dead_code)] // for the memory-bound benches
+pub fn copy_limit(team: &Team) -> Limit {
+    let [mut src, mut dst] = [(); 2].map(|_| Block::new(256 << 20));
+    src.elements_mut().fill(1.0f32);
+    let rate = limits::copy_gbs(team, src.elements(), dst.elements_mut(), limits::Store::Cached);
+    Limit { rate: rate.expect("every CPU has ordinary stores"), unit: "GB/s" }
+}
+
 /// Settings of every group: short, because the best of many short calls is what a noisy machine measures best.
 pub fn settings(group: &mut BenchmarkGroup<WallTime>) {
     group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(800));
