@@ -96,7 +96,7 @@ const EVENTS: [&str; 12] = [
 ];
 
 const PERSONS: usize = 20;
-const TOWNS: usize = 8;
+const TOWNS: usize = TOWN_ENDINGS.len();
 
 /// Events of a world; the names of the others are not used.
 const EVENTS_TOLD: usize = 8;
@@ -104,7 +104,7 @@ const EVENTS_TOLD: usize = 8;
 /// The subjects of a world, in the order persons, towns, events. Of each relation, half of the facts (the larger half) are asked.
 pub fn subjects(rng: &mut impl Rng) -> Vec<Subject> {
     let mut names = Names::default();
-    let towns: Vec<String> = (0..TOWNS).map(|_| names.next(rng, &TOWN_ENDINGS)).collect();
+    let towns: Vec<String> = TOWN_ENDINGS.map(|ending| names.next(rng, &[ending])).to_vec();
     let rivers = (0..TOWNS).map(|_| names.next(rng, &RIVER_ENDINGS)).collect();
     let persons: Vec<(String, &str)> = (0..PERSONS)
         .map(|i| {
@@ -180,12 +180,12 @@ fn shifted(rng: &mut impl Rng, names: &[String]) -> Vec<String> {
     to
 }
 
-const TOWN_ENDINGS: [&str; 6] = ["ford", "wick", "ham", "mere", "stow", "den"];
+const TOWN_ENDINGS: [&str; 8] = ["ford", "wick", "ham", "mere", "stow", "den", "by", "combe"];
 const RIVER_ENDINGS: [&str; 4] = ["ey", "une", "ade", "oss"];
 const HIS_ENDINGS: [&str; 4] = ["o", "in", "ert", "or"];
 const HER_ENDINGS: [&str; 4] = ["a", "ia", "wen", "eth"];
 
-/// Makes names, none of them within another.
+/// Makes names, no two of them with the same first two letters: byte by byte, likeness is what makes facts hard to tell apart.
 #[derive(Default)]
 struct Names {
     used: Vec<String>,
@@ -201,7 +201,7 @@ impl Names {
         loop {
             let name =
                 format!("{}{}{}", pick(rng, &ONSETS), pick(rng, &MIDDLES), endings[rng.random_range(0..endings.len())]);
-            if !self.used.iter().any(|used| used.contains(&name) || name.contains(used.as_str())) {
+            if !self.used.iter().any(|used| used[..2] == name[..2]) {
                 self.used.push(name.clone());
                 return name;
             }
