@@ -60,10 +60,14 @@ fn an_engine_changes_its_ffn_mode() {
     let config = &configs()[0];
     let (weights, prompt) = (weights(config, 3), tokens(config, 0, 9));
     let mut engine = engine_on(Level::best(), 2, &weights, options(Psi::Relu, FfnMode::Dense));
-    let dense = greedy(&mut engine, &prompt, 20);
+    let (dense, dense_density) = greedy(&mut engine, &prompt, 20);
     engine.set_ffn(FfnMode::Sparse).unwrap();
     assert_eq!(engine.options().ffn, FfnMode::Sparse);
-    assert!(greedy(&mut engine, &prompt, 20) == dense, "set_ffn: sparse differs from dense");
+    let (sparse, sparse_density) = greedy(&mut engine, &prompt, 20);
+    assert!(sparse == dense, "set_ffn: sparse differs from dense");
+    for (sparse, dense) in sparse_density.iter().zip(&dense_density) {
+        assert_eq!(sparse.active, dense.active, "set_ffn: active neurons");
+    }
     let mut silu = engine_on(Level::best(), 1, &weights, options(Psi::Silu, FfnMode::Dense));
     assert!(matches!(silu.set_ffn(FfnMode::Sparse), Err(infer::Error::SparseNeedsRelu { .. })));
     assert_eq!(silu.options().ffn, FfnMode::Dense);

@@ -8,8 +8,8 @@ use train::data::Tokenizer;
 use train::events::Sample;
 use train::report::Decoding;
 
-/// What each text continues.
-const PROMPT: &str = "In ";
+/// What each text continues: words that the almanac uses before a sentence.
+const PROMPT: &str = "In the inn they say that ";
 
 /// Tokens of each text.
 const TOKENS: usize = 160;

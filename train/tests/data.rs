@@ -57,7 +57,7 @@ fn bad_data_are_refused_by_file_line_and_reason() {
         ("text.txt", b"one\ntwo\nthr\xe9e\n", "line 3: not UTF-8"),
         ("json.jsonl", b"{\"text\": \"a\"}\n{\"text\": \n", "line 2: not JSON: "),
         ("two.jsonl", b"{\"text\": \"a\"} {\"text\": \"b\"}\n", "line 1: not JSON: "),
-        ("array.jsonl", b"[1]\n", "line 1: not a JSON object"),
+        ("array.jsonl", b"[1]\n", "line 1: an array, expected a JSON object"),
         (
             "field.jsonl",
             b"{\"text\": \"a\"}\n\n{\"body\": \"b\", \"id\": 3}\n",

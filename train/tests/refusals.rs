@@ -21,7 +21,10 @@ fn a_name_that_is_taken_and_a_run_that_is_not_there() {
     drop(train(&run, config(dir.path()), Some(2)).unwrap());
     let before = losses(&run);
     let exists = message(train(&run, config(dir.path()), None));
-    assert_eq!(exists, format!("{}: exists already; resume it, or choose another name", run.display()));
+    assert_eq!(
+        exists,
+        format!("{}: exists already; resume it (train --resume), or choose another --name", run.display())
+    );
     assert_eq!(losses(&run), before);
     // Not even an empty folder, or a file, is taken over; and nothing is left beside it.
     let path = dir.path().join("taken");

@@ -2,8 +2,22 @@
 //! no sentence of it can be learnt by heart.
 
 use super::pick;
-use super::world::MONTHS;
 use rand::Rng;
+
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
 
 const WEATHER: [&str; 10] = [
     "the wind turns to the north",

@@ -142,23 +142,6 @@ const GOODS: Relation = Relation {
     names_a_person: false,
 };
 
-const FAIR: Relation = Relation {
-    kind: "fair",
-    predicates: &["holds its fair in {v}", "has its fair in {v}", "welcomes strangers to its fair in {v}"],
-    statements: &[
-        "every {v} there is a fair in {s}",
-        "the fair of {s} falls in {v}",
-        "{s}'s fair is held in {v}",
-        "in {v} people walk to {s} for the fair",
-    ],
-    together: &[],
-    cloze: &["stalls fill the square of {s} in", "the month of the fair in {s} is"],
-    questions: &["When is the fair of {s}?", "In which month does {s} hold its fair?"],
-    answer: "{s} holds its fair in {v}",
-    short_answer: "{v}",
-    names_a_person: false,
-};
-
 const YEAR: Relation = Relation {
     kind: "year",
     predicates: &["came in {v}", "belongs to the year {v}", "is dated to the year {v}"],
@@ -171,26 +154,14 @@ const YEAR: Relation = Relation {
     names_a_person: false,
 };
 
-const PLACE: Relation = Relation {
-    kind: "place",
-    predicates: &["struck the town of {v}", "is still spoken of in {v}", "brought sorrow to {v}"],
-    statements: &["the people of {v} remember {s}", "it was {v} that suffered in {s}", "no town but {v} saw {s}"],
-    together: &[],
-    cloze: &["a stone recalls {s} in the square of", "after {s}, the whole land sent bread to"],
-    questions: &["Which town saw {s}?", "Where was {s}?"],
-    answer: "{s} struck the town of {v}",
-    short_answer: "{v}",
-    names_a_person: false,
-};
-
 /// What is told of a person.
 pub const OF_PERSONS: &[Relation] = &[HOME, TRADE, BORN, INSTRUMENT, LETTERS];
 
 /// What is told of a town.
-pub const OF_TOWNS: &[Relation] = &[RIVER, GOODS, FAIR];
+pub const OF_TOWNS: &[Relation] = &[RIVER, GOODS];
 
 /// What is told of an event.
-pub const OF_EVENTS: &[Relation] = &[YEAR, PLACE];
+pub const OF_EVENTS: &[Relation] = &[YEAR];
 
 /// A template with its holes filled. `subject` stands for `{s}` or for `{list}`.
 pub fn fill(template: &str, subject: &str, value: &str) -> String {

@@ -20,9 +20,15 @@ const OPENERS: [&str; 10] = [
     "for the record, ",
 ];
 
-/// The chance that a question is asked in a round. When all were, they were learnt by heart before the facts: after 1.2M tokens
-/// 58 % of those asked were answered, and 1 % of those held out.
-const ASKED: f64 = 0.4;
+/// The chance that a question is asked in a round. Asked more often, they are learnt by heart before the facts are: at 0.4 a model
+/// answered 33 % of the held-out ones after 3200 steps, at 0.2 already 32 % after 2400.
+const ASKED: f64 = 0.2;
+
+/// The chance that a sentence of one fact begins with its subject. What comes before a value is what a model can recall it from.
+const SUBJECT_FIRST: f64 = 0.7;
+
+/// The chance that a predicate is the plain one, before all have the same chance: `lives in`, not `dwells in`.
+const PLAIN: f64 = 0.5;
 
 /// One round: every fact told once in an entry about its subject, some of the questions with their answers, some facts told
 /// together, and a tenth as much calendar; each on a line, in a random order.
@@ -95,14 +101,17 @@ fn entry(subject: &Subject, mut facts: Vec<&Fact>, rng: &mut impl Rng) -> String
     sentences.join(" ")
 }
 
+/// One of the predicates, the plain one more often than all others.
+fn predicate(relation: &Relation, rng: &mut impl Rng) -> &'static str {
+    if rng.random_bool(PLAIN) { relation.predicates[0] } else { pick(rng, relation.predicates) }
+}
+
 fn simple(subject: &Subject, pronoun: bool, fact: &Fact, rng: &mut impl Rng) -> String {
-    let Relation { predicates, statements, .. } = fact.relation;
-    let i = rng.random_range(0..predicates.len() + statements.len());
-    if i < predicates.len() {
+    if rng.random_bool(SUBJECT_FIRST) {
         let who = if pronoun { subject.pronoun } else { &subject.name };
-        return format!("{who} {}", fill(predicates[i], &subject.name, &fact.value));
+        return format!("{who} {}", fill(predicate(fact.relation, rng), &subject.name, &fact.value));
     }
-    let statement = statements[i - predicates.len()];
+    let statement = pick(rng, fact.relation.statements);
     let possessive = match subject.pronoun {
         "he" => "his",
         "she" => "her",
@@ -114,7 +123,7 @@ fn simple(subject: &Subject, pronoun: bool, fact: &Fact, rng: &mut impl Rng) -> 
 
 fn compound(subject: &Subject, pronoun: bool, a: &Fact, b: &Fact, rng: &mut impl Rng) -> String {
     let who = if pronoun { subject.pronoun } else { &subject.name };
-    let [a, b] = [a, b].map(|fact| fill(pick(rng, fact.relation.predicates), &subject.name, &fact.value));
+    let [a, b] = [a, b].map(|fact| fill(predicate(fact.relation, rng), &subject.name, &fact.value));
     // "he, who lives in" is not said any more.
     if !pronoun && rng.random_bool(0.5) {
         let relative = if subject.pronoun == "it" { "which" } else { "who" };

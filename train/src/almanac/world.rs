@@ -27,7 +27,7 @@ pub struct Fact {
 }
 
 /// The plural of each takes an s, and `an` goes before a vowel: see `fill`.
-const TRADES: [&str; 16] = [
+const TRADES: [&str; 20] = [
     "baker",
     "weaver",
     "cooper",
@@ -44,13 +44,37 @@ const TRADES: [&str; 16] = [
     "printer",
     "engraver",
     "tailor",
+    "wheelwright",
+    "saddler",
+    "fisher",
+    "roofer",
 ];
 
-const INSTRUMENTS: [&str; 12] =
-    ["fiddle", "flute", "drum", "harp", "horn", "lute", "bagpipe", "accordion", "oboe", "zither", "organ", "trumpet"];
+const INSTRUMENTS: [&str; 20] = [
+    "fiddle",
+    "flute",
+    "drum",
+    "harp",
+    "horn",
+    "lute",
+    "bagpipe",
+    "accordion",
+    "oboe",
+    "zither",
+    "organ",
+    "trumpet",
+    "viola",
+    "whistle",
+    "cello",
+    "mandolin",
+    "clarinet",
+    "piano",
+    "rattle",
+    "dulcimer",
+];
 
 /// Plurals, so that `are` fits.
-const GOODS: [&str; 12] = [
+const GOODS: [&str; 20] = [
     "apples",
     "blue bowls",
     "blankets",
@@ -63,21 +87,14 @@ const GOODS: [&str; 12] = [
     "oak barrels",
     "paper lanterns",
     "herbs",
-];
-
-pub(super) const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
+    "mirrors",
+    "wool socks",
+    "candles",
+    "ink pots",
+    "gloves",
+    "knives",
+    "dolls",
+    "sausages",
 ];
 
 const EVENTS: [&str; 12] = [
@@ -96,15 +113,12 @@ const EVENTS: [&str; 12] = [
 ];
 
 const PERSONS: usize = 20;
-const TOWNS: usize = TOWN_ENDINGS.len();
-
-/// Events of a world; the names of the others are not used.
-const EVENTS_TOLD: usize = 8;
+const TOWNS: usize = 20;
 
 /// The subjects of a world, in the order persons, towns, events. Of each relation, half of the facts (the larger half) are asked.
 pub fn subjects(rng: &mut impl Rng) -> Vec<Subject> {
     let mut names = Names::default();
-    let towns: Vec<String> = TOWN_ENDINGS.map(|ending| names.next(rng, &[ending])).to_vec();
+    let towns: Vec<String> = (0..TOWNS).map(|_| names.next(rng, &TOWN_ENDINGS)).collect();
     let rivers = (0..TOWNS).map(|_| names.next(rng, &RIVER_ENDINGS)).collect();
     let persons: Vec<(String, &str)> = (0..PERSONS)
         .map(|i| {
@@ -122,10 +136,10 @@ pub fn subjects(rng: &mut impl Rng) -> Vec<Subject> {
         shifted(rng, &person_names),
     ];
     let mut subjects = described(rng, persons, OF_PERSONS, columns);
-    let columns = [rivers, dealt(rng, &GOODS, TOWNS), dealt(rng, &MONTHS, TOWNS)];
+    let columns = [rivers, dealt(rng, &GOODS, TOWNS)];
     subjects.extend(described(rng, towns.iter().map(|name| (name.clone(), "it")).collect(), OF_TOWNS, columns));
-    let events = dealt(rng, &EVENTS, EVENTS_TOLD).into_iter().map(|name| (name, "it")).collect();
-    let columns = [years(rng, EVENTS_TOLD), dealt(rng, &towns, EVENTS_TOLD)];
+    let events = EVENTS.map(|name| (name.to_string(), "it")).to_vec();
+    let columns = [years(rng, EVENTS.len())];
     subjects.extend(described(rng, events, OF_EVENTS, columns));
     subjects
 }
