@@ -11,7 +11,7 @@ fn the_quick_start_trains_switches_answers_and_decodes() {
     for run in ["my runs/quickstart", "my runs/again"] {
         let text = said(&succeed(&mut place.silurian(&["quickstart", "--steps", "10", "--out", run])));
         for words in [
-            "almanac of 140 facts about an invented world: my runs/almanac-0/almanac.txt",
+            "almanac of 152 facts about an invented world: my runs/almanac-0/almanac.txt",
             "schedule  steps 0 to 8: StochA(0.5); step 9: RELU (Swi+FT, alpha = 0.1)",
             "switch    before step 9: from ",
             " under StochA(0.5), ",
@@ -62,7 +62,7 @@ fn the_quick_start_trains_switches_answers_and_decodes() {
 fn the_almanac_is_of_its_seed_and_size() {
     let place = Place::new();
     let text = said(&succeed(&mut place.silurian(&["almanac", "--seed", "3", "--bytes", "5000", "--out", "a/b"])));
-    assert!(text.contains("140 facts") && text.contains("a/b/questions.jsonl: 70 questions"), "{text}");
+    assert!(text.contains("152 facts") && text.contains("a/b/questions.jsonl: 76 questions"), "{text}");
     assert_eq!(fs::read_to_string(place.path("a/b/almanac.txt")).unwrap(), train::almanac::Almanac::new(3).text(5000));
     let questions = train::questions::read(&place.path("a/b/questions.jsonl")).unwrap();
     assert_eq!(questions, train::almanac::Almanac::new(3).questions().held_out);
