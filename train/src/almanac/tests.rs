@@ -50,7 +50,8 @@ fn every_fact_is_stated_in_every_round_and_asked_only_if_it_is_to_be() {
             assert!(stated >= 100, "{kind} of {name}: stated {stated} times in {BYTES} bytes");
             let asked = fact.relation.questions.iter().map(|q| text.matches(&fill(q, name, value)).count());
             let asked: usize = asked.sum();
-            assert_eq!(asked >= 20, fact.asked, "{kind} of {name}: asked {asked} times");
+            // Of some 120 rounds a fifth, 24: less four standard deviations of 4.4.
+            assert_eq!(asked >= 6, fact.asked, "{kind} of {name}: asked {asked} times");
             assert!(fact.asked || asked == 0, "{kind} of {name}: held out, and asked {asked} times");
         }
     }
