@@ -142,9 +142,7 @@ impl CpuEngine {
         weights.lm_head().gemv(team, &a.normed[..c], logits);
         logits
     }
-}
 
-impl CpuEngine {
     /// `ln P(target)` after each of the tokens that were appended from `position` on.
     fn log_probs_of_appended(
         &mut self,
