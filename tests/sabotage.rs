@@ -19,7 +19,7 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("attention_backward", &["attention/backward.rs"]),
     ("attention_decode", &["attention/decode.rs"]),
     ("embedding", &["embedding.rs"]),
-    ("gated_activation", &["activation.rs"]),
+    ("gated_activation", &["activation/mod.rs"]),
     ("gemm", &["gemm/micro.rs"]),
     ("gemv", &["gemv.rs"]),
     ("lm_head_loss", &["lm_head_loss.rs"]),

@@ -57,7 +57,6 @@ mod sigmoid;
 mod silu;
 mod sub;
 mod sum;
-mod sum_to;
 mod tanh;
 mod transpose;
 
