@@ -50,23 +50,34 @@ impl<W: Weight> Kernel for Dots<'_, W> {
 
 /// `out[i] = dot(w[row(i), :], x)`. Panics if a row lies outside w.
 ///
-/// At 16 lanes long rows go one after the other, so that memory is read as one stream, and [short](SHORT_ROW) ones four at a time,
-/// so that their last, horizontal sums overlap; two at a time at fewer lanes. While a group is summed, the next one is hinted at,
-/// which is what random rows need; where rows follow each other the hardware does the same and the hints cost nothing that memory
-/// would notice. A row's bits do not depend on its group.
+/// [Long](SHORT_ROW) rows go one after the other, so that memory is read as one stream. Short ones go in groups: four at 16 lanes,
+/// so that their last, horizontal sums overlap; two at fewer. While a row is summed, one [some way on](rows_ahead) is hinted
+/// at: `row` answers for any number, and what is beyond the last one is not read. A row's bits do not depend on its group.
 #[inline(always)]
 pub(crate) fn dots<S: Simd, W: Weight>(s: S, w: &[W], row: impl Fn(usize) -> usize, x: &[f32], out: &mut [f32]) {
     match S::LANES {
-        16 if x.len() * size_of::<W>() < SHORT_ROW => dots_in_groups::<S, W, 4>(s, w, row, x, out),
+        16 if is_short::<W>(x.len()) => dots_in_groups::<S, W, 4>(s, w, row, x, out),
         16 => dots_in_groups::<S, W, 1>(s, w, row, x, out),
         _ => dots_in_groups::<S, W, 2>(s, w, row, x, out),
     }
 }
 
-/// Rows of fewer bytes are short: of at least a page, four rows are streams in four pages. On one thread of a Zen 5, one row at a time
-/// against four: 35.2 to 33.5 GB/s of f32 and 32.8 to 29.3 of bf16 at 2048 columns from memory; but 6450 to 7180 tokens/s in
+/// Rows of fewer bytes are short: from a page on, rows side by side are streams in as many pages. On one thread of a Zen 5, one row at
+/// a time against four: 35.2 to 33.5 GB/s of f32 and 32.8 to 29.3 of bf16 at 2048 columns from memory; but 6450 to 7180 tokens/s in
 /// sparse decoding of a model of 256 columns in the caches.
 const SHORT_ROW: usize = 4096;
+
+/// Whether rows of `k` elements are short.
+pub(crate) fn is_short<W>(k: usize) -> bool {
+    k * size_of::<W>() < SHORT_ROW
+}
+
+/// How many long rows of `k` elements lie between the one in use and the one hinted at, which is in 8 KiB or the next: a sixth of L1,
+/// and 200 ns at 40 GB/s, twice what memory takes to answer.
+pub(crate) fn rows_ahead<W>(k: usize) -> usize {
+    const AHEAD: usize = 8192;
+    (AHEAD / (k * size_of::<W>())).max(1)
+}
 
 #[inline(always)]
 fn dots_in_groups<S: Simd, W: Weight, const R: usize>(
@@ -77,19 +88,20 @@ fn dots_in_groups<S: Simd, W: Weight, const R: usize>(
     out: &mut [f32],
 ) {
     let (k, n) = (x.len(), out.len());
-    // Beyond the last row, the last one stands in: hinted at once more, not read.
-    let row = |i: usize| &w[row(i.min(n - 1)) * k..][..k];
+    let ahead = if R == 1 { rows_ahead::<W>(k) } else { R };
+    let now = |i: usize| &w[row(i) * k..][..k];
+    let hint = |i: usize| w.as_ptr().wrapping_add(row(i + ahead) * k);
     let mut i = 0;
     while i + R <= n {
-        let (mut now, mut next) = ([&w[..0]; R], [&w[..0]; R]);
+        let (mut rows, mut hints) = ([&w[..0]; R], [w.as_ptr(); R]);
         for r in 0..R {
-            (now[r], next[r]) = (row(i + r), row(i + R + r));
+            (rows[r], hints[r]) = (now(i + r), hint(i + r));
         }
-        out[i..i + R].copy_from_slice(&dot_group(s, now, next, x));
+        out[i..i + R].copy_from_slice(&dot_group(s, rows, hints, x));
         i += R;
     }
     while i < n {
-        [out[i]] = dot_group(s, [row(i)], [row(i + 1)], x);
+        [out[i]] = dot_group(s, [now(i)], [hint(i)], x);
         i += 1;
     }
 }
@@ -100,10 +112,10 @@ pub(crate) const LINE: usize = 64;
 /// The dots of `R` rows with x. Each row has accumulators of its own and the order of [`dot_group`] with `R = 1`, so its
 /// bits do not depend on its neighbours.
 #[inline(always)]
-fn dot_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [&[W]; R], x: &[f32]) -> [f32; R] {
+fn dot_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], hints: [*const W; R], x: &[f32]) -> [f32; R] {
     /// Accumulators of a row, taking turns: one FMA a cycle at a latency of 4, 64 bytes of L1 where memory gives 10.
     const A: usize = 4;
-    for row in rows.iter().chain(&next) {
+    for row in rows {
         assert_eq!(row.len(), x.len(), "gemv: a row of another length");
     }
     let mut acc = [[s.splat(0.0); R]; A];
@@ -112,13 +124,13 @@ fn dot_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [&
     for k in (0..whole).step_by(block) {
         for (a, acc) in acc.iter_mut().enumerate() {
             let at = k + a * S::LANES;
-            // SAFETY: at + LANES <= whole, at most the length of x and, by the asserts, of every row.
+            // SAFETY: at + LANES <= whole, at most the length of x and, by the assert, of every row.
             unsafe {
                 let x = s.load_ptr(x.as_ptr().add(at));
                 for r in 0..R {
                     acc[r] = s.mul_add(W::load_ptr(s, rows[r].as_ptr().add(at)), x, acc[r]);
                     if (a * S::LANES * size_of::<W>()).is_multiple_of(LINE) {
-                        s.prefetch(next[r].as_ptr().add(at).cast());
+                        s.prefetch(hints[r].wrapping_add(at).cast());
                     }
                 }
             }

@@ -1,6 +1,6 @@
 use super::rows_axpy::{axpy, sum_chunks};
 use super::select::{MAX_LANES, select};
-use super::{MAX_CHUNK, chunk_len};
+use super::{MAX_CHUNK, chunk_len, listed};
 use crate::activation::gated_activation_from;
 use crate::gemv::{Dots, dots};
 use crate::simd::{Kernel, Level, Simd};
@@ -99,12 +99,12 @@ impl<W: Weight> Kernel for SparseChunk<'_, W> {
         dots(s, gate, |i| first + i, x, g);
         let n = select(s, g, first as u32, &mut rows);
         let (rows, h) = (&rows[..n], &mut h[..n]);
-        dots(s, up, |j| rows[j] as usize, x, h);
+        dots(s, up, listed(rows), x, h);
         for (h, &row) in h.iter_mut().zip(rows) {
             // One multiplication, as in `gated_activation`: relu(g) is g here.
             *h *= g[row as usize - first];
         }
-        axpy(s, down_t, |j| rows[j] as usize, h, sum);
+        axpy(s, down_t, listed(rows), h, sum);
         n
     }
 }

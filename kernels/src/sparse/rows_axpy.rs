@@ -1,5 +1,5 @@
-use super::chunk_len;
-use crate::gemv::LINE;
+use super::{chunk_len, listed};
+use crate::gemv::{LINE, is_short, rows_ahead};
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::{Team, Weight};
@@ -88,43 +88,62 @@ impl<W: Weight> Kernel for RowsAxpy<'_, W> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let rows = self.rows;
-        axpy(s, self.w, |j| rows[j] as usize, self.h, self.sum);
+        axpy(s, self.w, listed(rows), self.h, self.sum);
     }
 }
 
-/// Rows added in one pass over the sum: the sum moves to and from L1 once for eight rows that come from memory.
-const GROUP: usize = 8;
-
 /// `sum = sum_j h[j] * w[row(j), :]` from +0 on, row by row; grouping changes the traffic and no bit.
+///
+/// Long rows go one after the other, as in [`dots`](crate::gemv::dots), and hint as those do. Of short ones eight go in one pass
+/// over the sum, which then moves to and from L1 once for all of them.
 #[inline(always)]
 pub(super) fn axpy<S: Simd, W: Weight>(s: S, w: &[W], row: impl Fn(usize) -> usize, h: &[f32], sum: &mut [f32]) {
+    if is_short::<W>(sum.len()) {
+        axpy_in_groups::<S, W, 8>(s, w, row, h, sum);
+    } else {
+        axpy_in_groups::<S, W, 1>(s, w, row, h, sum);
+    }
+}
+
+#[inline(always)]
+fn axpy_in_groups<S: Simd, W: Weight, const R: usize>(
+    s: S,
+    w: &[W],
+    row: impl Fn(usize) -> usize,
+    h: &[f32],
+    sum: &mut [f32],
+) {
     let (c, n) = (sum.len(), h.len());
     sum.fill(0.0);
-    if n == 0 {
-        return;
-    }
-    // Beyond the last row, the last one stands in: hinted at once more, not read.
-    let row = |j: usize| &w[row(j.min(n - 1)) * c..][..c];
+    let ahead = if R == 1 { rows_ahead::<W>(c) } else { R };
+    let now = |j: usize| &w[row(j) * c..][..c];
+    let hint = |j: usize| w.as_ptr().wrapping_add(row(j + ahead) * c);
     let mut j = 0;
-    while j + GROUP <= n {
-        let (mut now, mut next) = ([&w[..0]; GROUP], [&w[..0]; GROUP]);
-        for r in 0..GROUP {
-            (now[r], next[r]) = (row(j + r), row(j + GROUP + r));
+    while j + R <= n {
+        let (mut rows, mut hints) = ([&w[..0]; R], [w.as_ptr(); R]);
+        for r in 0..R {
+            (rows[r], hints[r]) = (now(j + r), hint(j + r));
         }
-        axpy_group(s, now, next, &h[j..j + GROUP], sum);
-        j += GROUP;
+        axpy_group(s, rows, hints, &h[j..j + R], sum);
+        j += R;
     }
     while j < n {
-        axpy_group(s, [row(j)], [row(j + 1)], &h[j..=j], sum);
+        axpy_group(s, [now(j)], [hint(j)], &h[j..=j], sum);
         j += 1;
     }
 }
 
 #[inline(always)]
-fn axpy_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [&[W]; R], h: &[f32], sum: &mut [f32]) {
+fn axpy_group<S: Simd, W: Weight, const R: usize>(
+    s: S,
+    rows: [&[W]; R],
+    hints: [*const W; R],
+    h: &[f32],
+    sum: &mut [f32],
+) {
     let mut factors = [s.splat(0.0); R];
     for r in 0..R {
-        assert!(rows[r].len() == sum.len() && next[r].len() == sum.len(), "rows_axpy: a row of another length");
+        assert_eq!(rows[r].len(), sum.len(), "rows_axpy: a row of another length");
         factors[r] = s.splat(h[r]);
     }
     let line = LINE / size_of::<W>();
@@ -139,7 +158,7 @@ fn axpy_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], next: [
                 for r in 0..R {
                     acc = s.mul_add(factors[r], W::load_ptr(s, rows[r].as_ptr().add(at)), acc);
                     if v == 0 {
-                        s.prefetch(next[r].as_ptr().add(at).cast());
+                        s.prefetch(hints[r].wrapping_add(at).cast());
                     }
                 }
                 s.store_ptr(acc, dst);
