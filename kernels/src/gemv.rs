@@ -44,21 +44,49 @@ impl<W: Weight> Kernel for Dots<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        dots(s, self.w, |i| i, self.x, self.y);
+        dots(s, self.w, RowsFrom(0), self.x, self.y);
     }
 }
 
-/// `out[i] = dot(w[row(i), :], x)`. Panics if a row lies outside w.
+/// Which rows of a matrix a kernel takes, by number. Beyond the last one, `at` names a row that is hinted at and not read.
+pub(crate) trait Rows {
+    /// Whether there are gaps, so that the hardware does not see where the next row begins.
+    const SCATTERED: bool;
+    /// The row with number `i`.
+    fn at(&self, i: usize) -> usize;
+}
+
+/// Row `i` and those after it.
+pub(crate) struct RowsFrom(pub(crate) usize);
+
+impl Rows for RowsFrom {
+    const SCATTERED: bool = false;
+    #[inline(always)]
+    fn at(&self, i: usize) -> usize {
+        self.0 + i
+    }
+}
+
+/// The rows of a list; the last one stands in for those beyond it.
+impl Rows for &[u32] {
+    const SCATTERED: bool = true;
+    #[inline(always)]
+    fn at(&self, i: usize) -> usize {
+        self[i.min(self.len() - 1)] as usize
+    }
+}
+
+/// `out[i] = dot(w[rows.at(i), :], x)`. Panics if a row lies outside w.
 ///
-/// [Long](SHORT_ROW) rows go one after the other, so that memory is read as one stream. Short ones go in groups: four at 16 lanes,
-/// so that their last, horizontal sums overlap; two at fewer. While a row is summed, one [some way on](rows_ahead) is hinted
-/// at: `row` answers for any number, and what is beyond the last one is not read. A row's bits do not depend on its group.
+/// [Long](SHORT_ROW) rows without gaps go one after the other, so that memory is read as one stream. Scattered ones go two at a time,
+/// so that one goes on where the other begins, and short ones in groups, so that their last, horizontal sums overlap. While a row is
+/// summed, one [some way on](rows_ahead) is hinted at. A row's bits do not depend on its group.
 #[inline(always)]
-pub(crate) fn dots<S: Simd, W: Weight>(s: S, w: &[W], row: impl Fn(usize) -> usize, x: &[f32], out: &mut [f32]) {
+pub(crate) fn dots<S: Simd, W: Weight, R: Rows>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
     match S::LANES {
-        16 if is_short::<W>(x.len()) => dots_in_groups::<S, W, 4>(s, w, row, x, out),
-        16 => dots_in_groups::<S, W, 1>(s, w, row, x, out),
-        _ => dots_in_groups::<S, W, 2>(s, w, row, x, out),
+        16 if is_short::<W>(x.len()) => dots_in_groups::<S, W, R, 4>(s, w, rows, x, out),
+        16 if !R::SCATTERED => dots_in_groups::<S, W, R, 1>(s, w, rows, x, out),
+        _ => dots_in_groups::<S, W, R, 2>(s, w, rows, x, out),
     }
 }
 
@@ -80,25 +108,19 @@ pub(crate) fn rows_ahead<W>(k: usize) -> usize {
 }
 
 #[inline(always)]
-fn dots_in_groups<S: Simd, W: Weight, const R: usize>(
-    s: S,
-    w: &[W],
-    row: impl Fn(usize) -> usize,
-    x: &[f32],
-    out: &mut [f32],
-) {
+fn dots_in_groups<S: Simd, W: Weight, R: Rows, const G: usize>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
     let (k, n) = (x.len(), out.len());
-    let ahead = if R == 1 { rows_ahead::<W>(k) } else { R };
-    let now = |i: usize| &w[row(i) * k..][..k];
-    let hint = |i: usize| w.as_ptr().wrapping_add(row(i + ahead) * k);
+    let ahead = if G == 1 { rows_ahead::<W>(k) } else { G };
+    let now = |i: usize| &w[rows.at(i) * k..][..k];
+    let hint = |i: usize| w.as_ptr().wrapping_add(rows.at(i + ahead) * k);
     let mut i = 0;
-    while i + R <= n {
-        let (mut rows, mut hints) = ([&w[..0]; R], [w.as_ptr(); R]);
-        for r in 0..R {
-            (rows[r], hints[r]) = (now(i + r), hint(i + r));
+    while i + G <= n {
+        let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);
+        for r in 0..G {
+            (group[r], hints[r]) = (now(i + r), hint(i + r));
         }
-        out[i..i + R].copy_from_slice(&dot_group(s, rows, hints, x));
-        i += R;
+        out[i..i + G].copy_from_slice(&dot_group(s, group, hints, x));
+        i += G;
     }
     while i < n {
         [out[i]] = dot_group(s, [now(i)], [hint(i)], x);

@@ -1,7 +1,7 @@
 //! The second half of `silurian bench sparse`: whole tokens, dense against sparse.
 
 use super::machine::require_memory;
-use super::{LARGE, Setting, large_block, progress, read_limit};
+use super::{LARGE, Setting, large_block, progress, read_now, read_percent};
 use crate::source;
 use crate::table::{Cell, Column, Spread, Table};
 use crate::terminal::{bytes, complain};
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tensor::pool::{self, Block};
 
-const COLUMNS: [Column; 15] = [
+const COLUMNS: [Column; 17] = [
     Column::text("model", "model"),
     Column::text("level", "level"),
     Column::text("weights", "weights"),
@@ -23,14 +23,16 @@ const COLUMNS: [Column; 15] = [
     Column::number("zeros_percent", "zeros, %"),
     Column::spread("dense_tokens_per_second", "dense, tokens/s"),
     Column::number("dense_gbs", "GB/s"),
+    Column::number("dense_read_percent", "share of reading, %"),
     Column::spread("sparse_tokens_per_second", "sparse, tokens/s"),
     Column::number("sparse_gbs", "GB/s touched"),
+    Column::number("sparse_read_percent", "share of reading, %"),
     Column::spread("speed_up", "speed-up"),
     Column::number("byte_ceiling", "byte ceiling"),
     Column::number("dense_ffn_percent", "FFN's share of the dense time, %"),
     Column::spread("ffn_speed_up", "FFN alone, speed-up"),
     Column::number("ffn_byte_ceiling", "FFN alone, byte ceiling"),
-    Column::number("read_gbs", "read limit, GB/s"),
+    Column::spread("read_gbs", "reading meanwhile, GB/s"),
 ];
 
 /// Tokens of the prompt before random weights decode: what other software was timed after.
@@ -187,7 +189,7 @@ impl<'a> Decode<'a> {
         let teams = self.formats.iter().flat_map(|&format| self.teams.iter().map(move |team| (format, team)));
         for ((format, team), rows) in teams.zip(&mut self.rows) {
             progress(format_args!("sparse, {}, {format}, {what}, -t {}", self.name, team.threads()));
-            let read_limit = read_limit(team, &self.large);
+            let mut read = Vec::new();
             let context = Some(self.prompt.len() + self.tokens - 1);
             let options = EngineOptions { context, weights: format, ..EngineOptions::new(Psi::Relu) };
             let mut engine = team.install(|| CpuEngine::new(weights, options))?;
@@ -200,14 +202,16 @@ impl<'a> Decode<'a> {
                     engine.set_ffn(ffn)?;
                     Ok(generate(&mut engine, &mut self.sampler, request, |_| ControlFlow::Continue(()))?)
                 };
+                let read_now = read_now(team, &self.large);
                 let (dense, sparse) = (generation(FfnMode::Dense)?, generation(FfnMode::Sparse)?);
                 ensure!(dense.tokens == sparse.tokens, "dense and sparse decoding differ: this is a bug");
                 if repetition > 0 {
                     by_turns[0].push(dense);
                     by_turns[1].push(sparse);
+                    read.push(read_now);
                 }
             }
-            let mut row = row(team, format, weights.config(), &by_turns, read_limit).context("no token was decoded")?;
+            let mut row = row(team, format, weights.config(), &by_turns, &read).context("no token was decoded")?;
             row.insert(0, self.name.into());
             rows.push(row);
             // Blocks of this format are of no use to the next one.
@@ -230,7 +234,7 @@ fn row(
     format: WeightFormat,
     config: &Config,
     [dense, sparse]: &[Vec<Generation>; 2],
-    read_limit: f64,
+    read: &[f64],
 ) -> Option<Vec<Cell>> {
     let rates =
         |generations: &[Generation]| generations.iter().map(Generation::decode_rate).collect::<Option<Vec<_>>>();
@@ -241,13 +245,14 @@ fn row(
     let zeros = 1.0 - densities.iter().sum::<f64>() / densities.len() as f64;
 
     let (dense_rates, sparse_rates) = (rates(dense)?, rates(sparse)?);
-    let (dense_rate, sparse_rate) = (Spread::of(dense_rates.clone()), Spread::of(sparse_rates.clone()));
     let bytes_each = match format {
         WeightFormat::F32 => 4.0,
         WeightFormat::Bf16 => 2.0,
     };
     let dense_bytes = bytes_each * read_parameters(config) as f64;
     let sparse_bytes = dense_bytes - bytes_each * ffn_parameters(config) as f64 * 2.0 / 3.0 * zeros;
+    let gbs = |rates: &[f64], bytes: f64| rates.iter().map(|rate| bytes * rate / 1e9).collect::<Vec<_>>();
+    let (dense_gbs, sparse_gbs) = (gbs(&dense_rates, dense_bytes), gbs(&sparse_rates, sparse_bytes));
     let (dense_ffn, sparse_ffn) = (ffn_times(dense), ffn_times(sparse));
     let ffn_share = Spread::of(dense_ffn.iter().zip(dense).map(|(ffn, g)| ffn / g.decode.as_secs_f64()));
     Some(vec![
@@ -255,15 +260,17 @@ fn row(
         format.to_string().into(),
         team.threads().into(),
         (100.0 * zeros).into(),
-        dense_rate.into(),
-        (dense_bytes * dense_rate.median / 1e9).into(),
-        sparse_rate.into(),
-        (sparse_bytes * sparse_rate.median / 1e9).into(),
+        Spread::of(dense_rates.iter().copied()).into(),
+        Spread::of(dense_gbs.iter().copied()).median.into(),
+        read_percent(&dense_gbs, read).into(),
+        Spread::of(sparse_rates.iter().copied()).into(),
+        Spread::of(sparse_gbs.iter().copied()).median.into(),
+        read_percent(&sparse_gbs, read).into(),
         ratios(&sparse_rates, &dense_rates).into(),
         (dense_bytes / sparse_bytes).into(),
         (100.0 * ffn_share.median).into(),
         ratios(&dense_ffn, &sparse_ffn).into(),
         (3.0 / (1.0 + 2.0 * (1.0 - zeros))).into(),
-        read_limit.into(),
+        Spread::of(read.iter().copied()).into(),
     ])
 }

@@ -1,9 +1,9 @@
 //! `silurian bench limits`: what no kernel can beat here.
 
 use super::machine::require_memory;
-use super::{LARGE, Report, Setting, large_block, progress, read_limit, team};
+use super::{LARGE, Report, Setting, large_block, progress, team};
 use crate::table::{Column, Spread, Table};
-use kernels::limits::{Dot, Store, copy_gbs, dot_gops, fma_gflops, write_gbs};
+use kernels::limits::{Dot, Store, copy_gbs, dot_gops, fma_gflops, read_gbs, write_gbs};
 use kernels::{Isa, Level, Team};
 use tensor::pool::Block;
 
@@ -56,7 +56,7 @@ impl Teams {
         for (limit, dot) in ["bf16 dot", "int8 dot", "int8 dot"].into_iter().zip(Dot::ALL) {
             add(limit, dot.name(), "GOP/s", dot_gops(team, dot));
         }
-        add("read", &level, "GB/s", Some(read_limit(team, large)));
+        add("read", &level, "GB/s", Some(read_gbs(team, &large.elements()[..LARGE])));
         for (store, with) in [(Store::Cached, level.as_str()), (Store::Streaming, "streaming stores")] {
             add("write", with, "GB/s", write_gbs(team, dst, store));
             add("copy", with, "GB/s", copy_gbs(team, src, dst, store));

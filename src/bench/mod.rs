@@ -10,11 +10,11 @@ mod machine;
 mod sparse;
 mod train;
 
-use crate::table::{Format, Table};
+use crate::table::{Format, Spread, Table};
 use crate::terminal::{complain, print};
 use anyhow::Context;
 use infer::WeightFormat;
-use kernels::limits::read_gbs;
+use kernels::limits::read_pass_gbs;
 use kernels::{Level, Team};
 use machine::{Disturbance, Machine};
 use serde_json::{Value, json};
@@ -157,9 +157,14 @@ fn large_block() -> Block {
     block
 }
 
-/// The rate of reading memory on `team`, in GB/s.
-fn read_limit(team: &Team, large: &Block) -> f64 {
-    read_gbs(team, &large.elements()[..LARGE])
+/// The rate of reading memory on `team` at this moment, in GB/s.
+fn read_now(team: &Team, large: &Block) -> f64 {
+    read_pass_gbs(team, &large.elements()[..LARGE])
+}
+
+/// The median share of `gbs` in the rate of reading that was measured next to it, in percent.
+fn read_percent(gbs: &[f64], read: &[f64]) -> f64 {
+    100.0 * Spread::of(gbs.iter().zip(read).map(|(gbs, read)| gbs / read)).median
 }
 
 /// The value of a `--weights` flag.

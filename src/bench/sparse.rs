@@ -2,7 +2,9 @@
 
 use super::decode::{self, Named};
 use super::machine::require_memory;
-use super::{LARGE, Report, Setting, large_block, parse_percent, parse_weights, progress, read_limit, seconds};
+use super::{
+    LARGE, Report, Setting, large_block, parse_percent, parse_weights, progress, read_now, read_percent, seconds,
+};
 use crate::table::{Column, Spread, Table};
 use crate::terminal::bytes;
 use anyhow::ensure;
@@ -73,7 +75,7 @@ const COLUMNS: [Column; 14] = [
     Column::number("sparse_read_percent", "share of reading, %"),
     Column::spread("speed_up", "speed-up"),
     Column::number("byte_ceiling", "byte ceiling"),
-    Column::number("read_gbs", "read limit, GB/s"),
+    Column::spread("read_gbs", "reading meanwhile, GB/s"),
 ];
 
 const BREAK_EVEN: [Column; 4] = [
@@ -83,8 +85,8 @@ const BREAK_EVEN: [Column; 4] = [
     Column::text("remark", "remark"),
 ];
 
-const METHOD: &str = "Dense and sparse by turns; the speed-up is the median of the ratios of neighbours. Read limit: the best 32 MiB \
-of 512 MiB in huge pages, measured before each row. Bytes are those of the weights that have to be read.";
+const METHOD: &str = "Dense, sparse and a pass over 512 MiB in huge pages by turns; the speed-up and the shares of reading are \
+medians of the ratios of neighbours. Bytes are those of the weights that have to be read.";
 
 /// Sizes of the FFN's benchmark.
 struct Sizes {
@@ -182,19 +184,19 @@ struct Row {
     /// Seconds of a layer, repetition by repetition.
     dense: Vec<f64>,
     sparse: Vec<f64>,
-    /// GB/s.
-    read_limit: f64,
+    /// GB/s of reading, repetition by repetition.
+    read: Vec<f64>,
 }
 
 fn measure<W: Weight>(team: &Team, ffns: &FfnLayers<W>, x: &[f32], large: &Block, repetitions: usize) -> Row {
-    let read_limit = read_limit(team, large);
     let (mut y, mut scratch, mut active) = (vec![0.0; x.len()], FfnScratch::default(), 0);
     let layer_bytes = FfnLayers::<W>::bytes(1, x.len(), ffns.d_ff()) as f64;
     let total_bytes = layer_bytes * ffns.count() as f64;
-    let mut row = Row { zeros: 0.0, total_bytes, layer_bytes, dense: Vec::new(), sparse: Vec::new(), read_limit };
+    let mut row = Row { zeros: 0.0, total_bytes, layer_bytes, dense: Vec::new(), sparse: Vec::new(), read: Vec::new() };
     // Repetition 0 warms up.
     for repetition in 0..=repetitions {
         active = 0;
+        let read = read_now(team, large);
         let dense = seconds(|| {
             for layer in 0..ffns.count() {
                 ffn_dense(team, ffns.weights(layer), Activation::Relu, x, &mut scratch, &mut y);
@@ -208,6 +210,7 @@ fn measure<W: Weight>(team: &Team, ffns: &FfnLayers<W>, x: &[f32], large: &Block
         if repetition > 0 {
             row.dense.push(dense / ffns.count() as f64);
             row.sparse.push(sparse / ffns.count() as f64);
+            row.read.push(read);
         }
     }
     row.zeros = 1.0 - active as f64 / (ffns.d_ff() * ffns.count()) as f64;
@@ -221,24 +224,25 @@ impl Row {
 
     fn push(&self, team: &Team, format: WeightFormat, table: &mut Table) {
         let us = |times: &[f64]| Spread::of(times.iter().map(|t| 1e6 * t));
-        let (dense, sparse, ceiling) = (us(&self.dense), us(&self.sparse), 3.0 / (1.0 + 2.0 * (1.0 - self.zeros)));
+        let gbs = |times: &[f64], bytes: f64| times.iter().map(|t| bytes / t / 1e9).collect::<Vec<_>>();
+        let ceiling = 3.0 / (1.0 + 2.0 * (1.0 - self.zeros));
         let (dense_gbs, sparse_gbs) =
-            (self.layer_bytes / dense.median / 1e3, self.layer_bytes / ceiling / sparse.median / 1e3);
+            (gbs(&self.dense, self.layer_bytes), gbs(&self.sparse, self.layer_bytes / ceiling));
         table.push(vec![
             team.level().to_string().into(),
             format.to_string().into(),
             (self.total_bytes / (1u64 << 20) as f64).into(),
             team.threads().into(),
             (100.0 * self.zeros).into(),
-            dense.into(),
-            dense_gbs.into(),
-            (100.0 * dense_gbs / self.read_limit).into(),
-            sparse.into(),
-            sparse_gbs.into(),
-            (100.0 * sparse_gbs / self.read_limit).into(),
+            us(&self.dense).into(),
+            Spread::of(dense_gbs.iter().copied()).median.into(),
+            read_percent(&dense_gbs, &self.read).into(),
+            us(&self.sparse).into(),
+            Spread::of(sparse_gbs.iter().copied()).median.into(),
+            read_percent(&sparse_gbs, &self.read).into(),
             self.speed_up().into(),
             ceiling.into(),
-            self.read_limit.into(),
+            Spread::of(self.read.iter().copied()).into(),
         ]);
     }
 }

@@ -1,8 +1,8 @@
 use super::rows_axpy::{axpy, sum_chunks};
 use super::select::{MAX_LANES, select};
-use super::{MAX_CHUNK, chunk_len, listed};
+use super::{MAX_CHUNK, chunk_len};
 use crate::activation::gated_activation_from;
-use crate::gemv::{Dots, dots};
+use crate::gemv::{Dots, RowsFrom, dots};
 use crate::simd::{Kernel, Level, Simd};
 use crate::{Activation, Team, Weight};
 use std::ops::Range;
@@ -96,15 +96,15 @@ impl<W: Weight> Kernel for SparseChunk<'_, W> {
         let (mut g, mut h) = ([0.0; MAX_CHUNK], [0.0; MAX_CHUNK]);
         let mut rows = [0; MAX_CHUNK + MAX_LANES];
         let g = &mut g[..len];
-        dots(s, gate, |i| first + i, x, g);
+        dots(s, gate, RowsFrom(first), x, g);
         let n = select(s, g, first as u32, &mut rows);
-        let (rows, h) = (&rows[..n], &mut h[..n]);
-        dots(s, up, listed(rows), x, h);
+        let (rows, h) = (&rows[..n] as &[u32], &mut h[..n]);
+        dots(s, up, rows, x, h);
         for (h, &row) in h.iter_mut().zip(rows) {
             // One multiplication, as in `gated_activation`: relu(g) is g here.
             *h *= g[row as usize - first];
         }
-        axpy(s, down_t, listed(rows), h, sum);
+        axpy(s, down_t, rows, h, sum);
         n
     }
 }
@@ -173,7 +173,7 @@ impl<W: Weight> Kernel for Axpy<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        axpy(s, self.w, |i| i, self.h, self.sum);
+        axpy(s, self.w, RowsFrom(0), self.h, self.sum);
     }
 }
 

@@ -26,8 +26,3 @@ const MAX_CHUNK: usize = 256;
 fn chunk_len(d_ff: usize) -> usize {
     (d_ff / 16).next_multiple_of(32).clamp(32, MAX_CHUNK)
 }
-
-/// The rows of a list, for [`dots`](crate::gemv::dots) and `axpy`; the last one stands in for those beyond it.
-fn listed(rows: &[u32]) -> impl Fn(usize) -> usize {
-    move |j| rows[j.min(rows.len() - 1)] as usize
-}

@@ -1,5 +1,5 @@
-use super::{chunk_len, listed};
-use crate::gemv::{LINE, is_short, rows_ahead};
+use super::chunk_len;
+use crate::gemv::{LINE, Rows, is_short, rows_ahead};
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::{Team, Weight};
@@ -87,45 +87,38 @@ impl<W: Weight> Kernel for RowsAxpy<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let rows = self.rows;
-        axpy(s, self.w, listed(rows), self.h, self.sum);
+        axpy(s, self.w, self.rows, self.h, self.sum);
     }
 }
 
-/// `sum = sum_j h[j] * w[row(j), :]` from +0 on, row by row; grouping changes the traffic and no bit.
+/// `sum = sum_j h[j] * w[rows.at(j), :]` from +0 on, row by row; grouping changes the traffic and no bit.
 ///
-/// Long rows go one after the other, as in [`dots`](crate::gemv::dots), and hint as those do. Of short ones eight go in one pass
-/// over the sum, which then moves to and from L1 once for all of them.
+/// Long rows without gaps go one after the other and scattered ones four at a time, hinted at as in [`dots`](crate::gemv::dots).
+/// Of short ones eight go in one pass over the sum, which then moves to and from L1 once for all of them.
 #[inline(always)]
-pub(super) fn axpy<S: Simd, W: Weight>(s: S, w: &[W], row: impl Fn(usize) -> usize, h: &[f32], sum: &mut [f32]) {
-    if is_short::<W>(sum.len()) {
-        axpy_in_groups::<S, W, 8>(s, w, row, h, sum);
-    } else {
-        axpy_in_groups::<S, W, 1>(s, w, row, h, sum);
+pub(super) fn axpy<S: Simd, W: Weight, R: Rows>(s: S, w: &[W], rows: R, h: &[f32], sum: &mut [f32]) {
+    match R::SCATTERED {
+        _ if is_short::<W>(sum.len()) => axpy_in_groups::<S, W, R, 8>(s, w, rows, h, sum),
+        true => axpy_in_groups::<S, W, R, 4>(s, w, rows, h, sum),
+        false => axpy_in_groups::<S, W, R, 1>(s, w, rows, h, sum),
     }
 }
 
 #[inline(always)]
-fn axpy_in_groups<S: Simd, W: Weight, const R: usize>(
-    s: S,
-    w: &[W],
-    row: impl Fn(usize) -> usize,
-    h: &[f32],
-    sum: &mut [f32],
-) {
+fn axpy_in_groups<S: Simd, W: Weight, R: Rows, const G: usize>(s: S, w: &[W], rows: R, h: &[f32], sum: &mut [f32]) {
     let (c, n) = (sum.len(), h.len());
     sum.fill(0.0);
-    let ahead = if R == 1 { rows_ahead::<W>(c) } else { R };
-    let now = |j: usize| &w[row(j) * c..][..c];
-    let hint = |j: usize| w.as_ptr().wrapping_add(row(j + ahead) * c);
+    let ahead = if G == 1 { rows_ahead::<W>(c) } else { G };
+    let now = |j: usize| &w[rows.at(j) * c..][..c];
+    let hint = |j: usize| w.as_ptr().wrapping_add(rows.at(j + ahead) * c);
     let mut j = 0;
-    while j + R <= n {
-        let (mut rows, mut hints) = ([&w[..0]; R], [w.as_ptr(); R]);
-        for r in 0..R {
-            (rows[r], hints[r]) = (now(j + r), hint(j + r));
+    while j + G <= n {
+        let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);
+        for r in 0..G {
+            (group[r], hints[r]) = (now(j + r), hint(j + r));
         }
-        axpy_group(s, rows, hints, &h[j..j + R], sum);
-        j += R;
+        axpy_group(s, group, hints, &h[j..j + G], sum);
+        j += G;
     }
     while j < n {
         axpy_group(s, [now(j)], [hint(j)], &h[j..=j], sum);

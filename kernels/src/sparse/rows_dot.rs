@@ -1,4 +1,3 @@
-use super::listed;
 use crate::gemv::{dots, rows_per_task};
 use crate::simd::{Kernel, Simd};
 use crate::{Team, Weight};
@@ -39,8 +38,7 @@ impl<W: Weight> Kernel for RowsDot<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let rows = self.rows;
-        dots(s, self.w, listed(rows), self.x, self.out);
+        dots(s, self.w, self.rows, self.x, self.out);
     }
 }
 
