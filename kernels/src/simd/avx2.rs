@@ -1,8 +1,8 @@
-//! Eight lanes: x86-64 with AVX2 and FMA (Haswell, Zen and later).
+//! Eight lanes: x86-64 with AVX2, FMA and F16C (Haswell, Zen and later).
 
 use super::{Isa, Kernel, Simd, check_transpose};
 use core::arch::x86_64::*;
-use half::bf16;
+use half::{bf16, f16};
 
 /// The token of level `avx2`. It exists only where the CPU has the features, which is what makes the methods sound.
 #[derive(Clone, Copy, Debug)]
@@ -10,7 +10,7 @@ pub struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The CPU has AVX2 and FMA.
+    /// The CPU has AVX2, FMA and F16C.
     pub(super) const unsafe fn new_unchecked() -> Self {
         Avx2(())
     }
@@ -118,6 +118,43 @@ impl Simd for Avx2 {
         unsafe { self.load_bf16_ptr(lanes.as_ptr()) }
     }
     #[inline(always)]
+    unsafe fn load_i8_ptr(self, src: *const i8) -> __m256 {
+        // SAFETY: the caller's contract: eight values can be read; the token proves the features.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_u4_pair_ptr(self, src: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller's contract: eight bytes can be read; the token proves the features.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.cast()));
+            let less_8 = |a| _mm256_cvtepi32_ps(_mm256_sub_epi32(a, _mm256_set1_epi32(8)));
+            [less_8(_mm256_and_si256(bytes, _mm256_set1_epi32(15))), less_8(_mm256_srli_epi32::<4>(bytes))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> __m256 {
+        // SAFETY: the caller's contract: the two values that the lanes from a multiple of 4 on have can be read; the token
+        // proves the features.
+        unsafe {
+            let two = _mm_cvtph_ps(_mm_cvtsi32_si128(src.add(at / 4).cast::<i32>().read_unaligned()));
+            _mm256_permutevar8x32_ps(_mm256_castps128_ps256(two), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
+        }
+    }
+    #[inline(always)]
+    fn load_f16_partial(self, src: &[f16]) -> __m256 {
+        // There is no masked load of 16 bits.
+        let mut lanes = [f16::ZERO; 8];
+        let n = src.len().min(8);
+        lanes[..n].copy_from_slice(&src[..n]);
+        // SAFETY: the array has eight values; the token proves the features.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(lanes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_u32_partial(self, src: &[u32]) -> __m256i {
+        // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
+        unsafe { _mm256_maskload_epi32(src.as_ptr().cast(), tail_mask(src.len())) }
+    }
+    #[inline(always)]
     fn store_partial(self, v: __m256, dst: &mut [f32]) {
         // SAFETY: the mask keeps the store within the slice (masked-off lanes are not accessed); the token proves the features.
         unsafe { _mm256_maskstore_ps(dst.as_mut_ptr(), tail_mask(dst.len()), v) }
@@ -206,6 +243,29 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn xor_u32(self, a: __m256i, b: __m256i) -> __m256i {
         by_token!(_mm256_xor_si256(a, b))
+    }
+    #[inline(always)]
+    fn u4_pair(self, a: __m256i) -> [__m256i; 2] {
+        by_token!({
+            let low = _mm256_set1_epi8(0x0F);
+            [_mm256_and_si256(a, low), _mm256_and_si256(_mm256_srli_epi32::<4>(a), low)]
+        })
+    }
+    #[inline(always)]
+    fn dot_i8(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        by_token!({
+            // Bytes of even and of odd places, as 16-bit numbers; products of both fit, sums of two of them fill 32 bits.
+            let even = _mm256_madd_epi16(
+                _mm256_and_si256(a, _mm256_set1_epi16(0xFF)),
+                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)),
+            );
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
+            _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
+        })
+    }
+    #[inline(always)]
+    fn i32_to_f32(self, a: __m256i) -> __m256 {
+        by_token!(_mm256_cvtepi32_ps(a))
     }
     #[inline(always)]
     fn mul_wide_u32(self, a: __m256i, m: u32) -> (__m256i, __m256i) {

@@ -1,16 +1,17 @@
-//! Sixteen lanes: x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later).
+//! Sixteen lanes: x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later), and VNNI where it is there.
 
 use super::{Isa, Kernel, Simd, check_transpose};
 use core::arch::x86_64::*;
-use half::bf16;
+use half::{bf16, f16};
 
-/// The token of level `avx512`. It exists only where the CPU has the features, which is what makes the methods sound.
+/// The token of level `avx512`. It exists only where the CPU has the features, which is what makes the methods sound. With
+/// `VNNI`, the CPU has AVX-512 VNNI too, and [`Simd::dot_i8`] is one instruction.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512<const VNNI: bool>(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     /// # Safety
-    /// The CPU has AVX-512 F, BW, DQ and VL.
+    /// The CPU has AVX-512 F, BW, DQ and VL, and if `VNNI` is set, VNNI.
     pub(super) const unsafe fn new_unchecked() -> Self {
         Avx512(())
     }
@@ -40,7 +41,7 @@ unsafe fn widen(bits: __m256i) -> __m512 {
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))) }
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F32 = __m512;
     type U32 = __m512i;
     type Mask = __mmask16;
@@ -75,6 +76,41 @@ impl Simd for Avx512 {
     fn load_bf16_partial(self, src: &[bf16]) -> __m512 {
         // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
         unsafe { widen(_mm256_maskz_loadu_epi16(tail_mask(src.len()), src.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8_ptr(self, src: *const i8) -> __m512 {
+        // SAFETY: the caller's contract: sixteen values can be read; the token proves the features.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(src.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_u4_pair_ptr(self, src: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller's contract: sixteen bytes can be read; the token proves the features.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(src.cast()));
+            // A table look-up: the permutation goes by the low four bits of each lane and ignores the others.
+            let value = _mm512_setr_ps(-8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.);
+            [_mm512_permutexvar_ps(bytes, value), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), value)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> __m512 {
+        // SAFETY: the caller's contract: the four values that the lanes from a multiple of 4 on have can be read; the token
+        // proves the features.
+        unsafe {
+            let four = _mm_loadl_epi64(src.add(at / 4).cast());
+            let by_4 = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            _mm512_permutexvar_ps(by_4, _mm512_cvtph_ps(_mm256_zextsi128_si256(four)))
+        }
+    }
+    #[inline(always)]
+    fn load_f16_partial(self, src: &[f16]) -> __m512 {
+        // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(tail_mask(src.len()), src.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_u32_partial(self, src: &[u32]) -> __m512i {
+        // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
+        unsafe { _mm512_maskz_loadu_epi32(tail_mask(src.len()), src.as_ptr().cast()) }
     }
     #[inline(always)]
     fn store_partial(self, v: __m512, dst: &mut [f32]) {
@@ -161,6 +197,32 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn xor_u32(self, a: __m512i, b: __m512i) -> __m512i {
         by_token!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn u4_pair(self, a: __m512i) -> [__m512i; 2] {
+        by_token!({
+            let low = _mm512_set1_epi8(0x0F);
+            [_mm512_and_si512(a, low), _mm512_and_si512(_mm512_srli_epi32::<4>(a), low)]
+        })
+    }
+    #[inline(always)]
+    fn dot_i8(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        if VNNI {
+            return by_token!(_mm512_dpbusd_epi32(sum, a, b));
+        }
+        by_token!({
+            // Bytes of even and of odd places, as 16-bit numbers; products of both fit, sums of two of them fill 32 bits.
+            let even = _mm512_madd_epi16(
+                _mm512_and_si512(a, _mm512_set1_epi16(0xFF)),
+                _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)),
+            );
+            let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
+            _mm512_add_epi32(sum, _mm512_add_epi32(even, odd))
+        })
+    }
+    #[inline(always)]
+    fn i32_to_f32(self, a: __m512i) -> __m512 {
+        by_token!(_mm512_cvtepi32_ps(a))
     }
     #[inline(always)]
     fn mul_wide_u32(self, a: __m512i, m: u32) -> (__m512i, __m512i) {
@@ -291,6 +353,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token proves the features.
-        unsafe { super::dispatch::run_avx512(kernel) }
+        unsafe { if VNNI { super::dispatch::run_avx512_vnni(kernel) } else { super::dispatch::run_avx512(kernel) } }
     }
 }

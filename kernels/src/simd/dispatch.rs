@@ -12,7 +12,7 @@ pub enum Isa {
     Scalar,
     /// Eight lanes on `wide`, with the instructions of the build.
     Portable,
-    /// Eight lanes with AVX2 and FMA.
+    /// Eight lanes with AVX2, FMA and F16C.
     Avx2,
     /// Sixteen lanes with AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -40,6 +40,7 @@ impl Isa {
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
                     && is_x86_feature_detected!("bmi1")
                     && is_x86_feature_detected!("bmi2")
                     && is_x86_feature_detected!("popcnt")
@@ -154,6 +155,26 @@ impl Level {
             Isa::Avx2 | Isa::Avx512 => unreachable!("Level::new refuses {} on this architecture", self.0.name()),
         }
     }
+
+    /// Whether [`Simd::dot_i8`] is one instruction for kernels that are run by [`dispatch_dot_i8`](Level::dispatch_dot_i8).
+    pub fn has_vnni(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Isa::Avx512 && is_x86_feature_detected!("avx512vnni");
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
+    /// [`dispatch`](Level::dispatch) for a kernel that uses [`Simd::dot_i8`]: with the instruction for it, if the level and the
+    /// CPU have one. The bits are the same.
+    #[inline]
+    pub fn dispatch_dot_i8<K: Kernel>(self, kernel: K) -> K::Output {
+        #[cfg(target_arch = "x86_64")]
+        if self.has_vnni() {
+            // SAFETY: `has_vnni` asked the CPU for VNNI, and `Level::new` for the others that `run_avx512_vnni` enables.
+            return unsafe { run_avx512_vnni(kernel) };
+        }
+        self.dispatch(kernel)
+    }
 }
 
 impl fmt::Display for Level {
@@ -176,7 +197,7 @@ pub trait Kernel {
 /// The CPU has the features enabled here.
 #[inline(never)]
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
 pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's contract includes that of `new_unchecked`.
     kernel.run(unsafe { super::Avx2::new_unchecked() })
@@ -188,10 +209,22 @@ pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 /// The CPU has the features enabled here.
 #[inline(never)]
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's contract includes that of `new_unchecked`.
-    kernel.run(unsafe { super::Avx512::new_unchecked() })
+    kernel.run(unsafe { super::Avx512::<false>::new_unchecked() })
+}
+
+/// As [`run_avx2`].
+///
+/// # Safety
+/// The CPU has the features enabled here.
+#[inline(never)]
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+pub(super) unsafe fn run_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's contract includes that of `new_unchecked`.
+    kernel.run(unsafe { super::Avx512::<true>::new_unchecked() })
 }
 
 #[cfg(test)]

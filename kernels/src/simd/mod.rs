@@ -10,8 +10,11 @@
 //! |------------|-------|-----------------|------------------------------------------------------|
 //! | `scalar`   | 1     | no              | plain `f32`; slow, for debugging                      |
 //! | `portable` | 8     | no              | `wide::f32x8`; every target, SSE2 / NEON at build time |
-//! | `avx2`     | 8     | yes             | x86-64 with AVX2, FMA, BMI, POPCNT and LZCNT         |
+//! | `avx2`     | 8     | yes             | x86-64 with AVX2, FMA, F16C, BMI, POPCNT and LZCNT   |
 //! | `avx512`   | 16    | yes             | x86-64 with AVX-512 F, BW, DQ and VL                  |
+//!
+//! Kernels with dots of bytes also run on `avx512` with VNNI, which is the same level with the same bits:
+//! [`Level::dispatch_dot_i8`].
 //!
 //! Bits are reproducible within a level; they differ between levels, because a fused `mul_add` rounds once and because
 //! sums are split over another number of lanes.
@@ -36,7 +39,7 @@ pub use avx512::Avx512;
 pub use portable::Portable;
 pub use scalar::Scalar;
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// A token that stands for an instruction set, with the vector operations that the kernels need.
 ///
@@ -102,6 +105,30 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The values of `src`, at most `LANES`, widened; the lanes beyond them are 0.
     fn load_bf16_partial(self, src: &[bf16]) -> Self::F32;
 
+    /// Reads `LANES` signed bytes and widens them; exact.
+    ///
+    /// # Safety
+    /// `src` is valid for reading `LANES` bytes.
+    unsafe fn load_i8_ptr(self, src: *const i8) -> Self::F32;
+
+    /// Reads `LANES` bytes of two 4-bit numbers each, 8 too large: first the low halves less 8, then the high ones less 8.
+    ///
+    /// # Safety
+    /// `src` is valid for reading `LANES` bytes.
+    unsafe fn load_u4_pair_ptr(self, src: *const u8) -> [Self::F32; 2];
+
+    /// Lane i is `src[(at + i) / 4]`, widened: a number for every four lanes.
+    ///
+    /// # Safety
+    /// `src` is valid for reading those values, and `at` is a multiple of `LANES`. Any alignment will do.
+    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> Self::F32;
+
+    /// The values of `src`, at most `LANES`, widened; the lanes beyond them are 0.
+    fn load_f16_partial(self, src: &[f16]) -> Self::F32;
+
+    /// The values of `src`, at most `LANES`; the lanes beyond them are 0.
+    fn load_u32_partial(self, src: &[u32]) -> Self::U32;
+
     /// Writes the first `dst.len()` lanes, at most `LANES`.
     fn store_partial(self, v: Self::F32, dst: &mut [f32]);
 
@@ -145,6 +172,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn iota_u32(self, start: u32) -> Self::U32;
     /// `a ^ b`.
     fn xor_u32(self, a: Self::U32, b: Self::U32) -> Self::U32;
+    /// The low and the high four bits of each byte, as bytes.
+    fn u4_pair(self, a: Self::U32) -> [Self::U32; 2];
+    /// `sum + a0 b0 + a1 b1 + a2 b2 + a3 b3` in each lane, of the four unsigned bytes of `a` and the four signed ones of `b`;
+    /// exact, modulo 2^32.
+    fn dot_i8(self, sum: Self::U32, a: Self::U32, b: Self::U32) -> Self::U32;
+    /// The lanes as signed integers, to nearest, ties to even.
+    fn i32_to_f32(self, a: Self::U32) -> Self::F32;
     /// The high and the low half of the 64-bit product `a * m`.
     fn mul_wide_u32(self, a: Self::U32, m: u32) -> (Self::U32, Self::U32);
     /// `a < b` as unsigned integers.
@@ -191,9 +225,17 @@ fn rows_fit(len: usize, rows: usize, stride: usize, row_len: usize) -> bool {
     rows == 0 || (rows - 1).checked_mul(stride).is_some_and(|start| start <= len && row_len <= len - start)
 }
 
+/// [`Simd::dot_i8`] of one lane.
+#[inline(always)]
+fn dot_i8_of(sum: u32, a: u32, b: u32) -> u32 {
+    let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes()).map(|(a, b)| a as i32 * b as i8 as i32);
+    sum.wrapping_add(products.sum::<i32>() as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::uniform;
     use std::panic::catch_unwind;
 
     /// Three rows (or columns) so far apart that the place of the last wraps to the first.
@@ -207,6 +249,80 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             s.transpose(&[0.0; 16], self.src_stride, 3, 3, &mut [0.0; 64], self.dst_stride);
+        }
+    }
+
+    /// The operations on bytes and half-bytes, against what they are said to mean, on bytes of every value.
+    struct Bytes<'a>(&'a [u8]);
+
+    impl Kernel for Bytes<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let lanes = S::LANES;
+            let show = |v: S::F32| -> Vec<f32> {
+                let mut out = vec![0.0; lanes];
+                s.store(v, &mut out);
+                out
+            };
+            for (at, src) in self.0.chunks_exact(4 * lanes).enumerate() {
+                let halves: Vec<f16> =
+                    src.chunks(2).map(|b| f16::from_bits(u16::from_le_bytes([b[0], b[1]]) & 0xBFFF)).collect();
+                // SAFETY: there are 4 LANES bytes, and 2 LANES numbers of 16 bits.
+                let (i8s, [low, high], by_4) = unsafe {
+                    let by_4 = s.load_f16_by_4_ptr(halves.as_ptr(), lanes);
+                    (s.load_i8_ptr(src.as_ptr().cast()), s.load_u4_pair_ptr(src.as_ptr()), by_4)
+                };
+                let expected = |f: &dyn Fn(usize) -> f32| -> Vec<f32> { (0..lanes).map(f).collect() };
+                assert_eq!(show(i8s), expected(&|i| src[i] as i8 as f32), "load_i8_ptr");
+                assert_eq!(show(low), expected(&|i| (src[i] % 16) as f32 - 8.0), "load_u4_pair_ptr, low");
+                assert_eq!(show(high), expected(&|i| (src[i] / 16) as f32 - 8.0), "load_u4_pair_ptr, high");
+                assert_eq!(show(by_4), expected(&|i| halves[(lanes + i) / 4].to_f32()), "load_f16_by_4_ptr");
+                let words = |shift: usize| -> Vec<u32> {
+                    let words = src.chunks_exact(4).cycle().skip(shift).take(lanes);
+                    words.map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect()
+                };
+                let (a, b) = (words(0), words(1));
+                let [va, vb] = [&a, &b].map(|w| s.load_u32_partial(w));
+                let sum = s.dot_i8(s.splat_u32(at as u32 * 77), va, vb);
+                let dot = |i: usize, bytes: &dyn Fn(u32) -> i32| -> f32 {
+                    let bytes_of = |w: u32| (0..4).map(move |k| w >> (8 * k) & 0xFF);
+                    let products = bytes_of(a[i]).zip(bytes_of(b[i])).map(|(a, b)| bytes(a) * b as u8 as i8 as i32);
+                    (at as i32 * 77 + products.sum::<i32>()) as f32
+                };
+                assert_eq!(show(s.i32_to_f32(sum)), expected(&|i| dot(i, &|a| a as i32)), "dot_i8");
+                for (half, shift) in s.u4_pair(va).into_iter().zip([0, 4]) {
+                    let sum = s.i32_to_f32(s.dot_i8(s.splat_u32(at as u32 * 77), half, vb));
+                    let nibble = |a: u32| (a >> shift & 15) as i32;
+                    assert_eq!(show(sum), expected(&|i| dot(i, &nibble)), "u4_pair");
+                }
+                for n in 0..=lanes {
+                    let partial = show(s.load_f16_partial(&halves[..n]));
+                    assert_eq!(
+                        partial,
+                        expected(&|i| if i < n { halves[i].to_f32() } else { 0.0 }),
+                        "load_f16_partial"
+                    );
+                    let partial = show(s.i32_to_f32(s.load_u32_partial(&a[..n])));
+                    assert_eq!(
+                        partial,
+                        expected(&|i| if i < n { a[i] as i32 as f32 } else { 0.0 }),
+                        "load_u32_partial"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operations_on_bytes_are_what_they_say() {
+        let mut bytes: Vec<u8> = uniform(1, 1 << 14).into_iter().map(|x| ((x + 1.0) * 128.0) as u8).collect();
+        bytes.extend([255, 128, 127, 0].into_iter().cycle().take(256));
+        bytes.extend([128; 128]);
+        bytes.extend([255; 128]);
+        for level in Level::available() {
+            level.dispatch(Bytes(&bytes));
+            level.dispatch_dot_i8(Bytes(&bytes));
         }
     }
 

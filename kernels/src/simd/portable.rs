@@ -1,7 +1,7 @@
 //! Eight lanes on the `wide` crate: every target, with the instructions that the build was allowed to use.
 
-use super::{Isa, Kernel, Simd, check_transpose};
-use half::bf16;
+use super::{Isa, Kernel, Simd, check_transpose, dot_i8_of};
+use half::{bf16, f16};
 use wide::{f32x8, u32x8};
 
 /// The token of level `portable`.
@@ -55,6 +55,36 @@ impl Simd for Portable {
         let mut lanes = [0; 8];
         lanes.iter_mut().zip(src).for_each(|(lane, w)| *lane = w.to_bits());
         widen(lanes)
+    }
+    #[inline(always)]
+    unsafe fn load_i8_ptr(self, src: *const i8) -> f32x8 {
+        // SAFETY: the caller's contract: eight values can be read.
+        f32x8::from(unsafe { src.cast::<Lanes<i8>>().read() }.map(|q| q as f32))
+    }
+    #[inline(always)]
+    unsafe fn load_u4_pair_ptr(self, src: *const u8) -> [f32x8; 2] {
+        // SAFETY: the caller's contract: eight bytes can be read.
+        let bytes = unsafe { src.cast::<Lanes<u8>>().read() };
+        [bytes.map(|b| (b & 15) as f32 - 8.0), bytes.map(|b| (b >> 4) as f32 - 8.0)].map(f32x8::from)
+    }
+    #[inline(always)]
+    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> f32x8 {
+        // SAFETY: the caller's contract: the two values that the lanes from a multiple of 4 on have can be read.
+        let [a, b] = unsafe { src.add(at / 4).cast::<[f16; 2]>().read_unaligned() }.map(f16::to_f32);
+        f32x8::from([a, a, a, a, b, b, b, b])
+    }
+    #[inline(always)]
+    fn load_f16_partial(self, src: &[f16]) -> f32x8 {
+        let mut lanes = [0.0; 8];
+        lanes.iter_mut().zip(src).for_each(|(lane, x)| *lane = x.to_f32());
+        f32x8::from(lanes)
+    }
+    #[inline(always)]
+    fn load_u32_partial(self, src: &[u32]) -> u32x8 {
+        let mut lanes = [0; 8];
+        let n = src.len().min(8);
+        lanes[..n].copy_from_slice(&src[..n]);
+        u32x8::from(lanes)
     }
     #[inline(always)]
     fn store_partial(self, v: f32x8, dst: &mut [f32]) {
@@ -138,6 +168,23 @@ impl Simd for Portable {
     #[inline(always)]
     fn xor_u32(self, a: u32x8, b: u32x8) -> u32x8 {
         a ^ b
+    }
+    #[inline(always)]
+    fn u4_pair(self, a: u32x8) -> [u32x8; 2] {
+        let low = u32x8::splat(0x0F0F_0F0F);
+        [a & low, (a >> 4) & low]
+    }
+    #[inline(always)]
+    fn dot_i8(self, sum: u32x8, a: u32x8, b: u32x8) -> u32x8 {
+        let (mut sum, a, b) = (sum.to_array(), a.to_array(), b.to_array());
+        for i in 0..8 {
+            sum[i] = dot_i8_of(sum[i], a[i], b[i]);
+        }
+        u32x8::from(sum)
+    }
+    #[inline(always)]
+    fn i32_to_f32(self, a: u32x8) -> f32x8 {
+        f32x8::from(a.to_array().map(|a| a as i32 as f32))
     }
     #[inline(always)]
     fn mul_wide_u32(self, a: u32x8, m: u32) -> (u32x8, u32x8) {

@@ -1,7 +1,7 @@
 //! One lane: the level for debugging, and the plainest reading of what each operation means.
 
-use super::{Isa, Kernel, Simd, check_transpose};
-use half::bf16;
+use super::{Isa, Kernel, Simd, check_transpose, dot_i8_of};
+use half::{bf16, f16};
 
 /// The token of level `scalar`.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,30 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_bf16_partial(self, src: &[bf16]) -> f32 {
         src.first().map_or(0.0, |w| f32::from_bits((w.to_bits() as u32) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_i8_ptr(self, src: *const i8) -> f32 {
+        // SAFETY: the caller's contract: one value can be read.
+        unsafe { src.read() as f32 }
+    }
+    #[inline(always)]
+    unsafe fn load_u4_pair_ptr(self, src: *const u8) -> [f32; 2] {
+        // SAFETY: the caller's contract: one byte can be read.
+        let byte = unsafe { src.read() };
+        [(byte & 15) as f32 - 8.0, (byte >> 4) as f32 - 8.0]
+    }
+    #[inline(always)]
+    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> f32 {
+        // SAFETY: the caller's contract: the lane's value can be read.
+        unsafe { src.add(at / 4).read_unaligned() }.to_f32()
+    }
+    #[inline(always)]
+    fn load_f16_partial(self, src: &[f16]) -> f32 {
+        src.first().map_or(0.0, |x| x.to_f32())
+    }
+    #[inline(always)]
+    fn load_u32_partial(self, src: &[u32]) -> u32 {
+        src.first().copied().unwrap_or(0)
     }
     #[inline(always)]
     fn store_partial(self, v: f32, dst: &mut [f32]) {
@@ -128,6 +152,18 @@ impl Simd for Scalar {
     #[inline(always)]
     fn xor_u32(self, a: u32, b: u32) -> u32 {
         a ^ b
+    }
+    #[inline(always)]
+    fn u4_pair(self, a: u32) -> [u32; 2] {
+        [a & 0x0F0F_0F0F, a >> 4 & 0x0F0F_0F0F]
+    }
+    #[inline(always)]
+    fn dot_i8(self, sum: u32, a: u32, b: u32) -> u32 {
+        dot_i8_of(sum, a, b)
+    }
+    #[inline(always)]
+    fn i32_to_f32(self, a: u32) -> f32 {
+        a as i32 as f32
     }
     #[inline(always)]
     fn mul_wide_u32(self, a: u32, m: u32) -> (u32, u32) {
