@@ -32,6 +32,72 @@ pub fn uniform(seed: u64, len: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Reproducible values, normally distributed (mean 0, deviation 1), by the method of Box and Muller.
+pub fn normal(seed: u64, len: usize) -> Vec<f32> {
+    let draws = uniform(seed, len.next_multiple_of(2));
+    let pairs = draws.chunks_exact(2).flat_map(|pair| {
+        // 0 to 1, without 0.
+        let share = (1.0 - pair[0] as f64) / 2.0;
+        let (radius, angle) = ((-2.0 * share.ln()).sqrt(), std::f64::consts::PI * pair[1] as f64);
+        [radius * angle.cos(), radius * angle.sin()].map(|x| x as f32)
+    });
+    pairs.take(len).collect()
+}
+
+/// Tokens as a sparse FFN sees them: noise of deviation 1, eight channels of which are twelve times as large (then all are scaled
+/// back), and a common direction, half as large as the noise.
+pub struct SparseInputs {
+    d_model: usize,
+    direction: Vec<f32>,
+    /// `[tokens, d_model]`.
+    pub x: Vec<f32>,
+}
+
+impl SparseInputs {
+    /// Reproducible tokens.
+    pub fn new(seed: u64, d_model: usize, tokens: usize) -> SparseInputs {
+        let mut direction = normal(seed << 1, d_model);
+        let norm = sum_squares(&direction).sqrt();
+        direction.iter_mut().for_each(|m| *m = (*m as f64 / norm) as f32);
+        let mut x = normal(seed << 1 | 1, tokens * d_model);
+        for x in x.chunks_mut(d_model) {
+            x.iter_mut().step_by((d_model / 8).max(1)).for_each(|x| *x *= 12.0);
+            let (scale, common) = ((d_model as f64 / sum_squares(x)).sqrt(), 0.5 * (d_model as f64).sqrt());
+            x.iter_mut().zip(&direction).for_each(|(x, &m)| *x = (*x as f64 * scale + common * m as f64) as f32);
+        }
+        SparseInputs { d_model, direction, x }
+    }
+
+    /// A gate `[d_ff, d_model]` that RELU leaves a share `zeros` of 0 over these tokens (the first eight of them): normal rows of norm 1,
+    /// shifted against the common direction, each by its own amount, the largest 3.3 times the smallest.
+    pub fn gate(&self, seed: u64, d_ff: usize, zeros: f64) -> Vec<f32> {
+        let c = self.d_model;
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum::<f64>();
+        let mut gate = normal(seed << 1, d_ff * c);
+        let scale = 1.0 / (c as f32).sqrt();
+        gate.iter_mut().for_each(|w| *w *= scale);
+        let shifts: Vec<f64> = uniform(seed << 1 | 1, d_ff).into_iter().map(|u| 1.3 + 0.7 * u as f64).collect();
+        // The shift at which a neuron is 0, as a multiple of its own.
+        let mut edges: Vec<f64> = Vec::new();
+        for x in self.x.chunks(c).take(8) {
+            let along = dot(x, &self.direction);
+            edges.extend(gate.chunks(c).zip(&shifts).map(|(w, shift)| dot(w, x) / (shift * along)));
+        }
+        edges.sort_by(f64::total_cmp);
+        let at = zeros * edges.len() as f64;
+        let edge = |i: usize| edges[i.min(edges.len() - 1)];
+        let shift = (edge((at as usize).saturating_sub(1)) + edge(at as usize)) / 2.0;
+        for (row, of_row) in gate.chunks_mut(c).zip(shifts) {
+            row.iter_mut().zip(&self.direction).for_each(|(w, &m)| *w -= (shift * of_row) as f32 * m);
+        }
+        gate
+    }
+}
+
+fn sum_squares(x: &[f32]) -> f64 {
+    x.iter().map(|&x| x as f64 * x as f64).sum()
+}
+
 /// [`uniform`], each value rounded to bf16.
 pub fn uniform_bf16(seed: u64, len: usize) -> Vec<bf16> {
     uniform(seed, len).into_iter().map(bf16::from_f32).collect()

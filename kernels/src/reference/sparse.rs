@@ -21,3 +21,41 @@ pub fn ffn_relu(gate: &[f32], up: &[f32], down_t: &[f32], x: &[f32]) -> (Vec<f64
     }
     (y, abs)
 }
+
+/// Specification of the test of [`GateFilter`](crate::sparse::GateFilter), without what it adds for rounding: upper bounds of
+/// `g = gate x` from an 8-bit copy of the gate and x in 16 bits. A neuron survives if its bound is above 0. Returns beside each bound
+/// `||w|| ||x||`, which rounding goes by.
+pub fn gate_filter(gate: &[f32], x: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let c = x.len();
+    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let norm = |a: &[f64]| dot(a, a).sqrt();
+    // The part of a along m, and the rest.
+    let split = |a: &[f64], m: &[f64]| -> (f64, Vec<f64>) {
+        let along = dot(a, m);
+        (along, a.iter().zip(m).map(|(a, m)| a - along * m).collect())
+    };
+    let quantize = |a: &[f64], limit: f64| -> Vec<f64> {
+        let scale = a.iter().fold(0.0f64, |max, a| max.max(a.abs())) / limit;
+        a.iter().map(|a| if scale > 0.0 { (a / scale).round_ties_even() * scale } else { 0.0 }).collect()
+    };
+    let difference = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
+    let wide = |a: &[f32]| -> Vec<f64> { a.iter().map(|&a| a as f64).collect() };
+
+    let mut direction = vec![0.0; c];
+    gate.chunks(c).for_each(|row| direction.iter_mut().zip(row).for_each(|(m, &w)| *m += w as f64));
+    let length = norm(&direction);
+    direction.iter_mut().for_each(|m| *m = if length > 0.0 { *m / length } else { 0.0 });
+
+    let x = wide(x);
+    let x_hat = quantize(&x, 32767.0);
+    let lost = norm(&difference(&x, &x_hat));
+    let (x_along, x_across) = split(&x_hat, &direction);
+    let bounds = gate.chunks(c).map(|row| {
+        let w = wide(row);
+        let w_hat = quantize(&w, 127.0);
+        let (along, across) = split(&difference(&w, &w_hat), &direction);
+        let bound = dot(&w_hat, &x_hat) + along * x_along + norm(&across) * norm(&x_across) + norm(&w) * lost;
+        (bound, norm(&w) * norm(&x))
+    });
+    bounds.unzip()
+}

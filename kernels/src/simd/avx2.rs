@@ -233,6 +233,39 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn dot_i8_i16(self, a: &[i8], b: &[i16]) -> i64 {
+        /// Accumulators, taking turns.
+        const A: usize = 4;
+        /// Elements that are added up in 32 bits: 256 products of at most 2^22 a lane, over all accumulators.
+        const PANEL: usize = 2048;
+        const STEP: usize = 16;
+        assert_eq!(a.len(), b.len(), "dot_i8_i16: lengths differ");
+        let whole = a.len() / (A * STEP) * (A * STEP);
+        let mut sum = by_token!(_mm256_setzero_si256());
+        for start in (0..whole).step_by(PANEL) {
+            let mut acc = [by_token!(_mm256_setzero_si256()); A];
+            for at in (start..whole.min(start + PANEL)).step_by(A * STEP) {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: at + A * STEP <= whole, at most the length of a and, by the assert, of b; the token proves the features.
+                    unsafe {
+                        let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(a.as_ptr().add(at + i * STEP).cast()));
+                        let b = _mm256_loadu_si256(b.as_ptr().add(at + i * STEP).cast());
+                        *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(a, b));
+                    }
+                }
+            }
+            sum = by_token!({
+                let acc = _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3]));
+                let low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(acc));
+                let high = _mm256_cvtepi32_epi64(_mm256_extracti128_si256::<1>(acc));
+                _mm256_add_epi64(sum, _mm256_add_epi64(low, high))
+            });
+        }
+        let sums = by_token!(_mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum)));
+        let sums: [i64; 2] = bytemuck::cast(sums);
+        sums[0] + sums[1] + super::exact_dot(&a[whole..], &b[whole..])
+    }
+    #[inline(always)]
     fn splat_u32(self, x: u32) -> __m256i {
         by_token!(_mm256_set1_epi32(x as i32))
     }

@@ -184,6 +184,37 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         by_token!(_mm512_reduce_max_ps(v))
     }
     #[inline(always)]
+    fn dot_i8_i16(self, a: &[i8], b: &[i16]) -> i64 {
+        /// Accumulators, taking turns.
+        const A: usize = 4;
+        /// Elements that are added up in 32 bits: 256 products of at most 2^22 a lane, over all accumulators.
+        const PANEL: usize = 4096;
+        const STEP: usize = 32;
+        assert_eq!(a.len(), b.len(), "dot_i8_i16: lengths differ");
+        let whole = a.len() / (A * STEP) * (A * STEP);
+        let mut sum = by_token!(_mm512_setzero_si512());
+        for start in (0..whole).step_by(PANEL) {
+            let mut acc = [by_token!(_mm512_setzero_si512()); A];
+            for at in (start..whole.min(start + PANEL)).step_by(A * STEP) {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: at + A * STEP <= whole, at most the length of a and, by the assert, of b; the token proves the features.
+                    unsafe {
+                        let a = _mm512_cvtepi8_epi16(_mm256_loadu_si256(a.as_ptr().add(at + i * STEP).cast()));
+                        let b = _mm512_loadu_si512(b.as_ptr().add(at + i * STEP).cast());
+                        *acc = _mm512_add_epi32(*acc, _mm512_madd_epi16(a, b));
+                    }
+                }
+            }
+            sum = by_token!({
+                let acc = _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
+                let low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(acc));
+                let high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(acc));
+                _mm512_add_epi64(sum, _mm512_add_epi64(low, high))
+            });
+        }
+        by_token!(_mm512_reduce_add_epi64(sum)) + super::exact_dot(&a[whole..], &b[whole..])
+    }
+    #[inline(always)]
     fn splat_u32(self, x: u32) -> __m512i {
         by_token!(_mm512_set1_epi32(x as i32))
     }

@@ -166,6 +166,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Largest lane. No lane may be NaN.
     fn reduce_max(self, v: Self::F32) -> f32;
 
+    /// `sum_i a_i b_i`, exact. Panics if the lengths differ.
+    #[inline(always)]
+    fn dot_i8_i16(self, a: &[i8], b: &[i16]) -> i64 {
+        exact_dot(a, b)
+    }
+
     /// All lanes `x`.
     fn splat_u32(self, x: u32) -> Self::U32;
     /// Lane `i` is `start + i`, wrapping.
@@ -209,6 +215,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Runs `kernel` as a function of its own, compiled for this level. For a large kernel with several call sites, so that
     /// there is one copy of it, and for calls from inside a closure, which may itself be compiled for the baseline.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
+}
+
+/// [`Simd::dot_i8_i16`] in plain code, and the end of it at the other levels.
+#[inline(always)]
+fn exact_dot(a: &[i8], b: &[i16]) -> i64 {
+    /// Products are at most 2^22: so many fit an i32.
+    const PANEL: usize = 256;
+    assert_eq!(a.len(), b.len(), "dot_i8_i16: lengths differ");
+    let panels = a.chunks(PANEL).zip(b.chunks(PANEL));
+    panels.map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| a as i32 * b as i32).sum::<i32>() as i64).sum()
 }
 
 /// The bounds that [`Simd::transpose`] promises to check.
@@ -323,6 +339,33 @@ mod tests {
         for level in Level::available() {
             level.dispatch(Bytes(&bytes));
             level.dispatch_dot_i8(Bytes(&bytes));
+        }
+    }
+
+    /// The dot of all of `a` with all of `b`.
+    struct DotInts<'a>(&'a [i8], &'a [i16]);
+
+    impl Kernel for DotInts<'_> {
+        type Output = i64;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> i64 {
+            s.dot_i8_i16(self.0, self.1)
+        }
+    }
+
+    #[test]
+    fn dot_i8_i16_is_exact() {
+        let draws = |seed, len| crate::testing::uniform(seed, len).into_iter();
+        for len in crate::testing::lengths().chain([4095, 4096, 20_000]) {
+            let a: Vec<i8> = draws(1, len).map(|x| (128.0 * x) as i8).collect();
+            let b: Vec<i16> = draws(2, len).map(|x| (32768.0 * x) as i16).collect();
+            // The largest products, all of one sign: where narrow sums would overflow.
+            for (a, b) in [(a, b), (vec![-128; len], vec![-32768; len]), (vec![127; len], vec![-32768; len])] {
+                let expected: i64 = a.iter().zip(&b).map(|(&a, &b)| a as i64 * b as i64).sum();
+                for level in Level::available() {
+                    assert_eq!(level.dispatch(DotInts(&a, &b)), expected, "dot_i8_i16 {level} len {len}");
+                }
+            }
         }
     }
 

@@ -22,7 +22,7 @@ pub struct FfnWeights<'a, W = f32> {
 impl<'a, W> FfnWeights<'a, W> {
     /// F, from the shapes of the weights and of one token. Panics if they do not fit.
     #[track_caller]
-    fn d_ff(&self, op: &str, x: &[f32], y: &[f32]) -> usize {
+    pub(super) fn d_ff(&self, op: &str, x: &[f32], y: &[f32]) -> usize {
         let (len, c) = (self.gate.len(), x.len());
         assert!(
             c > 0 && y.len() == c && len.is_multiple_of(c) && self.up.len() == len && self.down_t.len() == len,
@@ -46,7 +46,9 @@ impl<'a, W> FfnWeights<'a, W> {
 #[derive(Clone, Debug, Default)]
 pub struct FfnScratch {
     /// The sums of the chunks, `[chunks, C]`.
-    partial: Vec<f32>,
+    pub(super) partial: Vec<f32>,
+    /// x in 16 bits, `[C]`, for the filter.
+    pub(super) token: Vec<i16>,
 }
 
 /// The FFN of one token under RELU from the active neurons alone; returns how many they were.

@@ -9,11 +9,13 @@
 //! provided that weights and x are finite (0 times infinity is NaN).
 
 mod ffn;
+mod filter;
 mod rows_axpy;
 mod rows_dot;
 mod select;
 
 pub use ffn::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
+pub use filter::{Filtered, GateFilter, ffn_filtered};
 pub use rows_axpy::rows_axpy;
 pub use rows_dot::rows_dot;
 pub use select::select_active;
