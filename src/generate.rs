@@ -2,7 +2,7 @@
 
 use crate::source::{self, parse_psi};
 use crate::terminal::{complain, print, progress_bar, say};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
     CpuEngine, EngineOptions, FfnMode, Generation, Ranked, Sampler, Samples, Sampling, StopReason, Utf8Stream,
@@ -10,6 +10,7 @@ use infer::{
 };
 use model::Psi;
 use serde_json::{Value, json};
+use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     model: PathBuf,
 
-    /// The text to continue [default: a line break, for a text from its start]
+    /// The text to continue; - is standard input [default: a line break, for a text from its start]
     #[arg(short, long, default_value = "\n", hide_default_value = true)]
     prompt: String,
 
@@ -133,12 +134,15 @@ enum Weights {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let sampling =
         Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p, seed: args.seed };
     let mut sampler = Sampler::new(sampling)?;
     if args.rank && args.samples == 1 {
         bail!("--rank: one sample needs no rank; say how many with -n, as in -n 20");
+    }
+    if args.prompt == "-" {
+        args.prompt = io::read_to_string(io::stdin()).context("--prompt -: standard input cannot be read")?;
     }
     let source = source::load(&args.model)?;
     source::require_bytes(&source)?;

@@ -119,6 +119,9 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
     assert!(report.contains("bf16 weights"), "{report}");
     assert_eq!(bf16, write(&["--weights", "bf16", "-t", "2", "--ffn", "dense"]).0);
     assert_ne!(text, write(&["--seed", "1"]).0);
+    let piped = ["generate", "-m", model, "-p", "-", "--max-tokens", "60"];
+    let prompt = std::fs::File::open(place.write("prompt.txt", "In ")).unwrap();
+    assert_eq!(text.as_bytes(), succeed(place.silurian(&piped).stdin(prompt)).stdout);
     // Samples differ, and each can be had again, under a stochastic activation too.
     let stochastic = ["--activation", "stochastic:0.7", "-n", "3"];
     let (samples, _) = write(&stochastic);

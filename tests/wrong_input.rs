@@ -72,6 +72,7 @@ fn configuration() {
     refuse(&mut with("[model]\nd_model = 100\nn_heads = 3\n"), &["n_heads", "100"]);
     refuse(&mut with("[model]\npreset = \"huge\"\n"), &["huge", "tiny"]);
     refuse(&mut with("[train]\nlr = 0.0\n"), &["run.toml line 2", "train.lr"]);
+    refuse(&mut with("[train]\nl1 = -1.0\n"), &["run.toml line 2", "train.l1 = -1"]);
     refuse(&mut with("[train]\nbatch_tokens = 1000\n"), &["train.batch_tokens = 1000", "multiple"]);
     refuse(&mut with("[train]\nseq_len = 100000\n"), &["train.seq_len", "max_seq_len"]);
     let flag = |flags: &[&str]| place.silurian(&[&["train", "text.txt", "--name", "r"], flags].concat());
@@ -250,6 +251,12 @@ fn sampling() {
     let model = run.to_str().unwrap();
     refuse(&mut place.silurian(&["generate", "-m", model, "-p", &long]), &["300 tokens", "context of 32"]);
     refuse(&mut place.silurian(&["generate", "-m", model, "-p", ""]), &["prompt is empty"]);
+    // The same from standard input.
+    let piped = |contents: &[u8]| fs::File::open(place.write("prompt.txt", contents)).unwrap();
+    let from_input = || place.silurian(&["generate", "-m", model, "-p", "-"]);
+    refuse(from_input().stdin(piped(b"")), &["prompt is empty"]);
+    refuse(from_input().stdin(piped(b"caf\xe9")), &["--prompt -: standard input", "UTF-8"]);
+    refuse(from_input().stdin(piped(long.as_bytes())), &["300 tokens", "context of 32"]);
     refuse(&mut place.silurian(&["generate", "-m", "nowhere"]), &["nowhere"]);
     refuse(&mut place.silurian(&["generate", "-m", "runs"]), &["runs", "config.json", "; did you mean runs/m?"]);
     refuse(&mut place.silurian(&["generate", "-m", "text.txt"]), &["text.txt: is a file; a model is a folder"]);

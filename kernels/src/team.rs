@@ -47,7 +47,14 @@ impl Team {
             for i in 1..threads {
                 let shared = Arc::clone(shared);
                 let thread = std::thread::Builder::new().name(format!("team-{i}"));
-                team.helpers.push(thread.spawn(move || shared.help())?);
+                // A thread takes some memory after it was granted. Where that ends, it must be the next one that is refused, and not
+                // one of many that are still beginning: that would abort the process.
+                let (begun, begins) = std::sync::mpsc::channel();
+                team.helpers.push(thread.spawn(move || {
+                    let _ = begun.send(());
+                    shared.help()
+                })?);
+                let _ = begins.recv();
             }
         }
         Ok(team)
