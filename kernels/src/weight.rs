@@ -1,7 +1,7 @@
 //! The element types that weights are stored in. A kernel of the token path is written once for all of them: it loads
 //! weights as `f32` vectors, and everything after the load is the same.
 
-use crate::simd::Simd;
+use crate::simd::{DotBf16, Simd};
 use bytemuck::Pod;
 use half::bf16;
 use std::fmt::Debug;
@@ -48,6 +48,10 @@ pub trait Weight: sealed::Sealed + Pod + Debug + PartialEq + Send + Sync {
         dst: &mut [f32],
         dst_stride: usize,
     );
+
+    /// [`DotBf16::pair_neighbours`] of `src`, at most `2 LANES` values, into the `LANES` places of `pairs`; 0 where `src` ends. Values
+    /// that are bf16 are copied as they are.
+    fn pair_neighbours<S: Simd>(s: S, dot: impl DotBf16<S>, src: &[Self], pairs: &mut [f32]);
 }
 
 /// Lanes of the widest level.
@@ -91,6 +95,16 @@ impl Weight for f32 {
     ) {
         s.transpose(src, src_stride, rows, cols, dst, dst_stride);
     }
+    #[inline(always)]
+    fn pair_neighbours<S: Simd>(s: S, dot: impl DotBf16<S>, src: &[f32], pairs: &mut [f32]) {
+        let v = if src.len() == 2 * S::LANES {
+            dot.pair_neighbours(s.load(src), s.load(&src[S::LANES..]))
+        } else {
+            let (first, second) = src.split_at(src.len().min(S::LANES));
+            dot.pair_neighbours(s.load_partial(first), s.load_partial(second))
+        };
+        s.store(v, pairs);
+    }
 }
 
 impl Weight for bf16 {
@@ -131,6 +145,17 @@ impl Weight for bf16 {
             s.store(if cols == S::LANES { Self::load(s, src) } else { Self::load_partial(s, src) }, row);
         }
         s.transpose(&block, S::LANES, rows, cols, dst, dst_stride);
+    }
+    #[inline(always)]
+    fn pair_neighbours<S: Simd>(_: S, _: impl DotBf16<S>, src: &[bf16], pairs: &mut [f32]) {
+        let pairs: &mut [bf16] = bytemuck::cast_slice_mut(&mut pairs[..S::LANES]);
+        if src.len() == 2 * S::LANES {
+            pairs[..2 * S::LANES].copy_from_slice(&src[..2 * S::LANES]);
+        } else {
+            let (copied, rest) = pairs.split_at_mut(src.len());
+            copied.copy_from_slice(src);
+            rest.fill(bf16::ZERO);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The arithmetic: one tile of C in registers, and the loops over tiles that share packed panels.
 
+use super::operands::Operands;
 use crate::simd::map::spans;
 use crate::simd::{Isa, Kernel, Simd};
 use std::marker::PhantomData;
@@ -102,8 +103,9 @@ impl<'a> Block<'a> {
 /// `C (+)= A B` for a block of C, from packed A and B of the same `kc`: BLIS's macro-kernel.
 ///
 /// The panel of B stays close (L1, or L2 for the longest) while the panels of A, which come from L2, pass by it.
-pub(super) struct Multiply<'a> {
-    /// Panels of A, `[ceil(rows / mr)][kc][mr]`.
+pub(super) struct Multiply<'a, O> {
+    pub(super) operands: O,
+    /// Panels of A, `[ceil(rows / mr)][kc][mr]`; kc counts elements of a panel.
     pub(super) a: &'a [f32],
     /// Panels of B, `[ceil(cols / nr)][kc][nr]`.
     pub(super) b: &'a [f32],
@@ -113,12 +115,12 @@ pub(super) struct Multiply<'a> {
     pub(super) accumulate: bool,
 }
 
-impl Kernel for Multiply<'_> {
+impl<O: Operands> Kernel for Multiply<'_, O> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Multiply { a, b, kc, c, accumulate } = self;
+        let Multiply { operands, a, b, kc, c, accumulate } = self;
         let shape = TileShape::of(s);
         let (mr, nr) = (shape.mr, shape.nr);
         let (a_len, b_len) = (shape.a_panel(kc), shape.b_panel(kc));
@@ -126,7 +128,7 @@ impl Kernel for Multiply<'_> {
             for (i, a) in (0..c.rows).step_by(mr).zip(a.chunks_exact(a_len)) {
                 // SAFETY: tiles are computed one after the other, so none is written at the same time as another.
                 let c = unsafe { c.part(i..c.rows.min(i + mr), j..c.cols.min(j + nr)) };
-                tile_of_size(s, kc, a, b, c, accumulate);
+                tile_of_size(s, operands, kc, (a, b), c, accumulate);
             }
         }
     }
@@ -136,39 +138,47 @@ impl Kernel for Multiply<'_> {
 /// beyond `c` is computed and dropped. Heights in steps of two waste at most one row; a single vector of columns has
 /// its own code, for heads and rests of 16 columns.
 #[inline(always)]
-fn tile_of_size<S: Simd>(s: S, kc: usize, a: &[f32], b: &[f32], c: Block, accumulate: bool) {
+fn tile_of_size<S: Simd, O: Operands>(
+    s: S,
+    operands: O,
+    kc: usize,
+    (a, b): (&[f32], &[f32]),
+    c: Block,
+    accumulate: bool,
+) {
     match S::ISA {
         Isa::Avx512 => match (c.rows.div_ceil(2), c.cols > 16) {
-            (7, true) => tile::<S, 14, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (6, true) => tile::<S, 12, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (5, true) => tile::<S, 10, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (4, true) => tile::<S, 8, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (3, true) => tile::<S, 6, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (2, true) => tile::<S, 4, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (_, true) => tile::<S, 2, 2>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (5.., false) => tile::<S, 14, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (3..5, false) => tile::<S, 8, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
-            (_, false) => tile::<S, 4, 1>(s, kc, (a, 14), (b, 32), c, accumulate),
+            (7, true) => tile::<S, O, 14, 2>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (6, true) => tile::<S, O, 12, 2>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (5, true) => tile::<S, O, 10, 2>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (4, true) => tile::<S, O, 8, 2>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (3, true) => tile::<S, O, 6, 2>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (2, true) => tile::<S, O, 4, 2>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (_, true) => tile::<S, O, 2, 2>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (5.., false) => tile::<S, O, 14, 1>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (3..5, false) => tile::<S, O, 8, 1>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
+            (_, false) => tile::<S, O, 4, 1>(s, operands, kc, (a, 14), (b, 32), c, accumulate),
         },
         Isa::Avx2 => match (c.rows.div_ceil(2), c.cols > 8) {
-            (3, true) => tile::<S, 6, 2>(s, kc, (a, 6), (b, 16), c, accumulate),
-            (2, true) => tile::<S, 4, 2>(s, kc, (a, 6), (b, 16), c, accumulate),
-            (_, true) => tile::<S, 2, 2>(s, kc, (a, 6), (b, 16), c, accumulate),
-            (_, false) => tile::<S, 6, 1>(s, kc, (a, 6), (b, 16), c, accumulate),
+            (3, true) => tile::<S, O, 6, 2>(s, operands, kc, (a, 6), (b, 16), c, accumulate),
+            (2, true) => tile::<S, O, 4, 2>(s, operands, kc, (a, 6), (b, 16), c, accumulate),
+            (_, true) => tile::<S, O, 2, 2>(s, operands, kc, (a, 6), (b, 16), c, accumulate),
+            (_, false) => tile::<S, O, 6, 1>(s, operands, kc, (a, 6), (b, 16), c, accumulate),
         },
-        Isa::Portable => tile::<S, 4, 1>(s, kc, (a, 4), (b, 8), c, accumulate),
-        Isa::Scalar => tile::<S, 4, 4>(s, kc, (a, 4), (b, 4), c, accumulate),
+        Isa::Portable => tile::<S, O, 4, 1>(s, operands, kc, (a, 4), (b, 8), c, accumulate),
+        Isa::Scalar => tile::<S, O, 4, 4>(s, operands, kc, (a, 4), (b, 4), c, accumulate),
     }
 }
 
 /// `C (+)= A B` for up to `MR x (NV * LANES)` elements of C: for each k, one column of the panel of A times one row of the
 /// panel of B, into `MR * NV` accumulators. `a` and `b` are panels with the widths they were packed with.
 ///
-/// Every element is one chain of `mul_add` over k, added to C at the end: its bits do not depend on where in a tile it
+/// Every element is one chain of [`mul_add`](Operands::mul_add) over k, added to C at the end: its bits do not depend on where in a tile it
 /// lies, nor on the height of the tile.
 #[inline(always)]
-fn tile<S: Simd, const MR: usize, const NV: usize>(
+fn tile<S: Simd, O: Operands, const MR: usize, const NV: usize>(
     s: S,
+    operands: O,
     kc: usize,
     (a, a_width): (&[f32], usize),
     (b, b_width): (&[f32], usize),
@@ -194,7 +204,7 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
             for (i, acc) in acc.iter_mut().enumerate() {
                 let a = s.splat(*a.add(i));
                 for (j, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.mul_add(a, row[j], *acc);
+                    *acc = operands.mul_add(s, a, row[j], *acc);
                 }
             }
             a = a.add(a_width);

@@ -1,6 +1,7 @@
 //! Matrix product in all transposes: `plan` cuts, `pack` copies, `micro` multiplies.
 
 mod micro;
+mod operands;
 mod pack;
 mod plan;
 
@@ -9,6 +10,7 @@ use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
 use crate::{Beta, Team, Weight};
 use micro::{Block, Multiply, TileShape};
+use operands::{Exact, Operands, Pairs};
 use pack::Pack;
 use plan::{Outer, Packing, Plan};
 use std::ops::Range;
@@ -118,7 +120,7 @@ const SERIAL_FLOP: usize = 1 << 20;
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`.
 ///
-/// Shapes: A `[M, K]`, B `[K, N]`, C `[M, N]`. B may be bf16 weights, which are widened while they are packed: the bits are
+/// Shapes: A `[M, K]`, B `[K, N]`, C `[M, N]`. Either may be bf16, which is widened while it is packed: the bits are
 /// those of the widened matrix.
 /// A and B have any strides, so that [`Mat::t`] gives all the transposes: forward
 /// `Y = X W^T` (NT), backward `dX = dY W` (NN) and `dW += dY^T X` (TN). With K = 0 the product is zero.
@@ -128,15 +130,38 @@ const SERIAL_FLOP: usize = 1 << 20;
 /// level, not on M, N, its place or the number of threads. Cost: 2 M N K flop; A and B are
 /// copied once. Source: Van Zee and van de Geijn, BLIS, ACM TOMS 41(3), 2015.
 #[track_caller]
-pub fn gemm<W: Weight>(team: &Team, a: Mat, b: Mat<W>, beta: Beta, c: MatMut) {
-    check_shapes(a, b, &c);
+pub fn gemm<A: Weight, B: Weight>(team: &Team, a: Mat<A>, b: Mat<B>, beta: Beta, c: MatMut) {
+    check_shapes("gemm", a, b, &c);
+    multiply(team, Exact, a, b, beta, c);
+}
+
+/// [`gemm`] whose operands may be rounded to bf16, for twice the speed: sums are f32, and so is C.
+///
+/// On a level that [has a dot product of bf16](crate::Level::has_dot_bf16), values of A and B that are f32 are rounded to the nearest
+/// bf16 (ties to even) while they are packed, and subnormal numbers, in operands and sums, are taken for 0. Any other level rounds
+/// nothing: there this is [`gemm`].
+///
+/// Shapes, panics, strides and what the bits depend on: as for [`gemm`]. Accuracy: that of `gemm` with the rounded operands, and
+/// 2^-126 for each term. Against the operands as they were, the rounding, 2^-8 of a value at most, adds `2^-8 (|A| |B|)` for each
+/// operand that is f32; and numbers below 2^-126, taken for 0, add 2^-126 times the sizes that they meet. Cost: 2 M N K operations
+/// of the [dot product](crate::limits::Dot::Bf16); A and B are copied once.
+#[track_caller]
+pub fn gemm_bf16<A: Weight, B: Weight>(team: &Team, a: Mat<A>, b: Mat<B>, beta: Beta, c: MatMut) {
+    check_shapes("gemm_bf16", a, b, &c);
+    if team.level().has_dot_bf16() {
+        multiply(team, Pairs, a, b, beta, c);
+    } else {
+        multiply(team, Exact, a, b, beta, c);
+    }
+}
+
+fn multiply<A: Weight, B: Weight, O: Operands>(team: &Team, operands: O, a: Mat<A>, b: Mat<B>, beta: Beta, c: MatMut) {
     let level = team.level();
     if a.rows.saturating_mul(a.cols).saturating_mul(b.cols) < SERIAL_FLOP / 2 {
-        return level.dispatch(Serial { a, b, beta, c });
+        return operands.dispatch(level, Serial { operands, a, b, beta, c });
     }
-    let Some(product) = Product::new(a, b, beta, c, |m, n, k| Plan::parallel(level.dispatch(TileOf), m, n, k)) else {
-        return;
-    };
+    let plan = |m, n, k| Plan::parallel(level.dispatch(TileOf), m, n, k);
+    let Some(product) = Product::new(operands, a, b, beta, c, plan) else { return };
     scratch::with(product.plan.shared_len(), |shared| {
         for outer in product.plan.outer() {
             let panels = SharedMut::new(shared);
@@ -145,11 +170,11 @@ pub fn gemm<W: Weight>(team: &Team, a: Mat, b: Mat<W>, beta: Beta, c: MatMut) {
                 let place = packing.place();
                 // SAFETY: the places of different tasks do not meet, and `shared` is not used otherwise until all are done.
                 let panels = unsafe { panels.slice(place.start, place.len()) };
-                level.dispatch(PackTask { product: &product, packing, panels });
+                operands.dispatch(level, PackTask { product: &product, packing, panels });
             });
             team.run(outer.tasks(), |task| {
                 scratch::with(product.plan.task_len(), |own| {
-                    level.dispatch(MultiplyTask { product: &product, outer: &outer, task, shared, own })
+                    operands.dispatch(level, MultiplyTask { product: &product, outer: &outer, task, shared, own })
                 });
             });
         }
@@ -157,10 +182,10 @@ pub fn gemm<W: Weight>(team: &Team, a: Mat, b: Mat<W>, beta: Beta, c: MatMut) {
 }
 
 #[track_caller]
-fn check_shapes<W: Weight>(a: Mat, b: Mat<W>, c: &MatMut) {
+fn check_shapes<A: Weight, B: Weight>(name: &str, a: Mat<A>, b: Mat<B>, c: &MatMut) {
     assert!(
         a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
-        "gemm: A [{}, {}] x B [{}, {}] into C [{}, {}]: A's columns must be B's rows, and C as many rows as A, columns as B",
+        "{name}: A [{}, {}] x B [{}, {}] into C [{}, {}]: A's columns must be B's rows, and C as many rows as A, columns as B",
         a.rows,
         a.cols,
         b.rows,
@@ -170,21 +195,23 @@ fn check_shapes<W: Weight>(a: Mat, b: Mat<W>, c: &MatMut) {
     );
 }
 
-/// A product that has something to multiply, and its plan.
-struct Product<'a, W> {
+/// A product that has something to multiply, and its plan, in which an element of K is one of a panel: [`Operands::VALUES`] values.
+struct Product<'a, A, B, O> {
+    operands: O,
     plan: Plan,
-    a: Mat<'a>,
-    b: Mat<'a, W>,
+    a: Mat<'a, A>,
+    b: Mat<'a, B>,
     beta: Beta,
     c: Block<'a>,
 }
 
-impl<'a, W: Weight> Product<'a, W> {
+impl<'a, A: Weight, B: Weight, O: Operands> Product<'a, A, B, O> {
     /// `None` if an extent is 0; then all is done.
     #[inline(always)]
     fn new(
-        a: Mat<'a>,
-        b: Mat<'a, W>,
+        operands: O,
+        a: Mat<'a, A>,
+        b: Mat<'a, B>,
         beta: Beta,
         c: MatMut<'a>,
         plan: impl FnOnce(usize, usize, usize) -> Plan,
@@ -198,8 +225,14 @@ impl<'a, W: Weight> Product<'a, W> {
             }
             return None;
         }
-        let plan = plan(a.rows, b.cols, a.cols);
-        Some(Product { plan, a, b, beta, c: Block::new(c.data, c.rows, c.cols, c.row_stride) })
+        let plan = plan(a.rows, b.cols, a.cols.div_ceil(O::VALUES));
+        Some(Product { operands, plan, a, b, beta, c: Block::new(c.data, c.rows, c.cols, c.row_stride) })
+    }
+
+    /// The values of k that these elements of the panels hold.
+    #[inline(always)]
+    fn values(&self, k: &Range<usize>) -> Range<usize> {
+        k.start * O::VALUES..self.a.cols.min(k.end * O::VALUES)
     }
 }
 
@@ -214,32 +247,35 @@ impl Kernel for TileOf {
 }
 
 /// Packs the shared panels of one pack task.
-struct PackTask<'a, W> {
-    product: &'a Product<'a, W>,
+struct PackTask<'a, A, B, O> {
+    product: &'a Product<'a, A, B, O>,
     packing: Packing,
     panels: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for PackTask<'_, W> {
+impl<A: Weight, B: Weight, O: Operands> Kernel for PackTask<'_, A, B, O> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let tile = TileShape::of(s);
-        let PackTask { product: Product { a, b, .. }, packing, panels } = self;
+        let PackTask { product, packing, panels } = self;
+        let &Product { operands, a, b, .. } = product;
         match packing {
             Packing::A { k, rows, .. } => {
-                s.call(Pack { m: a.part(rows, k.clone()), width: tile.mr, len: tile.a_panel(k.len()), panels })
+                let m = a.part(rows, product.values(&k));
+                s.call(Pack { operands, m, width: tile.mr, len: tile.a_panel(k.len()), panels })
             }
             Packing::B { k, cols, .. } => {
-                s.call(Pack { m: b.part(k.clone(), cols).t(), width: tile.nr, len: tile.b_panel(k.len()), panels })
+                let m = b.part(product.values(&k), cols).t();
+                s.call(Pack { operands, m, width: tile.nr, len: tile.b_panel(k.len()), panels })
             }
         }
     }
 }
 
 /// Computes the block of C of one task, block of k by block of k, from packed B and its rows of A.
-struct MultiplyTask<'a, W> {
-    product: &'a Product<'a, W>,
+struct MultiplyTask<'a, A, B, O> {
+    product: &'a Product<'a, A, B, O>,
     outer: &'a Outer,
     task: usize,
     /// Panels that all tasks read.
@@ -248,11 +284,11 @@ struct MultiplyTask<'a, W> {
     own: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for MultiplyTask<'_, W> {
+impl<A: Weight, B: Weight, O: Operands> Kernel for MultiplyTask<'_, A, B, O> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Product { plan, a, beta, c, .. } = *self.product;
+        let Product { operands, plan, a, beta, c, .. } = *self.product;
         let tile = TileShape::of(s);
         let (rows, cols) = self.outer.task(self.task);
         // SAFETY: the parts of different tasks do not meet.
@@ -261,31 +297,32 @@ impl<W: Weight> Kernel for MultiplyTask<'_, W> {
             let a = if plan.shared_a {
                 &self.shared[self.outer.a_place(&k, &rows)]
             } else {
-                let m = a.part(rows.clone(), k.clone());
-                s.call(Pack { m, width: tile.mr, len: tile.a_panel(k.len()), panels: self.own });
+                let m = a.part(rows.clone(), self.product.values(&k));
+                s.call(Pack { operands, m, width: tile.mr, len: tile.a_panel(k.len()), panels: self.own });
                 &*self.own
             };
             let b = &self.shared[self.outer.b_place(&k, &cols)];
-            s.call(Multiply { a, b, kc: k.len(), c, accumulate: beta == Beta::One || k.start > 0 });
+            s.call(Multiply { operands, a, b, kc: k.len(), c, accumulate: beta == Beta::One || k.start > 0 });
         }
     }
 }
 
 /// All tasks of a product, one after the other.
-struct Serial<'a, W> {
-    a: Mat<'a>,
-    b: Mat<'a, W>,
+struct Serial<'a, A, B, O> {
+    operands: O,
+    a: Mat<'a, A>,
+    b: Mat<'a, B>,
     beta: Beta,
     c: MatMut<'a>,
 }
 
-impl<W: Weight> Kernel for Serial<'_, W> {
+impl<A: Weight, B: Weight, O: Operands> Kernel for Serial<'_, A, B, O> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Serial { a, b, beta, c } = self;
+        let Serial { operands, a, b, beta, c } = self;
         let plan = |m, n, k| Plan::serial(TileShape::of(s), m, n, k);
-        let Some(product) = &Product::new(a, b, beta, c, plan) else { return };
+        let Some(product) = &Product::new(operands, a, b, beta, c, plan) else { return };
         let (shared_len, own_len) = (product.plan.shared_len(), product.plan.task_len());
         scratch::with(shared_len + own_len, |memory| {
             let (shared, own) = memory.split_at_mut(shared_len);

@@ -1,17 +1,19 @@
-//! Sixteen lanes: x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later), and VNNI where it is there.
+//! Sixteen lanes: x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later), and VNNI and BF16 where they are
+//! there.
 
-use super::{Isa, Kernel, Simd, check_transpose};
+use super::{DotBf16, Isa, Kernel, Simd, check_transpose};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
 /// The token of level `avx512`. It exists only where the CPU has the features, which is what makes the methods sound. With
-/// `VNNI`, the CPU has AVX-512 VNNI too, and [`Simd::dot_i8`] is one instruction.
+/// `VNNI`, the CPU has AVX-512 VNNI too, and [`Simd::dot_i8`] is one instruction. With `BF16`, the CPU has AVX512-BF16 too, and there
+/// is [`Simd::dot_bf16`].
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512<const VNNI: bool>(());
+pub struct Avx512<const VNNI: bool, const BF16: bool>(());
 
-impl<const VNNI: bool> Avx512<VNNI> {
+impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
     /// # Safety
-    /// The CPU has AVX-512 F, BW, DQ and VL, and if `VNNI` is set, VNNI.
+    /// The CPU has AVX-512 F, BW, DQ and VL, and where the flags are set, VNNI and BF16.
     pub(super) const unsafe fn new_unchecked() -> Self {
         Avx512(())
     }
@@ -41,7 +43,7 @@ unsafe fn widen(bits: __m256i) -> __m512 {
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))) }
 }
 
-impl<const VNNI: bool> Simd for Avx512<VNNI> {
+impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type F32 = __m512;
     type U32 = __m512i;
     type Mask = __mmask16;
@@ -384,6 +386,57 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token proves the features.
-        unsafe { if VNNI { super::dispatch::run_avx512_vnni(kernel) } else { super::dispatch::run_avx512(kernel) } }
+        unsafe {
+            match (VNNI, BF16) {
+                (_, true) => super::dispatch::run_avx512_bf16(kernel),
+                (true, false) => super::dispatch::run_avx512_vnni(kernel),
+                (false, false) => super::dispatch::run_avx512(kernel),
+            }
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16(self) -> Option<impl DotBf16<Self>> {
+        BF16.then_some(Avx512Bf16(()))
+    }
+}
+
+/// The token of AVX512-BF16, made only from an [`Avx512`] that has it.
+#[derive(Clone, Copy, Debug)]
+struct Avx512Bf16(());
+
+/// Sixteen pairs as the operand that the intrinsics want.
+#[inline(always)]
+fn pairs(v: __m512) -> __m512bh {
+    // SAFETY: both are 64 bytes, any of which are valid.
+    unsafe { core::mem::transmute(v) }
+}
+
+/// The other way.
+#[inline(always)]
+fn carried(v: __m512bh) -> __m512 {
+    // SAFETY: as above.
+    unsafe { core::mem::transmute(v) }
+}
+
+impl<const VNNI: bool, const BF16: bool> DotBf16<Avx512<VNNI, BF16>> for Avx512Bf16 {
+    #[inline(always)]
+    fn dot(self, a: __m512, b: __m512, acc: __m512) -> __m512 {
+        by_token!(_mm512_dpbf16_ps(acc, pairs(a), pairs(b)))
+    }
+    #[inline(always)]
+    fn pair_lanes(self, low: __m512, high: __m512) -> __m512 {
+        by_token!({
+            // One rounding instruction gives 16 low ones, then 16 high ones; a shuffle brings them together.
+            let separate = carried(_mm512_cvtne2ps_pbh(high, low));
+            let order = _mm512_set_epi16(
+                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
+                17, 1, 16, 0,
+            );
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, _mm512_castps_si512(separate)))
+        })
+    }
+    #[inline(always)]
+    fn pair_neighbours(self, first: __m512, second: __m512) -> __m512 {
+        by_token!(carried(_mm512_cvtne2ps_pbh(second, first)))
     }
 }

@@ -139,6 +139,27 @@ impl Level {
         self.0
     }
 
+    /// Whether this level has a dot product of bf16 on this CPU: see [`DotBf16`](super::DotBf16).
+    pub fn has_dot_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Runs `kernel` compiled for this level and its dot product of bf16, which [`Simd::dot_bf16`] then gives.
+    /// Panics if the level does not [have](Level::has_dot_bf16) one.
+    #[inline]
+    pub(crate) fn dispatch_dot_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        assert!(self.has_dot_bf16(), "dispatch_dot_bf16: level {self} has no dot product of bf16 on this CPU");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a Level is only made by `Level::new`, which checked the CPU for the features of `avx512`; `has_dot_bf16` checked
+        // it for the one besides.
+        return unsafe { run_avx512_bf16(kernel) };
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("no level of this architecture has a dot product of bf16: {}", std::any::type_name::<K>())
+    }
+
     /// Runs `kernel` compiled for this level.
     #[inline]
     pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
@@ -212,7 +233,7 @@ pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's contract includes that of `new_unchecked`.
-    kernel.run(unsafe { super::Avx512::<false>::new_unchecked() })
+    kernel.run(unsafe { super::Avx512::<false, false>::new_unchecked() })
 }
 
 /// As [`run_avx2`].
@@ -224,7 +245,19 @@ pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
 pub(super) unsafe fn run_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's contract includes that of `new_unchecked`.
-    kernel.run(unsafe { super::Avx512::<true>::new_unchecked() })
+    kernel.run(unsafe { super::Avx512::<true, false>::new_unchecked() })
+}
+
+/// As [`run_avx2`].
+///
+/// # Safety
+/// The CPU has the features enabled here.
+#[inline(never)]
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+pub(super) unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's contract includes that of `new_unchecked`.
+    kernel.run(unsafe { super::Avx512::<false, true>::new_unchecked() })
 }
 
 #[cfg(test)]

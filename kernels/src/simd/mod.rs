@@ -20,6 +20,7 @@
 //! sums are split over another number of lanes.
 
 mod dispatch;
+mod dot_bf16;
 pub mod map;
 pub mod math;
 mod portable;
@@ -31,6 +32,7 @@ mod avx2;
 mod avx512;
 
 pub use dispatch::{Isa, Kernel, Level, LevelError};
+pub use dot_bf16::DotBf16;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
@@ -215,6 +217,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Runs `kernel` as a function of its own, compiled for this level. For a large kernel with several call sites, so that
     /// there is one copy of it, and for calls from inside a closure, which may itself be compiled for the baseline.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// The level's dot product of bf16, in code that is compiled for it: where
+    /// [`Level::has_dot_bf16`], and a kernel asked to run so.
+    #[inline(always)]
+    fn dot_bf16(self) -> Option<impl DotBf16<Self>> {
+        None::<dot_bf16::Absent>
+    }
 }
 
 /// [`Simd::dot_i8_i16`] in plain code, and the end of it at the other levels.
