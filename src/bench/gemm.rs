@@ -3,14 +3,15 @@
 use super::machine::require_memory;
 use super::{Report, Setting, progress, seconds};
 use crate::table::{Cell, Column, Spread, Table};
-use kernels::gemm::gemm;
-use kernels::limits::fma_gflops;
+use half::bf16;
+use kernels::gemm::{gemm, gemm_bf16};
+use kernels::limits::{Dot, dot_gops, fma_gflops};
 use kernels::testing::uniform;
-use kernels::{Beta, Isa, Level, Mat, MatMut, Team};
+use kernels::{Beta, Isa, Level, Mat, MatMut, Team, Weight};
 use std::fmt;
 use tensor::pool::Block;
 
-/// GEMM in f32: squares, and the products of a training step with 2048 tokens.
+/// GEMM in f32 or bf16: squares, and the products of a training step with 2048 tokens.
 ///
 /// Y = X W^T, a linear layer, is NT; dX = dY W is NN; dW = X^T dY, the gradient of a weight, is TN.
 #[derive(clap::Args)]
@@ -22,9 +23,20 @@ pub struct Args {
     /// Instruction sets [default: that of KERNELS_SIMD, or else the best one here]
     #[arg(long, value_name = "LEVEL,...", value_delimiter = ',', value_parser = parse_level)]
     levels: Vec<Level>,
+
+    /// Elements of A and B; C is f32. bf16 multiplies by the dot product of bf16 where the CPU has one
+    #[arg(long, value_enum, value_name = "TYPE,...", value_delimiter = ',', default_value = "f32")]
+    operands: Vec<Operands>,
 }
 
-const COLUMNS: [Column; 7] = [
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Operands {
+    F32,
+    Bf16,
+}
+
+const COLUMNS: [Column; 8] = [
+    Column::text("operands", "operands"),
     Column::text("level", "level"),
     Column::number("threads", "threads"),
     Column::text("shape", "shape, M x N x K"),
@@ -35,8 +47,8 @@ const COLUMNS: [Column; 7] = [
 ];
 
 const METHOD: &str = "Matrices in huge pages, C overwritten. A repetition is the mean of as many calls as take 5 ms; repetitions go \
-round all shapes, and the peak (best of many passes of multiply-adds in registers) is measured in each round. The shares are those of \
-the median and of the best repetition.";
+round all shapes, and the peak (best of many passes of multiply-adds in registers, or of the dot product of bf16 where bf16 operands \
+have it) is measured in each round. The shares are those of the median and of the best repetition.";
 
 /// How A and B lie in memory, and the product's sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,49 +141,108 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let shapes = if args.shapes.is_empty() { default_shapes() } else { args.shapes };
     let levels = if args.levels.is_empty() { vec![Level::from_env()?] } else { args.levels };
     let most = [0, 1, 2].map(|i| shapes.iter().map(|shape| shape.elements()[i]).max().unwrap_or(0));
-    // The random numbers come from a second copy.
+    // The random numbers of A and B come from a second copy.
     let bytes = most.iter().map(|&len| 8 * len as u64).sum();
     let names: Vec<String> = shapes.iter().map(Shape::to_string).collect();
     require_memory(&format!("bench gemm of {}", names.join(", ")), bytes)?;
 
-    let [a, b, mut c] = [0, 1, 2].map(|i| random_block(i as u64, most[i]));
-    let mut table = Table::new("gemm", "GEMM, f32".to_string(), &COLUMNS);
+    let mut table = Table::new("gemm", "GEMM".to_string(), &COLUMNS);
+    let mut teams = Vec::new();
     for level in levels {
-        for team in setting.teams(level)? {
-            measure(&team, &shapes, setting.repetitions(5), (&a, &b, &mut c), &mut table);
+        teams.extend(setting.teams(level)?);
+    }
+    for operands in args.operands {
+        let repetitions = setting.repetitions(5);
+        match operands {
+            Operands::F32 => measure_all(&F32, &teams, &shapes, repetitions, most, &mut table),
+            Operands::Bf16 => measure_all(&BF16, &teams, &shapes, repetitions, most, &mut table),
         }
     }
     Ok(Report { method: METHOD.to_string(), tables: vec![table] })
 }
 
-fn random_block(seed: u64, len: usize) -> Block {
-    let mut block = Block::new(4 * len);
-    block.elements_mut()[..len].copy_from_slice(&uniform(seed, len));
-    block
+/// A product of operands of one type.
+struct Product<W> {
+    multiply: fn(&Team, Mat<W>, Mat<W>, Beta, MatMut),
+    /// The peak of its arithmetic, in GFLOP/s.
+    peak: fn(&Team) -> f64,
 }
 
-fn measure(
-    team: &Team,
+const F32: Product<f32> = Product { multiply: gemm, peak: fma_gflops };
+
+/// Without the dot product, bf16 operands are multiplied as f32.
+const BF16: Product<bf16> = Product {
+    multiply: gemm_bf16,
+    peak: |team| {
+        let dot = if team.level().has_dot_bf16() { dot_gops(team, Dot::Bf16) } else { None };
+        dot.unwrap_or_else(|| fma_gflops(team))
+    },
+};
+
+/// Room for the largest matrices.
+struct Matrices {
+    a: Block,
+    b: Block,
+    c: Block,
+}
+
+impl Matrices {
+    fn new<W: Weight>(most: [usize; 3]) -> Matrices {
+        let random = |seed, len| {
+            let mut block = Block::new(size_of::<W>() * len);
+            block.elements_mut::<W>().iter_mut().zip(uniform(seed, len)).for_each(|(w, x)| *w = W::round(x));
+            block
+        };
+        Matrices { a: random(0, most[0]), b: random(1, most[1]), c: Block::new(4 * most[2]) }
+    }
+
+    fn multiply<W: Weight>(&mut self, team: &Team, product: &Product<W>, shape: &Shape) {
+        let &Shape { a_transposed, b_transposed, m, n, k } = shape;
+        let [a_len, b_len, c_len] = shape.elements();
+        let (a, b) = (&self.a.elements()[..a_len], &self.b.elements()[..b_len]);
+        let a = if a_transposed { Mat::new(a, k, m).t() } else { Mat::new(a, m, k) };
+        let b = if b_transposed { Mat::new(b, n, k).t() } else { Mat::new(b, k, n) };
+        (product.multiply)(team, a, b, Beta::Zero, MatMut::new(&mut self.c.elements_mut()[..c_len], m, n));
+    }
+}
+
+fn measure_all<W: Weight>(
+    product: &Product<W>,
+    teams: &[Team],
     shapes: &[Shape],
     repetitions: usize,
-    (a, b, c): (&Block, &Block, &mut Block),
+    most: [usize; 3],
+    table: &mut Table,
+) {
+    let mut matrices = Matrices::new::<W>(most);
+    for team in teams {
+        measure(team, product, shapes, repetitions, &mut matrices, table);
+    }
+}
+
+fn measure<W: Weight>(
+    team: &Team,
+    product: &Product<W>,
+    shapes: &[Shape],
+    repetitions: usize,
+    matrices: &mut Matrices,
     table: &mut Table,
 ) {
     let (level, threads) = (team.level(), team.threads());
     let (mut peak, mut rates) = (0.0f64, vec![Vec::new(); shapes.len()]);
     // Repetition 0 warms up: pages, packing buffers, helper threads.
     for repetition in 0..=repetitions {
-        progress(format_args!("gemm, {level}, -t {threads}, repetition {repetition} of {repetitions}"));
-        peak = peak.max(fma_gflops(team));
+        progress(format_args!("gemm, {}, {level}, -t {threads}, repetition {repetition} of {repetitions}", W::NAME));
+        peak = peak.max((product.peak)(team));
         for (shape, rates) in shapes.iter().zip(&mut rates) {
-            let mut product = || multiply(team, shape, a, b, c);
+            let mut multiply = || matrices.multiply(team, product, shape);
             if repetition == 0 {
-                product();
+                multiply();
                 continue;
             }
             let (mut time, mut calls) = (0.0, 0);
             while time < 5e-3 {
-                time += seconds(&mut product);
+                time += seconds(&mut multiply);
                 calls += 1;
             }
             rates.push(shape.gflop() * calls as f64 / time);
@@ -181,6 +252,7 @@ fn measure(
     let mut push = |shape: String, rate: Spread| {
         let share = |gflops: f64| Cell::from(100.0 * gflops / peak);
         table.push(vec![
+            W::NAME.to_string().into(),
             level.to_string().into(),
             threads.into(),
             shape.into(),
@@ -200,15 +272,6 @@ fn measure(
             push(format!("geometric mean of {name}"), geometric_mean(&rates));
         }
     }
-}
-
-fn multiply(team: &Team, shape: &Shape, a: &Block, b: &Block, c: &mut Block) {
-    let &Shape { a_transposed, b_transposed, m, n, k } = shape;
-    let [a_len, b_len, c_len] = shape.elements();
-    let (a, b) = (&a.elements::<f32>()[..a_len], &b.elements::<f32>()[..b_len]);
-    let a = if a_transposed { Mat::new(a, k, m).t() } else { Mat::new(a, m, k) };
-    let b = if b_transposed { Mat::new(b, n, k).t() } else { Mat::new(b, k, n) };
-    gemm(team, a, b, Beta::Zero, MatMut::new(&mut c.elements_mut()[..c_len], m, n));
 }
 
 fn geometric_mean(rates: &[Spread]) -> Spread {
