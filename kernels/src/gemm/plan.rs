@@ -4,7 +4,7 @@
 //! ```text
 //! for k in blocks of kb                       \  one copy of B, packed by all threads and read by all,
 //!   for j in blocks of nb                      > at most B_LEN elements (L3)
-//!     for every panel of B[k, j]: pack        /    <- tasks
+//!     for every panel of B[k, j]: pack        /    <- tasks; and of A[k], if tasks share it, for the first j
 //!     for every task (rows i, columns j)           <- tasks: a grid of row_blocks x col_blocks
 //!       for p in blocks of kc inside kb
 //!         pack A[i, p]                        - at most A_LEN elements (L2 of the core that packs it)
@@ -110,8 +110,13 @@ impl Plan {
 
     /// Elements that an outer block needs at most for what all tasks share: B and perhaps A.
     pub(super) fn shared_len(self) -> usize {
-        let a = if self.shared_a { self.m.div_ceil(self.tile.mr) * self.tile.a_panel(self.kc) } else { 0 };
-        self.kb.div_ceil(self.kc) * ((self.nb / self.tile.nr) * self.tile.b_panel(self.kc) + a)
+        self.shared_a_len() + self.kb.div_ceil(self.kc) * (self.nb / self.tile.nr) * self.tile.b_panel(self.kc)
+    }
+
+    /// Those for A.
+    fn shared_a_len(self) -> usize {
+        let panels = if self.shared_a { self.m.div_ceil(self.tile.mr) } else { 0 };
+        self.kb.div_ceil(self.kc) * panels * self.tile.a_panel(self.kc)
     }
 
     /// Elements that a task needs at most for itself.
@@ -123,7 +128,8 @@ impl Plan {
 
 /// An outer block: the values of k and the columns for which B is packed at once.
 ///
-/// The memory that tasks share is `[block of k][panel of B][k][nr]`, and then, if A is shared, `[block of k][panel of A][k][mr]`.
+/// The memory that tasks share is, if A is shared, `[block of k][panel of A][k][mr]`, and then `[block of k][panel of B][k][nr]`. A is
+/// packed for the first columns and stays for the others.
 #[derive(Clone, Debug)]
 pub(super) struct Outer {
     plan: Plan,
@@ -156,8 +162,7 @@ impl Outer {
     /// Where the shared panels of `rows` of A lie for the block `k`. `rows` begins at a panel.
     pub(super) fn a_place(&self, k: &Range<usize>, rows: &Range<usize>) -> Range<usize> {
         let Plan { tile, kc, m, .. } = self.plan;
-        let b_len = self.k.len().div_ceil(kc) * self.col_panels() * tile.b_panel(kc);
-        let before = b_len + (k.start - self.k.start) / kc * m.div_ceil(tile.mr) * tile.a_panel(kc);
+        let before = (k.start - self.k.start) / kc * m.div_ceil(tile.mr) * tile.a_panel(kc);
         let panel = |row: usize| before + row.div_ceil(tile.mr) * tile.a_panel(k.len());
         panel(rows.start)..panel(rows.end)
     }
@@ -165,7 +170,7 @@ impl Outer {
     /// Where the panels of the columns `cols` of B lie for the block `k`. `cols` begins at a panel.
     pub(super) fn b_place(&self, k: &Range<usize>, cols: &Range<usize>) -> Range<usize> {
         let Plan { tile, kc, .. } = self.plan;
-        let before = (k.start - self.k.start) / kc * self.col_panels() * tile.b_panel(kc);
+        let before = self.plan.shared_a_len() + (k.start - self.k.start) / kc * self.col_panels() * tile.b_panel(kc);
         let panel = |column: usize| before + (column - self.n.start).div_ceil(tile.nr) * tile.b_panel(k.len());
         panel(cols.start)..panel(cols.end)
     }
@@ -202,8 +207,9 @@ impl Outer {
         if enough { PACK_PANELS } else { PACK_PANELS_SMALL }
     }
 
+    /// Panels of A that tasks share and that are not packed yet, for each block of k.
     fn shared_row_panels(&self) -> usize {
-        if self.plan.shared_a { self.plan.m.div_ceil(self.plan.tile.mr) } else { 0 }
+        if self.plan.shared_a && self.n.start == 0 { self.plan.m.div_ceil(self.plan.tile.mr) } else { 0 }
     }
 
     /// Number of tasks that multiply.
