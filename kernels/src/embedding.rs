@@ -4,26 +4,32 @@ use crate::elementwise::ELEMENTS_PER_TASK;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
-use crate::{Team, Weight};
+use crate::{RowFormat, Team};
 
 /// Columns whose gradients one task of the backward sums. Longer runs of memory against more tasks (16 at C = 2048): with
 /// 64, 128 and 256 columns, 2048 tokens of C = 2048 took 0.58, 0.38 and 0.44 ns an element (Zen 5, avx512, 1 thread).
 const COLUMNS_PER_TASK: usize = 128;
 
-/// `out[n, :] = table[tokens[n], :]`, widened if the table is bf16. Exact.
+/// `out[n, :] = table[tokens[n], :]`, widened. Exact.
 ///
-/// Shapes: table `[V, C]`, C = `d_model`; tokens `[N]`, each below V; out `[N, C]`.
+/// Shapes: table `[V, C]` in any [`RowFormat`], C = `d_model`; tokens `[N]`, each below V; out `[N, C]`.
 ///
 /// Panics if a length does not fit or a token is not below V.
 #[track_caller]
-pub fn embedding<W: Weight>(team: &Team, table: &[W], tokens: &[u32], d_model: usize, out: &mut [f32]) {
-    check("embedding", "out", table.len(), tokens, d_model, out.len());
+pub fn embedding<W: RowFormat>(team: &Team, table: &[W], tokens: &[u32], d_model: usize, out: &mut [f32]) {
+    let row_len = W::row_len(d_model);
+    assert!(
+        d_model > 0 && table.len().is_multiple_of(row_len),
+        "embedding: table has {} units of {} for rows of {d_model}",
+        table.len(),
+        W::NAME
+    );
+    check("embedding", "out", table.len() / row_len * d_model, tokens, d_model, out.len());
     let rows_per_task = (ELEMENTS_PER_TASK / d_model).max(1);
     team.run_chunks_mut(out, rows_per_task * d_model, |task, out| {
         let tokens = &tokens[task * rows_per_task..];
         for (out, &token) in out.chunks_exact_mut(d_model).zip(tokens) {
-            let row = &table[token as usize * d_model..][..d_model];
-            out.iter_mut().zip(row).for_each(|(out, w)| *out = w.widen());
+            W::widen_row(team.level(), &table[token as usize * row_len..][..row_len], out);
         }
     });
 }
@@ -86,9 +92,12 @@ impl Kernel for Scatter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::Q4;
     use crate::reference;
     use crate::simd::Level;
-    use crate::testing::{ROUNDING, assert_within, lengths, teams, uniform, uniform_bf16, widened};
+    use crate::testing::{
+        ROUNDING, assert_within, lengths, rounded_rows, teams, uniform, uniform_bf16, widened, widened_rows,
+    };
 
     /// Tokens below `vocab`, with repetitions, and the last row of the table among them.
     fn tokens(len: usize, vocab: usize) -> Vec<u32> {
@@ -110,6 +119,11 @@ mod tests {
                     embedding(&team, &table, &tokens, d_model, &mut out);
                     let expected = reference::embedding(&widened(&table), &tokens, d_model);
                     assert_within(&format!("embedding bf16 {} C={d_model}", team.level()), &out, &expected, |_| 0.0);
+
+                    let table = rounded_rows::<Q4>(&uniform(1, vocab * d_model), d_model);
+                    embedding(&team, &table, &tokens, d_model, &mut out);
+                    let expected = reference::embedding(&widened_rows(&table, d_model), &tokens, d_model);
+                    assert_within(&format!("embedding q4 {} C={d_model}", team.level()), &out, &expected, |_| 0.0);
                 }
             }
         }

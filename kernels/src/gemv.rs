@@ -1,45 +1,54 @@
 //! Matrix times vector, for decoding; and the dot of several rows with one vector, which the sparse kernels share.
 
+use crate::row_format::row_bytes;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
-use crate::{Team, Weight};
+use crate::{RowFormat, Team, Weight};
 
-/// Elements of W that a task reads: 128 KiB, some 3 microseconds from memory, against 50 ns for taking a task.
+/// Elements of W that a task reads: 128 KiB of f32, some 3 microseconds from memory, against 50 ns for taking a task; but
+/// [`LEAST_PER_TASK`] bytes.
 const ELEMENTS_PER_TASK: usize = 1 << 15;
+
+/// 1.5 microseconds.
+const LEAST_PER_TASK: usize = 1 << 16;
 
 /// `y = W x`: `y[i] = dot(W[i, :], x)`.
 ///
-/// Shapes: w `[M, K]`, x `[K]`, y `[M]`.
+/// Shapes: w `[M, K]` in any [`RowFormat`], x `[K]`, y `[M]`.
 ///
-/// Panics if w has another length. Accuracy: `(K + 4) 2^-24 sum_k |w_ik x_k|`. The bits of an element depend on its row, x and
-/// the level alone, and are those of [`rows_dot`](crate::sparse::rows_dot). Cost: W is read once, 4 M K bytes (bf16: 2 M K): memory-bound.
+/// Panics if w has another length. Accuracy: `(K + 4) 2^-24 sum_k |w_ik x_k|`, and for [`I8Dot`](crate::quant::I8Dot) what is said
+/// there. The bits of an element depend on its row, x and the level alone, and are those of
+/// [`rows_dot`](crate::sparse::rows_dot). Cost: W is read once, 4 M K bytes (bf16: 2 M K, q8: 1.06 M K, q4: 0.56 M K): memory-bound.
 #[track_caller]
-pub fn gemv<W: Weight>(team: &Team, w: &[W], x: &[f32], y: &mut [f32]) {
-    let k = x.len();
-    assert_eq!(w.len(), y.len() * k, "gemv: w has {} elements for [{}, {k}]", w.len(), y.len());
+pub fn gemv<W: RowFormat>(team: &Team, w: &[W], x: &[f32], y: &mut [f32]) {
+    let (k, row_len) = (x.len(), W::row_len(x.len()));
+    assert_eq!(w.len(), y.len() * row_len, "gemv: w has {} units of {} for [{}, {k}]", w.len(), W::NAME, y.len());
     if k == 0 {
         return y.fill(0.0);
     }
-    let rows = rows_per_task(k);
-    team.run_chunks_mut(y, rows, |task, y| {
-        let w = &w[task * rows * k..][..y.len() * k];
-        team.level().dispatch(Dots { w, x, y });
+    let rows = rows_per_task::<W>(k);
+    W::with_x(team.level(), x, |x| {
+        team.run_chunks_mut(y, rows, |task, y| {
+            let w = &w[task * rows * row_len..][..y.len() * row_len];
+            W::dispatch(team.level(), Dots { w, x, y });
+        });
     });
 }
 
-/// Rows of `k` elements in a task.
-pub(crate) fn rows_per_task(k: usize) -> usize {
-    (ELEMENTS_PER_TASK / k).max(1).next_multiple_of(8)
+/// Rows of `k` weights in a task.
+pub(crate) fn rows_per_task<W: RowFormat>(k: usize) -> usize {
+    let bytes = row_bytes::<W>(W::row_len(k));
+    (ELEMENTS_PER_TASK / k).max(LEAST_PER_TASK / bytes).max(1).next_multiple_of(8)
 }
 
-/// `y = W x`.
+/// `y = W x`, for x as [`Loops::with_x`](crate::row_format::Loops::with_x) gives it.
 pub(crate) struct Dots<'a, W> {
     pub(crate) w: &'a [W],
     pub(crate) x: &'a [f32],
     pub(crate) y: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for Dots<'_, W> {
+impl<W: RowFormat> Kernel for Dots<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -78,52 +87,41 @@ impl Rows for &[u32] {
 
 /// `out[i] = dot(w[rows.at(i), :], x)`. Panics if a row lies outside w.
 ///
-/// [Long](SHORT_ROW) rows without gaps go one after the other, so that memory is read as one stream. Scattered ones go two at a time,
-/// so that one goes on where the other begins, and short ones in groups, so that their last, horizontal sums overlap. While a row is
-/// summed, one [some way on](rows_ahead) is hinted at. A row's bits do not depend on its group.
+/// Rows go in groups of as many as the [format](crate::row_format::Loops::dots_at_once) likes. While a row is summed, one
+/// [some way on](rows_ahead) is hinted at. A row's bits do not depend on its group.
 #[inline(always)]
-pub(crate) fn dots<S: Simd, W: Weight, R: Rows>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
-    match S::LANES {
-        16 if is_short::<W>(x.len()) => dots_in_groups::<S, W, R, 4>(s, w, rows, x, out),
-        16 if !R::SCATTERED => dots_in_groups::<S, W, R, 1>(s, w, rows, x, out),
-        _ => dots_in_groups::<S, W, R, 2>(s, w, rows, x, out),
+pub(crate) fn dots<S: Simd, W: RowFormat, R: Rows>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
+    match W::dots_at_once::<S>(W::row_len_for(x), R::SCATTERED) {
+        4 => dots_in_groups::<S, W, R, 4>(s, w, rows, x, out),
+        2 => dots_in_groups::<S, W, R, 2>(s, w, rows, x, out),
+        _ => dots_in_groups::<S, W, R, 1>(s, w, rows, x, out),
     }
 }
 
-/// Rows of fewer bytes are short: from a page on, rows side by side are streams in as many pages. On one thread of a Zen 5, one row at
-/// a time against four: 35.2 to 33.5 GB/s of f32 and 32.8 to 29.3 of bf16 at 2048 columns from memory; but 6450 to 7180 tokens/s in
-/// sparse decoding of a model of 256 columns in the caches.
-const SHORT_ROW: usize = 4096;
-
-/// Whether rows of `k` elements are short.
-pub(crate) fn is_short<W>(k: usize) -> bool {
-    k * size_of::<W>() < SHORT_ROW
-}
-
-/// How many long rows of `k` elements lie between the one in use and the one hinted at, which is in 8 KiB or the next: a sixth of L1,
-/// and 200 ns at 40 GB/s, twice what memory takes to answer.
-pub(crate) fn rows_ahead<W>(k: usize) -> usize {
+/// How many rows of `row_len` units lie between the one in use and the one hinted at, where rows go one by one: it is in 8 KiB or
+/// the next, a sixth of L1, and 200 ns at 40 GB/s, twice what memory takes to answer.
+pub(crate) fn rows_ahead<W>(row_len: usize) -> usize {
     const AHEAD: usize = 8192;
-    (AHEAD / (k * size_of::<W>())).max(1)
+    (AHEAD / row_bytes::<W>(row_len)).max(1)
 }
 
 #[inline(always)]
-fn dots_in_groups<S: Simd, W: Weight, R: Rows, const G: usize>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
-    let (k, n) = (x.len(), out.len());
-    let ahead = if G == 1 { rows_ahead::<W>(k) } else { G };
-    let now = |i: usize| &w[rows.at(i) * k..][..k];
-    let hint = |i: usize| w.as_ptr().wrapping_add(rows.at(i + ahead) * k);
+fn dots_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
+    let (row_len, n) = (W::row_len_for(x), out.len());
+    let ahead = if G == 1 { rows_ahead::<W>(row_len) } else { G };
+    let now = |i: usize| &w[rows.at(i) * row_len..][..row_len];
+    let hint = |i: usize| w.as_ptr().wrapping_add(rows.at(i + ahead) * row_len);
     let mut i = 0;
     while i + G <= n {
         let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);
         for r in 0..G {
             (group[r], hints[r]) = (now(i + r), hint(i + r));
         }
-        out[i..i + G].copy_from_slice(&dot_group(s, group, hints, x));
+        out[i..i + G].copy_from_slice(&W::dot_group(s, group, hints, x));
         i += G;
     }
     while i < n {
-        [out[i]] = dot_group(s, [now(i)], [hint(i)], x);
+        [out[i]] = W::dot_group(s, [now(i)], [hint(i)], x);
         i += 1;
     }
 }
@@ -134,7 +132,12 @@ pub(crate) const LINE: usize = 64;
 /// The dots of `R` rows with x. Each row has accumulators of its own and the order of [`dot_group`] with `R = 1`, so its
 /// bits do not depend on its neighbours.
 #[inline(always)]
-fn dot_group<S: Simd, W: Weight, const R: usize>(s: S, rows: [&[W]; R], hints: [*const W; R], x: &[f32]) -> [f32; R] {
+pub(crate) fn dot_group<S: Simd, W: Weight, const R: usize>(
+    s: S,
+    rows: [&[W]; R],
+    hints: [*const W; R],
+    x: &[f32],
+) -> [f32; R] {
     /// Accumulators of a row, taking turns: one FMA a cycle at a latency of 4, 64 bytes of L1 where memory gives 10.
     const A: usize = 4;
     for row in rows {

@@ -5,7 +5,7 @@
 //! it to the scalar specification of the same name in [`reference`](mod@reference), on every level this CPU has.
 //!
 //! - [`simd`]: the levels, and the one trait they implement.
-//! - [`Weight`]: the element types that the weights of the token path are stored in.
+//! - [`RowFormat`]: how the rows of the token path's weights are stored: in elements of a [`Weight`] type, or [quantised](mod@quant).
 //! - [`Team`]: threads. Work is cut by shape only, so bits do not depend on how many there are.
 //!
 //! Shape letters: B batch, T time, N = B T rows (tokens), C d_model, H heads, K kv heads, D head_dim, F d_ff, V vocabulary;
@@ -22,10 +22,12 @@ pub mod limits;
 pub mod lm_head_loss;
 pub mod philox;
 mod pointwise;
+pub mod quant;
 pub mod reduce;
 pub mod reference;
 pub mod rms_norm;
 pub mod rope;
+pub mod row_format;
 mod scratch;
 pub mod simd;
 pub mod sparse;
@@ -36,6 +38,7 @@ pub mod weight;
 
 pub use activation::{Activation, Fixed, MaskSite, Positive};
 pub use gemm::{Mat, MatMut};
+pub use row_format::RowFormat;
 pub use simd::{Isa, Level, LevelError};
 pub use team::Team;
 pub use weight::Weight;

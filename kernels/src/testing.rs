@@ -1,6 +1,7 @@
 //! What the tests of kernels share: inputs, derived bounds, and readable failures. Public, because the crates above and the
 //! CUDA twins are held to the same references by the same rules.
 
+use crate::row_format::{RowFormat, round_rows, widen_rows};
 use crate::simd::Level;
 use crate::team::Team;
 use half::bf16;
@@ -106,6 +107,20 @@ pub fn uniform_bf16(seed: u64, len: usize) -> Vec<bf16> {
 /// The same values as `f32`.
 pub fn widened(weights: &[bf16]) -> Vec<f32> {
     weights.iter().map(|w| w.to_f32()).collect()
+}
+
+/// The rows of a matrix of `cols` columns, rounded to a format.
+pub fn rounded_rows<W: RowFormat>(matrix: &[f32], cols: usize) -> Vec<W> {
+    let mut rows = vec![W::zeroed(); matrix.len() / cols * W::row_len(cols)];
+    round_rows(&Team::serial(Level::best()), matrix, cols, &mut rows);
+    rows
+}
+
+/// The values of such rows.
+pub fn widened_rows<W: RowFormat>(rows: &[W], cols: usize) -> Vec<f32> {
+    let mut matrix = vec![f32::NAN; rows.len() / W::row_len(cols) * cols];
+    widen_rows(&Team::serial(Level::best()), rows, cols, &mut matrix);
+    matrix
 }
 
 /// The bound of a dot product of `k` terms computed in `f32` in any order, fused or not: `(k + 4) 2^-24 sum |a_i b_i|`.

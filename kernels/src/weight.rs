@@ -12,7 +12,7 @@ use std::fmt::Debug;
 /// Loading is exact: every bf16 is an `f32`. So a kernel over bf16 weights has the bits of the same kernel over the
 /// [widened](Weight::widen) ones. `x`, sums and results stay `f32`.
 pub trait Weight: sealed::Sealed + Pod + Debug + PartialEq + Send + Sync {
-    /// `f32` or `bf16`, for reports.
+    /// `f32` or `bf16`.
     const NAME: &'static str;
 
     /// The value; exact.

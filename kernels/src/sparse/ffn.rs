@@ -4,11 +4,11 @@ use super::{MAX_CHUNK, chunk_len};
 use crate::activation::gated_activation_from;
 use crate::gemv::{Dots, RowsFrom, dots};
 use crate::simd::{Kernel, Level, Simd};
-use crate::{Activation, Team, Weight};
+use crate::{Activation, RowFormat, Team};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The weights of an FFN, laid out for decoding.
+/// The weights of an FFN, laid out for decoding, in any [`RowFormat`].
 #[derive(Clone, Copy, Debug)]
 pub struct FfnWeights<'a, W = f32> {
     /// gate_proj `[F, C]` (the paper's W1).
@@ -19,25 +19,27 @@ pub struct FfnWeights<'a, W = f32> {
     pub down_t: &'a [W],
 }
 
-impl<'a, W> FfnWeights<'a, W> {
+impl<'a, W: RowFormat> FfnWeights<'a, W> {
     /// F, from the shapes of the weights and of one token. Panics if they do not fit.
     #[track_caller]
     pub(super) fn d_ff(&self, op: &str, x: &[f32], y: &[f32]) -> usize {
-        let (len, c) = (self.gate.len(), x.len());
+        let (len, c, row_len) = (self.gate.len(), x.len(), W::row_len(x.len()));
         assert!(
-            c > 0 && y.len() == c && len.is_multiple_of(c) && self.up.len() == len && self.down_t.len() == len,
-            "{op}: gate {len}, up {} and down_t {} elements must all be [F, C], x {c} and y {} both [C]",
+            c > 0 && y.len() == c && len.is_multiple_of(row_len) && self.up.len() == len && self.down_t.len() == len,
+            "{op}: gate {len}, up {} and down_t {} units of {} must all be [F, C], x {c} and y {} both [C]",
             self.up.len(),
             self.down_t.len(),
+            W::NAME,
             y.len()
         );
-        assert!(u32::try_from(len / c).is_ok(), "{op}: {} neurons, indices are u32", len / c);
-        len / c
+        let d_ff = len / row_len;
+        assert!(u32::try_from(d_ff).is_ok(), "{op}: {d_ff} neurons, indices are u32");
+        d_ff
     }
 
-    /// The rows of some neurons, of `c` elements each.
-    fn of(&self, neurons: Range<usize>, c: usize) -> Self {
-        let part = |w: &'a [W]| &w[neurons.start * c..neurons.end * c];
+    /// The rows of some neurons, of `row_len` units each.
+    fn of(&self, neurons: Range<usize>, row_len: usize) -> Self {
+        let part = |w: &'a [W]| &w[neurons.start * row_len..neurons.end * row_len];
         FfnWeights { gate: part(self.gate), up: part(self.up), down_t: part(self.down_t) }
     }
 }
@@ -45,7 +47,7 @@ impl<'a, W> FfnWeights<'a, W> {
 /// Working memory of an FFN, kept by the caller from token to token: after the first call nothing is allocated.
 #[derive(Clone, Debug, Default)]
 pub struct FfnScratch {
-    /// The sums of the chunks, `[chunks, C]`.
+    /// The sums of the chunks, `[chunks, C]`, in the order of the format.
     pub(super) partial: Vec<f32>,
     /// x in 16 bits, `[C]`, for the filter.
     pub(super) token: Vec<i16>,
@@ -63,7 +65,7 @@ pub struct FfnScratch {
 /// One task does all for a chunk of neurons, from the gate's rows to the chunk's sum, without waiting for the others: the
 /// indices never leave L1, and the threads meet once before the sums are added.
 #[track_caller]
-pub fn ffn_sparse<W: Weight>(
+pub fn ffn_sparse<W: RowFormat>(
     team: &Team,
     weights: FfnWeights<W>,
     x: &[f32],
@@ -73,10 +75,12 @@ pub fn ffn_sparse<W: Weight>(
     let d_ff = weights.d_ff("ffn_sparse", x, y);
     let chunk = chunk_len(d_ff);
     let active = AtomicUsize::new(0);
-    sum_chunks(team, d_ff, y, &mut scratch.partial, |task, sum| {
-        let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
-        let n = team.level().dispatch(SparseChunk { weights, x, first, len, sum });
-        active.fetch_add(n, Ordering::Relaxed);
+    W::with_x(team.level(), x, |x| {
+        sum_chunks::<W>(team, d_ff, y, &mut scratch.partial, |task, sum| {
+            let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
+            let n = W::dispatch(team.level(), SparseChunk { weights, x, first, len, sum });
+            active.fetch_add(n, Ordering::Relaxed);
+        });
     });
     active.into_inner()
 }
@@ -89,7 +93,7 @@ struct SparseChunk<'a, W> {
     sum: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for SparseChunk<'_, W> {
+impl<W: RowFormat> Kernel for SparseChunk<'_, W> {
     type Output = usize;
 
     #[inline(always)]
@@ -118,11 +122,11 @@ impl<W: Weight> Kernel for SparseChunk<'_, W> {
 /// Shapes: weights `[F, C]`, x and y `[C]`; the token is row 0 of the [`MaskSite`](crate::MaskSite).
 ///
 /// Panics if the shapes do not fit. Accuracy: as [`ffn_sparse`], and that of the activation. Cost: all three matrices are read
-/// once, 12 F C bytes (bf16: 6 F C): memory-bound.
+/// once, 12 F C bytes (bf16: 6 F C, q8: 3.2 F C, q4: 1.7 F C): memory-bound.
 ///
 /// In tasks like those of [`ffn_sparse`]: g, u and h of a chunk never leave L1.
 #[track_caller]
-pub fn ffn_dense<W: Weight>(
+pub fn ffn_dense<W: RowFormat>(
     team: &Team,
     weights: FfnWeights<W>,
     act: Activation,
@@ -133,16 +137,19 @@ pub fn ffn_dense<W: Weight>(
     let d_ff = weights.d_ff("ffn_dense", x, y);
     let chunk = chunk_len(d_ff);
     let active = AtomicUsize::new(0);
-    sum_chunks(team, d_ff, y, &mut scratch.partial, |task, sum| {
-        let neurons = task * chunk..d_ff.min((task + 1) * chunk);
-        let n = dense_chunk(team.level(), weights.of(neurons.clone(), x.len()), act, (neurons.start, d_ff), x, sum);
-        active.fetch_add(n, Ordering::Relaxed);
+    let row_len = W::row_len(x.len());
+    W::with_x(team.level(), x, |x| {
+        sum_chunks::<W>(team, d_ff, y, &mut scratch.partial, |task, sum| {
+            let neurons = task * chunk..d_ff.min((task + 1) * chunk);
+            let n = dense_chunk(team.level(), weights.of(neurons.clone(), row_len), act, (neurons.start, d_ff), x, sum);
+            active.fetch_add(n, Ordering::Relaxed);
+        });
     });
     active.into_inner()
 }
 
 /// The sum over one chunk of neurons, number `first` of `d_ff` and those after it; returns the number of active ones.
-fn dense_chunk<W: Weight>(
+fn dense_chunk<W: RowFormat>(
     level: Level,
     weights: FfnWeights<W>,
     act: Activation,
@@ -150,13 +157,13 @@ fn dense_chunk<W: Weight>(
     x: &[f32],
     sum: &mut [f32],
 ) -> usize {
-    let len = weights.gate.len() / x.len();
+    let len = weights.gate.len() / W::row_len_for(x);
     let [mut g, mut u, mut h] = [[0.0; MAX_CHUNK]; 3];
     let (g, u, h) = (&mut g[..len], &mut u[..len], &mut h[..len]);
-    level.dispatch(Dots { w: weights.gate, x, y: g });
-    level.dispatch(Dots { w: weights.up, x, y: u });
+    W::dispatch(level, Dots { w: weights.gate, x, y: g });
+    W::dispatch(level, Dots { w: weights.up, x, y: u });
     gated_activation_from(level, act, first, d_ff, g, u, h);
-    level.dispatch(Axpy { w: weights.down_t, h, sum });
+    W::dispatch(level, Axpy { w: weights.down_t, h, sum });
     match act {
         Activation::Relu | Activation::Relu2 => g.iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
         _ => h.iter().filter(|&&h| h != 0.0).count(),
@@ -170,7 +177,7 @@ struct Axpy<'a, W> {
     sum: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for Axpy<'_, W> {
+impl<W: RowFormat> Kernel for Axpy<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -184,8 +191,9 @@ mod tests {
     use super::*;
     use crate::activation::gated_activation;
     use crate::gemv::gemv;
+    use crate::quant::{I8Dot, Q4, Q8};
     use crate::reference;
-    use crate::testing::{ROUNDING, assert_within, teams, uniform, widened};
+    use crate::testing::{ROUNDING, assert_within, rounded_rows, teams, uniform, widened_rows};
     use half::bf16;
     use proptest::prelude::*;
 
@@ -208,21 +216,20 @@ mod tests {
             Ffn { gate, up: uniform(2, f * c), down_t: uniform(3, f * c), x }
         }
 
-        fn rounded(&self) -> Ffn<bf16> {
-            let rounded = |w: &[f32]| w.iter().map(|&w| bf16::from_f32(w)).collect();
+        fn rounded<W: RowFormat>(&self) -> Ffn<W> {
+            let rounded = |w: &[f32]| rounded_rows(w, self.x.len());
             let Ffn { gate, up, down_t, x } = self;
             Ffn { gate: rounded(gate), up: rounded(up), down_t: rounded(down_t), x: x.clone() }
         }
     }
 
-    impl Ffn<bf16> {
+    impl<W: RowFormat> Ffn<W> {
         fn widened(&self) -> Ffn<f32> {
+            let widened = |w: &[W]| widened_rows(w, self.x.len());
             let Ffn { gate, up, down_t, x } = self;
             Ffn { gate: widened(gate), up: widened(up), down_t: widened(down_t), x: x.clone() }
         }
-    }
 
-    impl<W: Weight> Ffn<W> {
         fn weights(&self) -> FfnWeights<'_, W> {
             FfnWeights { gate: &self.gate, up: &self.up, down_t: &self.down_t }
         }
@@ -270,11 +277,34 @@ mod tests {
         }
     }
 
+    /// For weights of other formats: the reference of what they are rounded to.
+    #[test]
+    fn ffn_of_quantised_rows_matches_reference() {
+        fn check<W: RowFormat>(team: &Team, ffn: &Ffn<W>) {
+            let (wide, c) = (ffn.widened(), ffn.x.len());
+            let f = wide.gate.len() / c;
+            let (y_ref, abs) = reference::ffn_relu(&wide.gate, &wide.up, &wide.down_t, &ffn.x);
+            let bound = |i: usize| ((c + 4) + (c + 4) + 1 + (f + 4)) as f64 * ROUNDING * abs[i];
+            let what = format!("{} {} [{f}, {c}]", W::NAME, team.level());
+            let mut scratch = FfnScratch::default();
+            assert_within(&format!("ffn_sparse {what}"), &ffn.sparse(team, &mut scratch).0, &y_ref, bound);
+            let (dense, _) = ffn.dense(team, Activation::Relu, &mut scratch);
+            assert_within(&format!("ffn_dense {what}"), &dense, &y_ref, bound);
+        }
+        for team in teams() {
+            for (f, c) in [(1, 1), (33, 17), (300, 129), (300, 512), (530, 600)] {
+                let ffn = Ffn::new(f, c, 0.3);
+                check(&team, &ffn.rounded::<Q8>());
+                check(&team, &ffn.rounded::<Q4>());
+            }
+        }
+    }
+
     /// ffn_dense is gemv, gated_activation and a product with down_proj, under an activation without zeros too.
     #[test]
     fn ffn_dense_applies_the_activation() {
-        fn check<W: Weight>(team: &Team, act: Activation, ffn: &Ffn<W>) {
-            let f = ffn.gate.len() / ffn.x.len();
+        fn check<W: RowFormat>(team: &Team, act: Activation, ffn: &Ffn<W>) {
+            let f = ffn.gate.len() / W::row_len(ffn.x.len());
             let (y, active) = ffn.dense(team, act, &mut FfnScratch::default());
             let (mut g, mut u, mut h) = (vec![0.0; f], vec![0.0; f], vec![0.0; f]);
             gemv(team, &ffn.gate, &ffn.x, &mut g);
@@ -292,15 +322,17 @@ mod tests {
         for team in teams() {
             for act in [Activation::Silu, Activation::stochastic(0.5, site)] {
                 check(&team, act, &ffn);
-                check(&team, act, &ffn.rounded());
+                check(&team, act, &ffn.rounded::<bf16>());
+                check(&team, act, &ffn.rounded::<Q8>());
+                check(&team, act, &ffn.rounded::<I8Dot<4>>());
             }
         }
     }
 
-    /// The exactness that sparse decoding is sold with: every bit, any sparsity, any number of threads. For bf16 too, where the
-    /// bits are those of the widened weights.
+    /// The exactness that sparse decoding is sold with: every bit, any sparsity, any number of threads, any format of the
+    /// weights. The bits of bf16 are those of the widened weights.
     fn sparse_is_dense(level: Level, f: usize, c: usize, density: f32) {
-        fn check<W: Weight>(what: &str, level: Level, ffn: &Ffn<W>) -> Vec<u32> {
+        fn check<W: RowFormat>(what: &str, level: Level, ffn: &Ffn<W>) -> Vec<u32> {
             let mut scratch = FfnScratch::default();
             let (dense, _) = ffn.dense(&Team::serial(level), Activation::Relu, &mut scratch);
             for threads in 1..=3 {
@@ -319,8 +351,12 @@ mod tests {
         }
         let what = format!("[{f}, {c}] density {density}");
         let ffn = Ffn::new(f, c, density);
-        let rounded = ffn.rounded();
+        let rounded = ffn.rounded::<bf16>();
         check(&what, level, &ffn);
+        check(&what, level, &ffn.rounded::<Q8>());
+        check(&what, level, &ffn.rounded::<Q4>());
+        check(&what, level, &ffn.rounded::<I8Dot<8>>());
+        check(&what, level, &ffn.rounded::<I8Dot<4>>());
         let bf16 = check(&what, level, &rounded);
         let (wide, _) = rounded.widened().dense(&Team::serial(level), Activation::Relu, &mut FfnScratch::default());
         assert_eq!(bf16, bits(&wide), "ffn_dense bf16 {level} {what} against the widened weights");
@@ -340,7 +376,7 @@ mod tests {
     /// Products so small that they round to a zero of either sign, and a x of zeros.
     #[test]
     fn ffn_sparse_equals_ffn_dense_at_the_bottom_of_the_range() {
-        fn check<W: Weight>(level: Level, scale: f32, mut ffn: Ffn<W>) {
+        fn check<W: RowFormat>(level: Level, scale: f32, mut ffn: Ffn<W>) {
             ffn.x.iter_mut().for_each(|x| *x *= scale);
             let (team, mut scratch) = (Team::serial(level), FfnScratch::default());
             let (sparse, dense) = (ffn.sparse(&team, &mut scratch), ffn.dense(&team, Activation::Relu, &mut scratch));
@@ -349,7 +385,10 @@ mod tests {
         for level in Level::available() {
             for scale in [0.0, 1e-20, 1e-38, 1e-44] {
                 let ffn = Ffn::new(600, 20, 0.1);
-                check(level, scale, ffn.rounded());
+                check(level, scale, ffn.rounded::<bf16>());
+                check(level, scale, ffn.rounded::<Q8>());
+                check(level, scale, ffn.rounded::<I8Dot<8>>());
+                check(level, scale, ffn.rounded::<I8Dot<4>>());
                 check(level, scale, ffn);
             }
         }

@@ -16,6 +16,7 @@ mod select;
 
 pub use ffn::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
 pub use filter::{Filtered, GateFilter, ffn_filtered};
+pub(crate) use rows_axpy::axpy_group;
 pub use rows_axpy::rows_axpy;
 pub use rows_dot::rows_dot;
 pub use select::select_active;
