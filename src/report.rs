@@ -1,8 +1,11 @@
 //! `silurian report`: a run, or several, as a page with plots.
 
+use crate::source::runs_in;
 use crate::terminal::say;
+use anyhow::anyhow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use train::report::ReportError;
 
 /// Write a report of a run, or of several beside each other: one HTML file with plots.
 ///
@@ -23,7 +26,10 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let output = args.output.unwrap_or_else(|| train::report::default_output(&args.runs));
-    train::report::write(&args.runs, &output)?;
+    train::report::write(&args.runs, &output).map_err(|e| {
+        let hint = if let ReportError::NotARun { path, .. } = &e { runs_in(path) } else { String::new() };
+        anyhow!("{e}{hint}")
+    })?;
     say(format_args!("report    {}", output.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -48,7 +48,7 @@ pub fn folder(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// `; did you mean runs/a, runs/b?` where a folder holds runs.
-fn runs_in(path: &Path) -> String {
+pub fn runs_in(path: &Path) -> String {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut runs: Vec<String> =
         entries.filter(|p| p.join("checkpoints").is_dir()).map(|p| p.display().to_string()).collect();

@@ -398,7 +398,7 @@ fn reports() {
     let report = |arguments: &[&str]| place.silurian(&[&["report"], arguments].concat());
     refuse(&mut report(&["runs/none"]), &["runs/none", "there is no such folder"]);
     refuse(&mut report(&["text.txt"]), &["text.txt", "not a run: not a folder"]);
-    refuse(&mut report(&["runs"]), &["runs", "not a run", "config.toml"]);
+    refuse(&mut report(&["runs"]), &["runs", "not a run", "config.toml", "; did you mean runs/m?"]);
     refuse(&mut report(&["runs/m", "./runs/m"]), &["./runs/m", "named twice"]);
     refuse(&mut report(&["runs/m", "-o", "text.txt"]), &["text.txt", "not a report", "choose another"]);
     refuse(&mut report(&["runs/m", "-o", "runs"]), &["runs", "not a report"]);
