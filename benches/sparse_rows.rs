@@ -7,9 +7,10 @@ mod share;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use half::bf16;
+use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::sparse::{rows_axpy, rows_dot, select_active};
 use kernels::testing::uniform;
-use kernels::{Team, Weight};
+use kernels::{RowFormat, Team};
 use share::Limit;
 
 const C: usize = 2048;
@@ -30,17 +31,22 @@ fn bench(criterion: &mut Criterion) {
         group.finish();
         bench_of::<f32>(criterion, &team, limit);
         bench_of::<bf16>(criterion, &team, limit);
+        bench_of::<Q8>(criterion, &team, limit);
+        bench_of::<Q4>(criterion, &team, limit);
+        bench_of::<I8Dot<8>>(criterion, &team, limit);
+        bench_of::<I8Dot<4>>(criterion, &team, limit);
     }
 }
 
-fn bench_of<W: Weight>(criterion: &mut Criterion, team: &Team, limit: Limit) {
+fn bench_of<W: RowFormat>(criterion: &mut Criterion, team: &Team, limit: Limit) {
     let mut group = criterion.benchmark_group(format!("sparse_rows/{}/{}/{}t", W::NAME, team.level(), team.threads()));
     share::settings(&mut group);
-    let copies = 600_000_000usize.div_ceil(size_of::<W>() * F * C);
-    let w = share::weights::<W>(1, copies * F * C);
-    let mut turns = w.elements::<W>().chunks_exact(F * C).take(copies).cycle();
+    let row_bytes = size_of::<W>() * W::row_len(C);
+    let copies = 600_000_000usize.div_ceil(row_bytes * F);
+    let w = share::matrices::<W>(copies, F, C);
+    let mut turns = w.elements::<W>().chunks_exact(F * W::row_len(C)).take(copies).cycle();
     let rows: Vec<u32> = uniform(2, F).iter().zip(0..).filter(|&(&r, _)| r > 0.8).map(|(_, row)| row).collect();
-    let bytes = (size_of::<W>() * rows.len() * C) as u64;
+    let bytes = (row_bytes * rows.len()) as u64;
     let (x, h) = (uniform(3, C), uniform(4, rows.len()));
     let (mut out, mut y, mut partial) = (vec![0.0; rows.len()], vec![0.0; C], Vec::new());
     share::bench(&mut group, format!("rows_dot {}x{C}", rows.len()), bytes, limit, || {

@@ -2,13 +2,15 @@
 
 mod qa;
 
-use crate::source::{self, parse_psi};
-use crate::terminal::{complain, grouped, say};
+use crate::source::{self, Source, formats_in_words, parse_activations, parse_psi, parse_weights};
+use crate::terminal::{complain, grouped, progress_bar, say};
 use anyhow::{Context, bail};
+use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, WeightFormat};
+use kernels::Team;
 use model::{Psi, Transformer};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::data::{Batches, Documents, Tokenizer, Tokens, cache};
+use train::data::{Batch, Batches, Documents, Tokenizer, Tokens, cache};
 use train::evaluate::{EvalShape, evaluate};
 use train::metrics::SMALL_ROW;
 
@@ -48,6 +50,15 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
+    /// Compute as `generate` does, with weights kept as f32, bf16, q8 or q4: the loss under --activation alone
+    #[arg(long, value_name = "FORMAT", value_parser = parse_weights)]
+    weights: Option<WeightFormat>,
+
+    /// What q8 and q4 weights are multiplied with: exact, or q8, activations rounded to 8 bits, for which the text goes through the model
+    /// token by token
+    #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations, requires = "weights")]
+    activations: ActivationFormat,
+
     /// The field of a .jsonl record that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
@@ -60,6 +71,40 @@ enum What {
 
 /// Windows that go through the model at once: enough rows for the products, little memory.
 const MICRO_BATCH: usize = 16;
+
+/// The loss by the engine that generates.
+fn by_engine(
+    source: &Source,
+    options: EngineOptions,
+    batches: &mut Batches,
+    shape: EvalShape,
+) -> anyhow::Result<ExitCode> {
+    let words = format!("{}, under {}", formats_in_words(&options, Team::current().level()), options.psi);
+    let one_by_one = options.activations == ActivationFormat::Q8;
+    let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
+    let (mut log_probs, mut sum) = (Vec::new(), 0.0);
+    let bar = progress_bar(shape.sequences as u64);
+    for sequence in 0..shape.sequences {
+        let Batch { inputs, targets } = batches.val(sequence, 1)?;
+        let (inputs, targets) = (inputs.to_vec::<u32>()?, targets.to_vec::<u32>()?);
+        log_probs.clear();
+        engine.reset(sequence as u32);
+        for part in 0..if one_by_one { shape.seq_len } else { 1 } {
+            let part = if one_by_one { part..part + 1 } else { 0..shape.seq_len };
+            engine.log_probs(&inputs[part.clone()], &targets[part], &mut log_probs)?;
+        }
+        sum -= log_probs.iter().sum::<f64>();
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let tokens = shape.sequences * shape.seq_len;
+    let loss = sum / tokens as f64;
+    let bits = loss / std::f64::consts::LN_2;
+    let folder = source.folder.display();
+    say(format_args!("{folder}: {} tokens in windows of {}", grouped(tokens as u64), shape.seq_len))?;
+    say(format_args!("{words}: loss {loss:.4} nats, {bits:.4} bits a token, perplexity {:.3}", loss.exp()))?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -92,6 +137,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut batches = Batches::for_evaluation(tokens, seq_len)?;
     let shape = EvalShape::new(&batches, args.tokens.unwrap_or(usize::MAX), MICRO_BATCH, seq_len);
     u32::try_from(shape.sequences * seq_len).context("more than 2^32 tokens: choose fewer with --tokens")?;
+    if let Some(weights) = args.weights {
+        let ffn = FfnMode::of(psi);
+        let (activations, seed, context) = (args.activations, args.seed, Some(seq_len));
+        let options = EngineOptions { ffn, weights, activations, seed, context, ..EngineOptions::new(psi) };
+        return by_engine(&source, options, &mut batches, shape);
+    }
     let model = Transformer::new(source.checkpoint.weights);
     let e = evaluate(&model, &mut batches, shape, psi, args.seed, 0)?;
 

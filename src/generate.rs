@@ -1,13 +1,14 @@
 //! `silurian generate`: continues a prompt, streaming, or ranks several continuations.
 
-use crate::source::{self, parse_psi};
+use crate::source::{self, formats_in_words, parse_activations, parse_psi, parse_weights};
 use crate::terminal::{complain, print, progress_bar, say};
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    CpuEngine, EngineOptions, FfnMode, Generation, Ranked, Sampler, Samples, Sampling, StopReason, Utf8Stream,
-    WeightFormat, rank,
+    ActivationFormat, CpuEngine, EngineOptions, FfnMode, Generation, Ranked, Sampler, Samples, Sampling, StopReason,
+    Utf8Stream, WeightFormat, rank,
 };
+use kernels::Team;
 use model::Psi;
 use serde_json::{Value, json};
 use std::io;
@@ -67,9 +68,15 @@ pub struct Args {
     #[arg(long, value_name = "MODE")]
     ffn: Option<Ffn>,
 
-    /// How the weights are kept: bf16 takes half the memory and is up to twice as fast, and rounds what was f32
-    #[arg(long, value_name = "FORMAT", default_value = "f32")]
-    weights: Weights,
+    /// How the weights are kept: f32, as trained; bf16, q8 or q4, rounded to 16, 8 or 4 bits, in a half, a quarter or a seventh of the
+    /// memory, and as much faster where memory is the limit
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = parse_weights)]
+    weights: WeightFormat,
+
+    /// What q8 and q4 weights are multiplied with for each new token: exact, activations as they are, or q8, rounded to 8 bits, which is
+    /// faster
+    #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
+    activations: ActivationFormat,
 
     /// Positions of the context [default: the model's]
     #[arg(long, value_name = "N")]
@@ -125,14 +132,6 @@ pub fn parse_budget(text: &str) -> Result<usize, String> {
     }
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Weights {
-    /// 4 bytes each, as trained
-    F32,
-    /// 2 bytes each, rounded to the nearest
-    Bf16,
-}
-
 /// Runs the command.
 pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let sampling =
@@ -163,11 +162,8 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
             Ffn::Auto => FfnMode::Auto,
         };
     }
-    let weights = match args.weights {
-        Weights::F32 => WeightFormat::F32,
-        Weights::Bf16 => WeightFormat::Bf16,
-    };
-    options.weights = weights;
+    (options.weights, options.activations) = (args.weights, args.activations);
+    let formats = formats_in_words(&options, Team::current().level());
     let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
     let prompt = Tokenizer::Bytes.encode(&args.prompt);
 
@@ -181,7 +177,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         }
         let text = write(&args, &source.checkpoint.meta.eos_token_ids, &mut samples, &mut sampler, sample, streams)?;
         if streams {
-            report(&text.generation, psi, weights);
+            report(&text.generation, psi, &formats);
         }
         bar.inc(1);
         texts.push(text);
@@ -245,7 +241,7 @@ fn write(
 }
 
 /// What a text took, in a line or two on standard error.
-fn report(done: &Generation, psi: Psi, weights: WeightFormat) {
+fn report(done: &Generation, psi: Psi, formats: &str) {
     let prompt = done.prefill_rate().map_or("kept".to_string(), |r| format!("at {r:.0} tokens/s"));
     let rate = done.decode_rate().map_or("-".to_string(), |r| format!("{r:.0} tokens/s"));
     let ended = match done.stop {
@@ -256,7 +252,7 @@ fn report(done: &Generation, psi: Psi, weights: WeightFormat) {
     let (prompt_tokens, new) = (done.prompt_tokens, done.tokens.len());
     complain(format_args!("[{prompt_tokens} prompt tokens {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
-    complain(format_args!("[{psi}, {weights} weights, FFN {}{zeros}]", done.ffn_in_words()));
+    complain(format_args!("[{psi}, {formats}, FFN {}{zeros}]", done.ffn_in_words()));
 }
 
 /// The samples, best first, and how they came about.

@@ -1,6 +1,8 @@
 //! Which model a `-m` means, and which activation a flag means.
 
 use anyhow::{Context, bail};
+use infer::{ActivationFormat, EngineOptions, WeightFormat};
+use kernels::Level;
 use model::hf::{self, Checkpoint};
 use model::{HiddenAct, Positive, Psi};
 use std::path::{Path, PathBuf};
@@ -125,6 +127,30 @@ pub fn parse_psi(text: &str) -> Result<Psi, String> {
         Some(other) => return Err(format!("the positive side {other:?} is not identity or silu")),
     };
     Ok(Psi::Stochastic { p, negative: [member(a)?, member(b)?], positive })
+}
+
+/// The value of a `--weights` flag.
+pub fn parse_weights(name: &str) -> Result<WeightFormat, String> {
+    let format = WeightFormat::ALL.into_iter().find(|format| format.to_string() == name);
+    format.ok_or_else(|| "expected f32, bf16, q8 or q4".to_string())
+}
+
+/// The value of an `--activations` flag.
+pub fn parse_activations(name: &str) -> Result<ActivationFormat, String> {
+    let formats = [ActivationFormat::Exact, ActivationFormat::Q8];
+    formats.into_iter().find(|format| format.to_string() == name).ok_or_else(|| "expected exact or q8".to_string())
+}
+
+/// How an engine computes with its weights, for reports: `q8 weights, activations q8 (VNNI)`.
+pub fn formats_in_words(options: &EngineOptions, level: Level) -> String {
+    let weights = options.weights;
+    match options.activations {
+        ActivationFormat::Exact => format!("{weights} weights"),
+        ActivationFormat::Q8 => {
+            let how = if level.has_vnni() { "VNNI" } else { "without VNNI" };
+            format!("{weights} weights, activations q8 ({how})")
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 //! For `silurian bench` and for `benches/`.
 
 use autograd::{Gradients, Tape};
-use kernels::Weight;
+use kernels::row_format::{round_rows, widen_rows};
 use kernels::sparse::FfnWeights;
 use kernels::testing::uniform;
+use kernels::{RowFormat, Team};
 use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_specs};
 use std::marker::PhantomData;
 use tensor::pool::Block;
@@ -12,7 +13,7 @@ use tensor::{Shape, Tensor};
 use train::config::TrainConfig;
 use train::optimizer::{Optimizer, gradient_norm};
 
-/// FFN layers with weights of type `W`, in huge pages as the engine keeps its weights, to be taken by turns: so many that none is in a cache
+/// FFN layers with weights of format `W`, in huge pages as the engine keeps its weights, to be taken by turns: so many that none is in a cache
 /// when it comes round.
 pub struct FfnLayers<W = f32> {
     d_model: usize,
@@ -22,13 +23,14 @@ pub struct FfnLayers<W = f32> {
     elements: PhantomData<W>,
 }
 
-impl<W: Weight> FfnLayers<W> {
+impl<W: RowFormat> FfnLayers<W> {
     /// Random layers. [`set_zeros`](FfnLayers::set_zeros) says which neurons are active.
     pub fn new(layers: usize, d_model: usize, d_ff: usize) -> FfnLayers<W> {
+        let units = d_ff * W::row_len(d_model);
         let weights = |seed| {
-            let mut block = Block::new(size_of::<W>() * d_ff * d_model);
+            let mut block = Block::new(size_of::<W>() * units);
             let values = uniform(seed, d_ff * d_model);
-            block.elements_mut().iter_mut().zip(values).for_each(|(w, x)| *w = W::round(x));
+            round_rows(&Team::current(), &values, d_model, &mut block.elements_mut::<W>()[..units]);
             block
         };
         let layers = (0..layers as u64).map(|layer| [0, 1, 2].map(|i| weights(3 * layer + i))).collect();
@@ -39,7 +41,7 @@ impl<W: Weight> FfnLayers<W> {
     pub fn bytes(layers: usize, d_model: usize, d_ff: usize) -> u64 {
         (layers as u64)
             .saturating_mul(3 * size_of::<W>() as u64)
-            .saturating_mul(d_model as u64)
+            .saturating_mul(W::row_len(d_model) as u64)
             .saturating_mul(d_ff as u64)
     }
 
@@ -56,20 +58,29 @@ impl<W: Weight> FfnLayers<W> {
     /// For a positive x the sign of a gate row is the sign of g: negative from now on in a share `zeros` of the rows of every
     /// layer, at random places.
     pub fn set_zeros(&mut self, zeros: f64) {
-        let len = self.d_ff * self.d_model;
+        let units = self.units();
+        let mut rows = vec![0.0; self.d_ff * self.d_model];
         for (seed, [gate, ..]) in self.layers.iter_mut().enumerate() {
-            let rows = gate.elements_mut::<W>()[..len].chunks_mut(self.d_model);
-            for (row, active) in rows.zip(active_neurons(seed as u64, self.d_ff, zeros)) {
+            let gate = &mut gate.elements_mut::<W>()[..units];
+            widen_rows(&Team::current(), gate, self.d_model, &mut rows);
+            let active = active_neurons(seed as u64, self.d_ff, zeros);
+            for (row, active) in rows.chunks_mut(self.d_model).zip(active) {
                 let sign = if active { 1.0 } else { -1.0 };
-                row.iter_mut().for_each(|w| *w = W::round(w.widen().abs() * sign));
+                row.iter_mut().for_each(|w| *w = w.abs() * sign);
             }
+            round_rows(&Team::current(), &rows, self.d_model, gate);
         }
+    }
+
+    /// Units of a matrix.
+    fn units(&self) -> usize {
+        self.d_ff * W::row_len(self.d_model)
     }
 
     /// The weights of layer `turn`, modulo their number.
     pub fn weights(&self, turn: usize) -> FfnWeights<'_, W> {
         let layer = &self.layers[turn % self.layers.len()];
-        let [gate, up, down_t] = layer.each_ref().map(|block| &block.elements::<W>()[..self.d_ff * self.d_model]);
+        let [gate, up, down_t] = layer.each_ref().map(|block| &block.elements::<W>()[..self.units()]);
         FfnWeights { gate, up, down_t }
     }
 

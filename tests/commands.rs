@@ -118,6 +118,13 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
     let (bf16, report) = write(&["--weights", "bf16", "-t", "1"]);
     assert!(report.contains("bf16 weights"), "{report}");
     assert_eq!(bf16, write(&["--weights", "bf16", "-t", "2", "--ffn", "dense"]).0);
+    let (q8, report) = write(&["--weights", "q8", "-t", "1"]);
+    assert!(report.contains("q8 weights, FFN"), "{report}");
+    assert_eq!(q8, write(&["--weights", "q8", "-t", "2", "--ffn", "dense"]).0);
+    let rounded = ["--weights", "q8", "--activations", "q8", "--ffn"];
+    let (q8, report) = write(&[&rounded[..], &["sparse"]].concat());
+    assert!(report.contains("q8 weights, activations q8 ("), "{report}");
+    assert_eq!(q8, write(&[&rounded[..], &["dense", "-t", "1"]].concat()).0);
     assert_ne!(text, write(&["--seed", "1"]).0);
     let piped = ["generate", "-m", model, "-p", "-", "--max-tokens", "60"];
     let prompt = std::fs::File::open(place.write("prompt.txt", "In ")).unwrap();

@@ -3,8 +3,9 @@
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Throughput};
 use kernels::limits;
+use kernels::row_format::round_rows;
 use kernels::testing::uniform;
-use kernels::{Level, Team, Weight};
+use kernels::{Level, RowFormat, Team, Weight};
 use std::time::{Duration, Instant};
 use tensor::pool::Block;
 
@@ -27,6 +28,18 @@ pub fn teams() -> Vec<Team> {
 pub fn weights<W: Weight>(seed: u64, len: usize) -> Block {
     let mut block = Block::new(size_of::<W>() * len);
     block.elements_mut::<W>().iter_mut().zip(uniform(seed, len)).for_each(|(w, x)| *w = W::round(x));
+    block
+}
+
+/// `copies` equal matrices `[rows, cols]` of uniform values, in the same way.
+#[allow(dead_code)] // for the memory-bound benches
+pub fn matrices<W: RowFormat>(copies: usize, rows: usize, cols: usize) -> Block {
+    let units = rows * W::row_len(cols);
+    let mut block = Block::new(size_of::<W>() * copies * units);
+    let matrix = uniform(1, rows * cols);
+    for copy in block.elements_mut::<W>().chunks_exact_mut(units).take(copies) {
+        round_rows(&Team::current(), &matrix, cols, copy);
+    }
     block
 }
 

@@ -1,7 +1,8 @@
 //! Long-lived memory of an engine.
 
 use crate::Error;
-use kernels::Weight;
+use kernels::row_format::round_rows;
+use kernels::{RowFormat, Team};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use tensor::Tensor;
@@ -15,29 +16,30 @@ pub(crate) struct Buffer<W = f32> {
     elements: PhantomData<W>,
 }
 
-impl<W: Weight> Buffer<W> {
-    /// `len` elements with stale contents.
+impl<W: RowFormat> Buffer<W> {
+    /// `len` units with stale contents.
     pub fn stale(len: usize) -> Buffer<W> {
         Buffer { block: Block::new(len * size_of::<W>()), len, elements: PhantomData }
     }
 
-    /// The elements of an f32 tensor, row by row, each rounded to `W`: exact if that is f32, or if they were bf16 before.
+    /// The rows of an f32 tensor, which run along its last axis, each rounded to the format: exact if that is f32, or if they were of
+    /// the format before.
     pub fn from_tensor(tensor: &Tensor) -> Result<Buffer<W>, Error> {
-        let data = tensor.to_vec::<f32>()?;
-        let mut buffer = Buffer::stale(data.len());
-        buffer.iter_mut().zip(&data).for_each(|(w, &x)| *w = W::round(x));
+        let (data, cols) = (tensor.to_vec::<f32>()?, *tensor.shape().last().expect("a parameter has an axis"));
+        let mut buffer = Buffer::stale(data.len() / cols * W::row_len(cols));
+        round_rows(&Team::current(), &data, cols, &mut buffer);
         Ok(buffer)
     }
 }
 
-impl<W: Weight> Deref for Buffer<W> {
+impl<W: RowFormat> Deref for Buffer<W> {
     type Target = [W];
     fn deref(&self) -> &[W] {
         &self.block.elements()[..self.len]
     }
 }
 
-impl<W: Weight> DerefMut for Buffer<W> {
+impl<W: RowFormat> DerefMut for Buffer<W> {
     fn deref_mut(&mut self) -> &mut [W] {
         &mut self.block.elements_mut()[..self.len]
     }

@@ -27,7 +27,7 @@ const PREFILL_CHUNK: usize = 256;
 /// rows at a vocabulary of 128256; of bytes, a whole chunk.
 const ROW_LOGITS: usize = 8 << 20;
 
-/// A model on the CPU, with the cache of one sequence. Matrices are f32 or bf16 ([`WeightFormat`](crate::WeightFormat)), all else
+/// A model on the CPU, with the cache of one sequence. Matrices are kept as [`WeightFormat`](crate::WeightFormat) says, all else
 /// is f32.
 ///
 /// Memory: one copy of the weights (tied embeddings once), the cache, and the activations of 256 tokens.
@@ -57,7 +57,7 @@ impl CpuEngine {
         let context = options.validate(&config)?;
         Ok(CpuEngine {
             team: Team::current(),
-            weights: DecodeWeights::new(weights, options.weights, context)?,
+            weights: DecodeWeights::new(weights, &options, context)?,
             cache: KvCache::new(config.n_layers, config.kv_width(), context, options.cache),
             activations: Activations::default(),
             logits: vec![0.0; config.vocab_size],

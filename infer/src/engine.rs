@@ -76,6 +76,8 @@ pub struct EngineOptions {
     pub ffn: FfnMode,
     /// How the engine keeps the weights.
     pub weights: WeightFormat,
+    /// What a decoded token's activations are multiplied with the weights as.
+    pub activations: ActivationFormat,
     /// The seed of the draws.
     pub seed: u64,
     /// Positions of the cache, `1 ..= max_seq_len`; `None` is `max_seq_len`.
@@ -85,13 +87,14 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, seed 0, the model's whole context, a growing
+    /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, exact activations, seed 0, the model's whole context, a growing
     /// cache.
     pub fn new(psi: Psi) -> EngineOptions {
         EngineOptions {
             psi,
             ffn: FfnMode::of(psi),
             weights: WeightFormat::F32,
+            activations: ActivationFormat::Exact,
             seed: 0,
             context: None,
             cache: CacheMemory::Growing,
@@ -100,7 +103,8 @@ impl EngineOptions {
 
     /// The context for a model of `config`, if the options fit it.
     ///
-    /// Errors: [`Error::SparseNeedsRelu`]; [`Error::Option`] for `context` and for the probability `p`.
+    /// Errors: [`Error::SparseNeedsRelu`]; [`Error::Option`] for `context`, for the probability `p` and for
+    /// `activations`.
     pub fn validate(&self, config: &Config) -> Result<usize, Error> {
         let fail = |field, value: String, expected: String| Err(Error::Option { field, value, expected });
         if let Psi::Stochastic { p, .. } = self.psi
@@ -110,6 +114,10 @@ impl EngineOptions {
         }
         if self.ffn == FfnMode::Sparse && self.psi != Psi::Relu {
             return Err(Error::SparseNeedsRelu { psi: self.psi });
+        }
+        if self.activations == ActivationFormat::Q8 && !matches!(self.weights, WeightFormat::Q8 | WeightFormat::Q4) {
+            let expected = format!("exact with {} weights: only q8 and q4 are multiplied as integers", self.weights);
+            return fail("activations", self.activations.to_string(), expected);
         }
         let context = self.context.unwrap_or(config.max_seq_len);
         if context == 0 || context > config.max_seq_len {
@@ -153,7 +161,7 @@ impl std::fmt::Display for FfnMode {
     }
 }
 
-/// How an engine keeps the weights. Everything computed from them is f32 in either case.
+/// How an engine keeps the weights. What is computed from them is f32, but for the products of [`ActivationFormat::Q8`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightFormat {
     /// 4 bytes a weight, as trained.
@@ -162,6 +170,27 @@ pub enum WeightFormat {
     /// (ties to even; a relative error of 2^-9 at most), which changes nothing in a checkpoint that was bf16; gains stay
     /// f32. The engine has the bits of an f32 engine of the rounded weights.
     Bf16,
+    /// 1.06 bytes a weight: 8 bits, and a scale in f16 for each 32 of a row ([`kernels::quant`]). A weight is off by 1/254 of the largest
+    /// of its 32 at most. Rows run along the inputs of a projection, those of down_proj along its outputs, d_model. Gains stay f32.
+    Q8,
+    /// 0.56 bytes a weight: 4 bits and the scale. A weight is off by 1/16 of the largest of its 32, or 1/8 where it is nearly as large
+    /// with the other sign.
+    Q4,
+}
+
+impl WeightFormat {
+    /// All of them, largest first.
+    pub const ALL: [WeightFormat; 4] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8, WeightFormat::Q4];
+
+    /// Bytes of a weight, scales and all, in rows of a multiple of 512.
+    pub fn bytes(self) -> f64 {
+        match self {
+            WeightFormat::F32 => 4.0,
+            WeightFormat::Bf16 => 2.0,
+            WeightFormat::Q8 => 34.0 / 32.0,
+            WeightFormat::Q4 => 18.0 / 32.0,
+        }
+    }
 }
 
 impl std::fmt::Display for WeightFormat {
@@ -169,6 +198,28 @@ impl std::fmt::Display for WeightFormat {
         f.write_str(match self {
             WeightFormat::F32 => "f32",
             WeightFormat::Bf16 => "bf16",
+            WeightFormat::Q8 => "q8",
+            WeightFormat::Q4 => "q4",
+        })
+    }
+}
+
+/// What the activations of a decoded token are multiplied with the weights as. A prompt's are always f32, and so is what
+/// down_proj is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivationFormat {
+    /// In f32, as they are.
+    Exact,
+    /// For q8 and q4 weights: rounded to 8 bits for each product, with a scale for each 32 of them, and multiplied as integers: faster, with
+    /// the instruction of AVX-512 VNNI where the CPU has it. An activation is off by 1/254 of the largest of its 32 at most.
+    Q8,
+}
+
+impl std::fmt::Display for ActivationFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ActivationFormat::Exact => "exact",
+            ActivationFormat::Q8 => "q8",
         })
     }
 }

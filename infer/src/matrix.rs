@@ -1,14 +1,18 @@
 //! A weight matrix in the format that was asked for, and the products of the token path with it.
 
 use crate::buffer::Buffer;
-use crate::{Error, WeightFormat};
+use crate::{ActivationFormat, EngineOptions, Error, WeightFormat};
 use half::bf16;
 use kernels::embedding::embedding;
 use kernels::gemm::gemm;
 use kernels::gemv::gemv;
+use kernels::quant::{I8Dot, Q4, Q8};
+use kernels::row_format::widen_rows;
 use kernels::sparse::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
-use kernels::{Activation, Beta, Mat, MatMut, Team, Weight};
+use kernels::{Activation, Beta, Mat, MatMut, RowFormat, Team, Weight};
+use std::ops::Range;
 use tensor::Tensor;
+use tensor::pool::Block;
 
 /// A row-major matrix W `[rows, cols]`.
 pub(crate) struct Matrix {
@@ -20,50 +24,111 @@ pub(crate) struct Matrix {
 enum Elements {
     F32(Buffer<f32>),
     Bf16(Buffer<bf16>),
+    Q8(Buffer<Q8>),
+    Q4(Buffer<Q4>),
+    /// To be multiplied with activations of 8 bits.
+    Q8ByI8(Buffer<I8Dot<8>>),
+    Q4ByI8(Buffer<I8Dot<4>>),
+}
+
+/// The same expression for the elements of every format.
+macro_rules! in_any_format {
+    ($matrix:expr, $w:ident => $result:expr) => {
+        match &$matrix.elements {
+            Elements::F32($w) => $result,
+            Elements::Bf16($w) => $result,
+            Elements::Q8($w) => $result,
+            Elements::Q4($w) => $result,
+            Elements::Q8ByI8($w) => $result,
+            Elements::Q4ByI8($w) => $result,
+        }
+    };
 }
 
 impl Matrix {
-    /// The elements of an f32 tensor of rank 2, each rounded if the format is bf16.
-    pub fn from_tensor(tensor: &Tensor, format: WeightFormat) -> Result<Matrix, Error> {
+    /// The elements of an f32 tensor of rank 2, rounded to the format that the options name.
+    pub fn from_tensor(tensor: &Tensor, options: &EngineOptions) -> Result<Matrix, Error> {
         let shape = tensor.shape();
-        let elements = match format {
-            WeightFormat::F32 => Elements::F32(Buffer::from_tensor(tensor)?),
-            WeightFormat::Bf16 => Elements::Bf16(Buffer::from_tensor(tensor)?),
+        let elements = match (options.weights, options.activations) {
+            (WeightFormat::F32, _) => Elements::F32(Buffer::from_tensor(tensor)?),
+            (WeightFormat::Bf16, _) => Elements::Bf16(Buffer::from_tensor(tensor)?),
+            (WeightFormat::Q8, ActivationFormat::Exact) => Elements::Q8(Buffer::from_tensor(tensor)?),
+            (WeightFormat::Q4, ActivationFormat::Exact) => Elements::Q4(Buffer::from_tensor(tensor)?),
+            (WeightFormat::Q8, ActivationFormat::Q8) => Elements::Q8ByI8(Buffer::from_tensor(tensor)?),
+            (WeightFormat::Q4, ActivationFormat::Q8) => Elements::Q4ByI8(Buffer::from_tensor(tensor)?),
         };
         Ok(Matrix { rows: shape[0], cols: shape[1], elements })
     }
 
     /// `out[n, :] = W[tokens[n], :]`.
     pub fn embedding(&self, team: &Team, tokens: &[u32], out: &mut [f32]) {
-        match &self.elements {
-            Elements::F32(w) => embedding(team, w, tokens, self.cols, out),
-            Elements::Bf16(w) => embedding(team, w, tokens, self.cols, out),
-        }
+        in_any_format!(self, w => embedding(team, w, tokens, self.cols, out));
     }
 
     /// `y = W x`. Shapes: x `[cols]`, y `[rows]`.
     pub fn gemv(&self, team: &Team, x: &[f32], y: &mut [f32]) {
-        match &self.elements {
-            Elements::F32(w) => gemv(team, w, x, y),
-            Elements::Bf16(w) => gemv(team, w, x, y),
-        }
+        in_any_format!(self, w => gemv(team, w, x, y));
     }
 
-    /// `Y = X W`, or `Y += X W`. Shapes: X `[N, rows]`, Y `[N, cols]`.
+    /// `Y = X W`, or `Y += X W`. Shapes: X `[N, rows]`, Y `[N, cols]`. Activations are f32 in every format.
     pub fn multiply(&self, team: &Team, x: &[f32], beta: Beta, y: &mut [f32]) {
         let Matrix { rows, cols, .. } = *self;
         match &self.elements {
             Elements::F32(w) => product(team, x, Mat::new(w, rows, cols), beta, y),
             Elements::Bf16(w) => product(team, x, Mat::new(w, rows, cols), beta, y),
+            Elements::Q8(w) => self.multiply_widened(team, w, x, beta, y),
+            Elements::Q4(w) => self.multiply_widened(team, w, x, beta, y),
+            Elements::Q8ByI8(w) => self.multiply_widened(team, w, x, beta, y),
+            Elements::Q4ByI8(w) => self.multiply_widened(team, w, x, beta, y),
         }
     }
 
-    /// `Y = X W^T`, or `Y += X W^T`. Shapes: X `[N, cols]`, Y `[N, rows]`.
+    /// `Y = X W^T`, or `Y += X W^T`. Shapes: X `[N, cols]`, Y `[N, rows]`. Activations are f32 in every format.
     pub fn multiply_t(&self, team: &Team, x: &[f32], beta: Beta, y: &mut [f32]) {
         let Matrix { rows, cols, .. } = *self;
         match &self.elements {
             Elements::F32(w) => product(team, x, Mat::new(w, rows, cols).t(), beta, y),
             Elements::Bf16(w) => product(team, x, Mat::new(w, rows, cols).t(), beta, y),
+            Elements::Q8(w) => self.multiply_widened_t(team, w, x, beta, y),
+            Elements::Q4(w) => self.multiply_widened_t(team, w, x, beta, y),
+            Elements::Q8ByI8(w) => self.multiply_widened_t(team, w, x, beta, y),
+            Elements::Q4ByI8(w) => self.multiply_widened_t(team, w, x, beta, y),
+        }
+    }
+
+    /// [`multiply`](Matrix::multiply) with rows that are widened first, some at a time: one part of the sum after the other.
+    fn multiply_widened<W: RowFormat>(&self, team: &Team, w: &[W], x: &[f32], mut beta: Beta, y: &mut [f32]) {
+        let (k, m) = (self.rows, self.cols);
+        let n = y.len() / m;
+        self.widened(team, w, |rows, part| {
+            let x = Mat::new(x, n, k).part(0..n, rows.clone());
+            gemm(team, x, Mat::new(part, rows.len(), m), beta, MatMut::new(y, n, m));
+            beta = Beta::One;
+        });
+    }
+
+    /// [`multiply_t`](Matrix::multiply_t) with rows that are widened first, some at a time: some columns of Y after the other.
+    fn multiply_widened_t<W: RowFormat>(&self, team: &Team, w: &[W], x: &[f32], beta: Beta, y: &mut [f32]) {
+        let (k, m) = (self.cols, self.rows);
+        let n = y.len() / m;
+        self.widened(team, w, |rows, part| {
+            let y = MatMut::strided(&mut y[rows.start..], n, rows.len(), m);
+            gemm(team, Mat::new(x, n, k), Mat::new(part, rows.len(), k).t(), beta, y);
+        });
+    }
+
+    /// Calls `f` with some rows, widened, after the other.
+    fn widened<W: RowFormat>(&self, team: &Team, w: &[W], mut f: impl FnMut(Range<usize>, &[f32])) {
+        /// 4 MiB at a time, which a cache of the second or third level holds until it is packed.
+        const ELEMENTS: usize = 1 << 20;
+        let Matrix { rows, cols, .. } = *self;
+        let at_once = (ELEMENTS / cols).clamp(1, rows);
+        let mut block = Block::new(at_once * cols * size_of::<f32>());
+        for first in (0..rows).step_by(at_once) {
+            let range = first..rows.min(first + at_once);
+            let part = &mut block.elements_mut()[..range.len() * cols];
+            widen_rows(team, &w[first * W::row_len(cols)..range.end * W::row_len(cols)], cols, part);
+            f(range, part);
         }
     }
 }
@@ -91,40 +156,78 @@ pub(crate) struct OneToken<'a> {
     pub y: &'a mut [f32],
 }
 
+/// The same expression for the weights of an FFN of every format.
+macro_rules! ffn_in_any_format {
+    ($ffn:expr, $weights:ident => $result:expr) => {{
+        let FfnMatrices { gate_proj, up_proj, down_proj_t } = $ffn;
+        ffn_in_any_format!(gate_proj, up_proj, down_proj_t, $weights => $result, F32, Bf16, Q8, Q4, Q8ByI8, Q4ByI8)
+    }};
+    ($gate:ident, $up:ident, $down_t:ident, $weights:ident => $result:expr, $($format:ident),*) => {
+        match (&$gate.elements, &$up.elements, &$down_t.elements) {
+            $((Elements::$format(gate), Elements::$format(up), Elements::$format(down_t)) => {
+                let $weights = FfnWeights { gate, up, down_t };
+                $result
+            })*
+            _ => unreachable!("an engine keeps all matrices in one format"),
+        }
+    };
+}
+
 impl FfnMatrices {
     /// [`ffn_sparse`]: returns the number of active neurons.
     pub fn sparse(&self, team: &Team, token: OneToken) -> usize {
         let OneToken { x, scratch, y } = token;
-        match self.weights() {
-            Ffn::F32(weights) => ffn_sparse(team, weights, x, scratch, y),
-            Ffn::Bf16(weights) => ffn_sparse(team, weights, x, scratch, y),
-        }
+        ffn_in_any_format!(self, weights => ffn_sparse(team, weights, x, scratch, y))
     }
 
     /// [`ffn_dense`]: returns the number of active neurons.
     pub fn dense(&self, team: &Team, act: Activation, token: OneToken) -> usize {
         let OneToken { x, scratch, y } = token;
-        match self.weights() {
-            Ffn::F32(weights) => ffn_dense(team, weights, act, x, scratch, y),
-            Ffn::Bf16(weights) => ffn_dense(team, weights, act, x, scratch, y),
-        }
-    }
-
-    fn weights(&self) -> Ffn<'_> {
-        let FfnMatrices { gate_proj, up_proj, down_proj_t } = self;
-        match (&gate_proj.elements, &up_proj.elements, &down_proj_t.elements) {
-            (Elements::F32(gate), Elements::F32(up), Elements::F32(down_t)) => {
-                Ffn::F32(FfnWeights { gate, up, down_t })
-            }
-            (Elements::Bf16(gate), Elements::Bf16(up), Elements::Bf16(down_t)) => {
-                Ffn::Bf16(FfnWeights { gate, up, down_t })
-            }
-            _ => unreachable!("an engine keeps all matrices in one format"),
-        }
+        ffn_in_any_format!(self, weights => ffn_dense(team, weights, act, x, scratch, y))
     }
 }
 
-enum Ffn<'a> {
-    F32(FfnWeights<'a, f32>),
-    Bf16(FfnWeights<'a, bf16>),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernels::Level;
+    use kernels::testing::{assert_within, dot_bound, uniform, widened_rows};
+    use kernels::{reference, row_format};
+    use model::Psi;
+
+    /// A matrix of more rows than are widened at once.
+    #[test]
+    fn products_with_quantised_rows_match_reference() {
+        fn check<W: RowFormat>(team: &Team, format: WeightFormat) {
+            let (n, rows, cols) = (3, 1100, 1000);
+            let w = uniform(1, rows * cols);
+            let mut stored = vec![W::zeroed(); rows * W::row_len(cols)];
+            row_format::round_rows(team, &w, cols, &mut stored);
+            let wide = widened_rows(&stored, cols);
+            let options = EngineOptions { weights: format, ..EngineOptions::new(Psi::Relu) };
+            let matrix = Matrix::from_tensor(&Tensor::from_slice(&w, [rows, cols]), &options).unwrap();
+            for (k, m, transposed) in [(rows, cols, false), (cols, rows, true)] {
+                let x = uniform(2, n * k);
+                let w = Mat::new(&wide, rows, cols);
+                let (product, abs) = reference::gemm(Mat::new(&x, n, k), if transposed { w.t() } else { w });
+                for beta in [Beta::Zero, Beta::One] {
+                    let before = if beta == Beta::One { 1.0 } else { f32::NAN };
+                    let mut y = vec![before; n * m];
+                    if transposed {
+                        matrix.multiply_t(team, &x, beta, &mut y);
+                    } else {
+                        matrix.multiply(team, &x, beta, &mut y);
+                    }
+                    let before = if beta == Beta::One { 1.0 } else { 0.0 };
+                    let expected: Vec<f64> = product.iter().map(|p| p + before).collect();
+                    let what = format!("multiply {format} transposed {transposed} {beta:?}");
+                    // A sum in two parts is rounded once more.
+                    assert_within(&what, &y, &expected, |i| dot_bound(k + 1, abs[i] + before));
+                }
+            }
+        }
+        let team = Team::new(Level::best(), 2);
+        check::<Q8>(&team, WeightFormat::Q8);
+        check::<Q4>(&team, WeightFormat::Q4);
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::buffer::Buffer;
 use crate::matrix::{FfnMatrices, Matrix};
-use crate::{Error, WeightFormat};
+use crate::{EngineOptions, Error};
 use model::{Config, LayerNames, RopeTable, Weights};
 
 /// All parameters, taken out of their tensors once: matrices in the format asked for, gains and the RoPE table, which are small,
@@ -41,14 +41,14 @@ pub(crate) struct LayerWeights {
 
 impl DecodeWeights {
     /// Copies the weights, with a RoPE table for `context` positions.
-    pub fn new(weights: &Weights, format: WeightFormat, context: usize) -> Result<DecodeWeights, Error> {
+    pub fn new(weights: &Weights, options: &EngineOptions, context: usize) -> Result<DecodeWeights, Error> {
         let config = weights.config();
         let layers =
-            (0..config.n_layers).map(|layer| LayerWeights::new(weights, format, layer)).collect::<Result<_, _>>()?;
-        let lm_head = (!config.tie_embeddings).then(|| Matrix::from_tensor(weights.lm_head(), format)).transpose()?;
+            (0..config.n_layers).map(|layer| LayerWeights::new(weights, options, layer)).collect::<Result<_, _>>()?;
+        let lm_head = (!config.tie_embeddings).then(|| Matrix::from_tensor(weights.lm_head(), options)).transpose()?;
         let rope = RopeTable::new(&Config { max_seq_len: context, ..config.clone() });
         Ok(DecodeWeights {
-            embed_tokens: Matrix::from_tensor(weights.embed_tokens(), format)?,
+            embed_tokens: Matrix::from_tensor(weights.embed_tokens(), options)?,
             layers,
             norm: Buffer::from_tensor(weights.norm())?,
             lm_head,
@@ -64,10 +64,10 @@ impl DecodeWeights {
 }
 
 impl LayerWeights {
-    fn new(weights: &Weights, format: WeightFormat, layer: usize) -> Result<LayerWeights, Error> {
+    fn new(weights: &Weights, options: &EngineOptions, layer: usize) -> Result<LayerWeights, Error> {
         let at = LayerNames::new(layer);
         let tensor = |index: usize| &weights.tensors()[index];
-        let matrix = |index| Matrix::from_tensor(tensor(index), format);
+        let matrix = |index| Matrix::from_tensor(tensor(index), options);
         Ok(LayerWeights {
             input_layernorm: Buffer::from_tensor(tensor(at.input_layernorm))?,
             q_proj: matrix(at.q_proj)?,
@@ -78,7 +78,7 @@ impl LayerWeights {
             ffn: FfnMatrices {
                 gate_proj: matrix(at.gate_proj)?,
                 up_proj: matrix(at.up_proj)?,
-                down_proj_t: Matrix::from_tensor(&tensor(at.down_proj).t(), format)?,
+                down_proj_t: Matrix::from_tensor(&tensor(at.down_proj).t(), options)?,
             },
         })
     }

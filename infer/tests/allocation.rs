@@ -3,7 +3,7 @@
 mod common;
 
 use common::{configs, engine_on, options, weights};
-use infer::{CacheMemory, Engine, FfnMode, Sampler, Sampling, WeightFormat};
+use infer::{ActivationFormat, CacheMemory, Engine, FfnMode, Sampler, Sampling, WeightFormat};
 use kernels::Level;
 use kernels::testing::CountingAllocator;
 use model::Psi;
@@ -21,19 +21,25 @@ fn decode_and_sample_allocate_nothing() {
         let weights = weights(config, 1);
         for level in Level::available() {
             let stochastic = Psi::stochastic(0.5);
-            for (psi, ffn, format) in [
-                (Psi::Relu, FfnMode::Sparse, WeightFormat::F32),
-                (Psi::Relu, FfnMode::Sparse, WeightFormat::Bf16),
-                (Psi::Relu, FfnMode::Auto, WeightFormat::F32),
-                (Psi::Relu, FfnMode::Dense, WeightFormat::F32),
-                (Psi::Relu, FfnMode::Dense, WeightFormat::Bf16),
-                (Psi::Silu, FfnMode::Dense, WeightFormat::F32),
-                (stochastic, FfnMode::Dense, WeightFormat::F32),
+            let (exact, q8) = (ActivationFormat::Exact, ActivationFormat::Q8);
+            for (psi, ffn, format, activations) in [
+                (Psi::Relu, FfnMode::Sparse, WeightFormat::F32, exact),
+                (Psi::Relu, FfnMode::Sparse, WeightFormat::Bf16, exact),
+                (Psi::Relu, FfnMode::Sparse, WeightFormat::Q8, exact),
+                (Psi::Relu, FfnMode::Sparse, WeightFormat::Q4, q8),
+                (Psi::Relu, FfnMode::Auto, WeightFormat::F32, exact),
+                (Psi::Relu, FfnMode::Dense, WeightFormat::F32, exact),
+                (Psi::Relu, FfnMode::Dense, WeightFormat::Bf16, exact),
+                (Psi::Relu, FfnMode::Dense, WeightFormat::Q4, exact),
+                (Psi::Relu, FfnMode::Dense, WeightFormat::Q8, q8),
+                (Psi::Silu, FfnMode::Dense, WeightFormat::F32, exact),
+                (stochastic, FfnMode::Dense, WeightFormat::F32, exact),
             ] {
                 for threads in [1, 2] {
                     let mut options = options(psi, ffn);
                     options.cache = CacheMemory::Fixed;
                     options.weights = format;
+                    options.activations = activations;
                     let mut engine = engine_on(level, threads, &weights, options);
                     let sampling = Sampling { temperature: 0.8, top_k: 20, top_p: 0.9, min_p: 0.01, seed: 3 };
                     let mut sampler = Sampler::new(sampling).unwrap();
@@ -49,7 +55,7 @@ fn decode_and_sample_allocate_nothing() {
                         ALLOCATOR.allocations() - before
                     };
                     round();
-                    let what = format!("decode {psi} {ffn} {format} {level}, {threads} threads");
+                    let what = format!("decode {psi} {ffn} {format} x {activations} {level}, {threads} threads");
                     if threads == 1 {
                         assert_eq!(round(), 0, "{what}: allocations in 60 steps");
                     } else {

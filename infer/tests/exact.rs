@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::{bits, configs, engine_on, options, tokens, weights, weights_with_active};
+use common::{bits, configs, engine_on, options, rounded, tokens, weights, weights_with_active};
 use half::bf16;
-use infer::{CpuEngine, Engine, EngineOptions, FfnMode, LayerDensity, WeightFormat};
+use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, LayerDensity, WeightFormat};
 use kernels::Activation;
 use kernels::Level;
+use kernels::quant::{Q4, Q8};
 use kernels::reference::draw16;
 use kernels::testing::uniform;
 use model::{Config, EMBED_TOKENS, LM_HEAD, Psi, PsiAt, Weights, parameter_specs};
@@ -26,17 +27,27 @@ fn greedy(engine: &mut CpuEngine, prompt: &[u32], steps: usize) -> (Vec<Vec<u32>
     (all, engine.density().to_vec())
 }
 
+/// How weights can be kept, and what they can be multiplied with.
+const FORMATS: [(WeightFormat, ActivationFormat); 6] = [
+    (WeightFormat::F32, ActivationFormat::Exact),
+    (WeightFormat::Bf16, ActivationFormat::Exact),
+    (WeightFormat::Q8, ActivationFormat::Exact),
+    (WeightFormat::Q4, ActivationFormat::Exact),
+    (WeightFormat::Q8, ActivationFormat::Q8),
+    (WeightFormat::Q4, ActivationFormat::Q8),
+];
+
 /// Dense on one thread is the measure of dense and sparse on 1 and 2 threads, at every level.
 #[track_caller]
 fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usize) -> Vec<LayerDensity> {
     let mut densities = Vec::new();
     for level in Level::available() {
-        for format in [WeightFormat::Bf16, WeightFormat::F32] {
+        for (format, activations) in FORMATS.into_iter().rev() {
             let run = |threads, mode| {
-                let options = EngineOptions { weights: format, ..options(Psi::Relu, mode) };
+                let options = EngineOptions { weights: format, activations, ..options(Psi::Relu, mode) };
                 greedy(&mut engine_on(level, threads, weights, options), prompt, steps)
             };
-            let what = format!("{what} {level} {format}");
+            let what = format!("{what} {level} {format} weights, {activations} activations");
             let (dense, density) = run(1, FfnMode::Dense);
             let active = |density: &[LayerDensity]| -> Vec<u64> { density.iter().map(|layer| layer.active).collect() };
             for (threads, mode) in [(1, FfnMode::Sparse), (2, FfnMode::Sparse), (2, FfnMode::Dense), (1, FfnMode::Auto)]
@@ -112,9 +123,9 @@ fn auto_runs_each_layer_as_its_density_asks() {
     let weights = weights_with_active(config, 5, |layer, neuron| layer == 1 || neuron % 10 == 0);
     let prompt = tokens(config, 5, 9);
     for level in Level::available() {
-        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        for (format, activations) in FORMATS {
             let run = |mode| {
-                let options = EngineOptions { weights: format, ..options(Psi::Relu, mode) };
+                let options = EngineOptions { weights: format, activations, ..options(Psi::Relu, mode) };
                 greedy(&mut engine_on(level, 1, &weights, options), &prompt, 40)
             };
             let ((auto, how), (dense, _)) = (run(FfnMode::Auto), run(FfnMode::Dense));
@@ -132,24 +143,11 @@ fn auto_runs_each_layer_as_its_density_asks() {
     assert!(auto == greedy(&mut engine, &prompt, 5).0 && how.iter().all(|layer| layer.sparse_tokens == 0));
 }
 
-/// The weights with every matrix rounded to bf16 and widened again; gains as they are.
-fn rounded(weights: &Weights) -> Weights {
-    let round = |tensor: &Tensor| {
-        if tensor.shape().rank() == 1 {
-            return tensor.clone();
-        }
-        let values = tensor.to_vec::<f32>().unwrap().into_iter();
-        let values: Vec<f32> = values.map(|w| bf16::from_f32(w).to_f32()).collect();
-        Tensor::from_slice(&values, tensor.shape())
-    };
-    Weights::from_tensors(weights.config(), weights.tensors().iter().map(round).collect())
-}
-
 #[test]
 fn an_engine_of_bf16_has_the_bits_of_one_of_rounded_weights() {
     for (number, config) in configs().iter().enumerate() {
         let weights = weights(config, number as u64);
-        let rounded = rounded(&weights);
+        let rounded = rounded::<bf16>(&weights);
         for psi in [Psi::Relu, Psi::Silu, Psi::stochastic(0.5)] {
             for level in Level::available() {
                 let run = |weights, format| {
@@ -164,6 +162,66 @@ fn an_engine_of_bf16_has_the_bits_of_one_of_rounded_weights() {
                 assert!(bf16 != run(&weights, WeightFormat::F32), "{what}: nothing was rounded");
             }
         }
+    }
+}
+
+/// Products of several tokens are those with the widened weights, whatever a single token's are.
+#[test]
+fn an_engine_of_quantised_weights_scores_with_the_bits_of_one_of_rounded_weights() {
+    for (number, config) in configs().iter().enumerate() {
+        let weights = weights(config, number as u64);
+        let tokens = tokens(config, 1, 270);
+        for (format, activations) in FORMATS.into_iter().skip(2) {
+            let rounded = if format == WeightFormat::Q8 { rounded::<Q8>(&weights) } else { rounded::<Q4>(&weights) };
+            for level in Level::available() {
+                let score = |weights, format, activations| {
+                    let options = EngineOptions { weights: format, activations, ..options(Psi::Silu, FfnMode::Dense) };
+                    let mut log_probs = Vec::new();
+                    let mut engine = engine_on(level, 2, weights, options);
+                    engine.log_probs(&tokens[..269], &tokens[1..], &mut log_probs).unwrap();
+                    log_probs
+                };
+                let what = format!("engine config {number} {level} {format} weights, {activations} activations");
+                let scores = score(&weights, format, activations);
+                let exact = ActivationFormat::Exact;
+                assert!(scores == score(&rounded, WeightFormat::F32, exact), "{what}: differs from rounded weights");
+                assert!(scores != score(&weights, WeightFormat::F32, exact), "{what}: nothing was rounded");
+            }
+        }
+    }
+}
+
+/// Activations of 8 bits: other logits than exact ones, and near them. Each of the 14 products and the LM head's errs by some 1/127 of the
+/// largest of 32 inputs, uniformly: (1/127)^2 / 12 of its square, which is 9 times the mean square or so: 5e-5 of the variance for
+/// a product, 7e-4 for all, if they were added up; nonlinearities and few channels in these small models get a factor of 10.
+#[test]
+fn activations_of_8_bits_are_near_exact_ones() {
+    for (number, config) in configs().iter().enumerate() {
+        let weights = weights(config, number as u64);
+        for format in [WeightFormat::Q8, WeightFormat::Q4] {
+            let logits = |activations| {
+                let options = EngineOptions { weights: format, activations, ..options(Psi::Silu, FfnMode::Dense) };
+                let mut engine = engine_on(Level::best(), 1, &weights, options);
+                let step = |token| engine.decode(token).unwrap().to_vec();
+                tokens(config, 1, 30).into_iter().flat_map(step).collect::<Vec<f32>>()
+            };
+            let (exact, rounded) = (logits(ActivationFormat::Exact), logits(ActivationFormat::Q8));
+            let square = |x: f32| x as f64 * x as f64;
+            let error: f64 = exact.iter().zip(&rounded).map(|(a, b)| square(a - b)).sum();
+            let nmse = error / exact.iter().map(|&a| square(a)).sum::<f64>();
+            assert!(nmse > 0.0 && nmse < 7e-3, "engine config {number} {format}: NMSE {nmse:e} of 8-bit activations");
+        }
+    }
+}
+
+#[test]
+fn activations_of_8_bits_need_quantised_weights() {
+    let config = &configs()[0];
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        let activations = ActivationFormat::Q8;
+        let options = EngineOptions { weights: format, activations, ..options(Psi::Relu, FfnMode::Dense) };
+        let error = options.validate(config).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("activations = q8: must be exact with {format} weights")), "{error}");
     }
 }
 

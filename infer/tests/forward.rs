@@ -3,12 +3,13 @@
 mod common;
 
 use autograd::Tape;
-use common::{configs, engine_on, options, tokens, weights};
-use infer::{Engine, FfnMode};
+use common::{configs, engine_on, options, rounded, tokens, weights};
+use infer::{Engine, EngineOptions, FfnMode, WeightFormat};
+use kernels::quant::{Q4, Q8};
 use kernels::testing::assert_within;
-use kernels::{Level, Team};
+use kernels::{Level, RowFormat, Team};
 use model::reference::{Reference, Value};
-use model::{HiddenAct, Positive, Psi, PsiAt, Transformer, Weights};
+use model::{Config, HiddenAct, Positive, Psi, PsiAt, Transformer, Weights};
 use std::sync::Arc;
 use tensor::Tensor;
 
@@ -72,6 +73,36 @@ fn both_forwards_are_within_the_bound_of_the_reference() {
                 }
             }
         }
+    }
+}
+
+/// Quantised weights against the reference of what they are rounded to.
+#[test]
+fn quantised_weights_are_within_the_bound_of_the_reference() {
+    fn check<W: RowFormat>(format: WeightFormat, number: usize, config: &Config) {
+        let weights = weights(config, number as u64);
+        let tokens = tokens(config, number as u64, 21);
+        for psi in [Psi::Relu, Psi::Silu] {
+            let expected = Reference::new(&rounded::<W>(&weights)).logits(&tokens, psi_at(psi));
+            for level in Level::available() {
+                let options = EngineOptions { weights: format, seed: SEED, ..options(psi, FfnMode::Dense) };
+                let mut engine = engine_on(level, 2, &weights, options);
+                for prompt in [tokens.len(), 8, 1] {
+                    let what = |part: String| format!("forward {part} {format} config {number} {psi} {level}");
+                    engine.reset(SAMPLE);
+                    let logits = engine.prefill(&tokens[..prompt]).unwrap();
+                    assert_bounded(&what(format!("prefill of {prompt}")), logits, &expected[prompt - 1]);
+                    for (t, &token) in tokens.iter().enumerate().skip(prompt) {
+                        let logits = engine.decode(token).unwrap();
+                        assert_bounded(&what(format!("decode token {t}")), logits, &expected[t]);
+                    }
+                }
+            }
+        }
+    }
+    for (number, config) in configs().iter().enumerate() {
+        check::<Q8>(WeightFormat::Q8, number, config);
+        check::<Q4>(WeightFormat::Q4, number, config);
     }
 }
 

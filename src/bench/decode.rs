@@ -1,12 +1,12 @@
 //! The second half of `silurian bench sparse`: whole tokens, dense against sparse.
 
 use super::machine::require_memory;
-use super::{LARGE, Setting, large_block, progress, read_now, read_percent};
+use super::{Formats, LARGE, Setting, large_block, progress, read_now, read_percent};
 use crate::source;
 use crate::table::{Cell, Column, Spread, Table};
 use crate::terminal::{bytes, complain};
 use anyhow::{Context, ensure};
-use infer::{CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, WeightFormat, generate};
+use infer::{CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, generate};
 use kernels::{Level, Team};
 use model::{Config, Psi, Weights, preset};
 use silurian::synthetic;
@@ -69,7 +69,7 @@ pub(super) fn require_memory_of(model: &Named) -> anyhow::Result<()> {
 pub(super) fn of_random(
     model: &Named,
     zeros: &[f64],
-    formats: &[WeightFormat],
+    formats: &[Formats],
     tokens: Option<usize>,
     setting: &Setting,
 ) -> anyhow::Result<Table> {
@@ -89,7 +89,7 @@ pub(super) fn of_random(
 /// A real model, with the zeros that it has under RELU.
 pub(super) fn of_folder(
     folder: &Path,
-    formats: &[WeightFormat],
+    formats: &[Formats],
     tokens: Option<usize>,
     setting: &Setting,
 ) -> anyhow::Result<Table> {
@@ -143,7 +143,7 @@ struct Decode<'a> {
     tokens: usize,
     sampler: Sampler,
     repetitions: usize,
-    formats: &'a [WeightFormat],
+    formats: &'a [Formats],
     teams: Vec<Arc<Team>>,
     large: Block,
     /// In the order of `formats`, for each in that of `teams`.
@@ -154,7 +154,7 @@ impl<'a> Decode<'a> {
     fn new(
         name: &'a str,
         config: &Config,
-        formats: &'a [WeightFormat],
+        formats: &'a [Formats],
         (prompt, sampling): (Vec<u32>, Sampling),
         tokens: Option<usize>,
         setting: &Setting,
@@ -191,7 +191,8 @@ impl<'a> Decode<'a> {
             progress(format_args!("sparse, {}, {format}, {what}, -t {}", self.name, team.threads()));
             let mut read = Vec::new();
             let context = Some(self.prompt.len() + self.tokens - 1);
-            let options = EngineOptions { context, weights: format, ..EngineOptions::new(Psi::Relu) };
+            let Formats { weights: kept, activations } = format;
+            let options = EngineOptions { context, weights: kept, activations, ..EngineOptions::new(Psi::Relu) };
             let mut engine = team.install(|| CpuEngine::new(weights, options))?;
             let mut by_turns = [Vec::new(), Vec::new()];
             // Repetition 0 warms up.
@@ -231,7 +232,7 @@ impl<'a> Decode<'a> {
 
 fn row(
     team: &Team,
-    format: WeightFormat,
+    format: Formats,
     config: &Config,
     [dense, sparse]: &[Vec<Generation>; 2],
     read: &[f64],
@@ -245,10 +246,7 @@ fn row(
     let zeros = 1.0 - densities.iter().sum::<f64>() / densities.len() as f64;
 
     let (dense_rates, sparse_rates) = (rates(dense)?, rates(sparse)?);
-    let bytes_each = match format {
-        WeightFormat::F32 => 4.0,
-        WeightFormat::Bf16 => 2.0,
-    };
+    let bytes_each = format.weights.bytes();
     let dense_bytes = bytes_each * read_parameters(config) as f64;
     let sparse_bytes = dense_bytes - bytes_each * ffn_parameters(config) as f64 * 2.0 / 3.0 * zeros;
     let gbs = |rates: &[f64], bytes: f64| rates.iter().map(|rate| bytes * rate / 1e9).collect::<Vec<_>>();

@@ -13,11 +13,12 @@ mod train;
 use crate::table::{Format, Spread, Table};
 use crate::terminal::{complain, print};
 use anyhow::Context;
-use infer::WeightFormat;
+use infer::{ActivationFormat, WeightFormat};
 use kernels::limits::read_pass_gbs;
 use kernels::{Level, Team};
 use machine::{Disturbance, Machine};
 use serde_json::{Value, json};
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Instant;
 use tensor::pool::Block;
@@ -167,10 +168,28 @@ fn read_percent(gbs: &[f64], read: &[f64]) -> f64 {
     100.0 * Spread::of(gbs.iter().zip(read).map(|(gbs, read)| gbs / read)).median
 }
 
-/// The value of a `--weights` flag.
-fn parse_weights(name: &str) -> Result<WeightFormat, String> {
-    let format = [WeightFormat::F32, WeightFormat::Bf16].into_iter().find(|format| format.to_string() == name);
-    format.ok_or_else(|| "expected f32 or bf16".to_string())
+/// How weights are kept and multiplied.
+#[derive(Clone, Copy)]
+struct Formats {
+    weights: WeightFormat,
+    activations: ActivationFormat,
+}
+
+impl Formats {
+    /// `activations` are those of q8 and q4 weights; others are multiplied exactly.
+    fn new(weights: WeightFormat, activations: ActivationFormat) -> Formats {
+        let quantised = matches!(weights, WeightFormat::Q8 | WeightFormat::Q4);
+        Formats { weights, activations: if quantised { activations } else { ActivationFormat::Exact } }
+    }
+}
+
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.activations {
+            ActivationFormat::Exact => write!(f, "{}", self.weights),
+            ActivationFormat::Q8 => write!(f, "{} x q8", self.weights),
+        }
+    }
 }
 
 /// The value of a `--zeros` flag: a percentage.

@@ -2,16 +2,16 @@
 
 use super::decode::{self, Named};
 use super::machine::require_memory;
-use super::{
-    LARGE, Report, Setting, large_block, parse_percent, parse_weights, progress, read_now, read_percent, seconds,
-};
+use super::{Formats, LARGE, Report, Setting, large_block, parse_percent, progress, read_now, read_percent, seconds};
+use crate::source::{parse_activations, parse_weights};
 use crate::table::{Column, Spread, Table};
 use crate::terminal::bytes;
 use anyhow::ensure;
 use half::bf16;
-use infer::WeightFormat;
+use infer::{ActivationFormat, WeightFormat};
+use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::sparse::{FfnScratch, ffn_dense, ffn_sparse};
-use kernels::{Activation, Level, Team, Weight};
+use kernels::{Activation, Level, RowFormat, Team};
 use silurian::synthetic::FfnLayers;
 use std::path::PathBuf;
 use tensor::pool::{self, Block};
@@ -39,9 +39,13 @@ pub struct Args {
           default_value = "0,50,80,85,90,95,99")]
     zeros: Vec<f64>,
 
-    /// How weights are kept: f32, bf16
+    /// How weights are kept: f32, bf16, q8, q4
     #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
     weights: Vec<WeightFormat>,
+
+    /// What q8 and q4 weights are multiplied with: exact, x as it is, or q8, rounded to 8 bits
+    #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
+    activations: ActivationFormat,
 
     /// Models with random weights that whole tokens are decoded with: 125m, 1.3b (ten minutes), or any
     /// preset with 32000 tokens
@@ -97,9 +101,10 @@ struct Sizes {
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let tokens = args.tokens.map(usize::from);
+    let formats: Vec<Formats> = args.weights.iter().map(|&weights| Formats::new(weights, args.activations)).collect();
     let mut report = Report { method: METHOD.to_string(), tables: Vec::new() };
     if let Some(folder) = &args.model {
-        report.tables.push(decode::of_folder(folder, &args.weights, tokens, setting)?);
+        report.tables.push(decode::of_folder(folder, &formats, tokens, setting)?);
         return Ok(report);
     }
     let mut zeros = args.zeros;
@@ -108,11 +113,11 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let models = if args.ffn_only { Vec::new() } else { args.models };
     // Before anything is measured.
     models.iter().try_for_each(decode::require_memory_of)?;
-    report.tables.extend(ffn(&sizes, &zeros, &args.weights, setting)?);
+    report.tables.extend(ffn(&sizes, &zeros, &formats, setting)?);
     for model in models {
         // What the last part used must not be missing here.
         pool::trim();
-        report.tables.push(decode::of_random(&model, &zeros, &args.weights, tokens, setting)?);
+        report.tables.push(decode::of_random(&model, &zeros, &formats, tokens, setting)?);
     }
     Ok(report)
 }
@@ -133,7 +138,7 @@ fn sizes(d_model: usize, d_ff: usize, layers: Option<usize>) -> anyhow::Result<S
 }
 
 /// The sweep, and where it begins to pay.
-fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[WeightFormat], setting: &Setting) -> anyhow::Result<[Table; 2]> {
+fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[Formats], setting: &Setting) -> anyhow::Result<[Table; 2]> {
     let &Sizes { layers, d_model, d_ff } = sizes;
     let title = format!("The FFN of one token: d_model {d_model}, d_ff {d_ff}, {layers} layers by turns");
     let mut table = Table::new("ffn", title, &COLUMNS);
@@ -141,10 +146,15 @@ fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[WeightFormat], setting: &Setting
     let (teams, large) = (setting.teams(Level::from_env()?)?, large_block());
     let repetitions = setting.repetitions(15);
     for format in formats {
-        let rows = match format {
-            WeightFormat::F32 => sweep::<f32>(sizes, zeros, &teams, &large, repetitions),
-            WeightFormat::Bf16 => sweep::<bf16>(sizes, zeros, &teams, &large, repetitions),
+        let sweep = match (format.weights, format.activations) {
+            (WeightFormat::F32, _) => sweep::<f32>,
+            (WeightFormat::Bf16, _) => sweep::<bf16>,
+            (WeightFormat::Q8, ActivationFormat::Exact) => sweep::<Q8>,
+            (WeightFormat::Q4, ActivationFormat::Exact) => sweep::<Q4>,
+            (WeightFormat::Q8, ActivationFormat::Q8) => sweep::<I8Dot<8>>,
+            (WeightFormat::Q4, ActivationFormat::Q8) => sweep::<I8Dot<4>>,
         };
+        let rows = sweep(sizes, zeros, &teams, &large, repetitions);
         for (team, rows) in teams.iter().zip(rows) {
             rows.iter().for_each(|row| row.push(team, *format, &mut table));
             let curve: Vec<(f64, f64)> = rows.iter().map(|row| (100.0 * row.zeros, row.speed_up().median)).collect();
@@ -156,7 +166,13 @@ fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[WeightFormat], setting: &Setting
 }
 
 /// For each team its rows.
-fn sweep<W: Weight>(sizes: &Sizes, zeros: &[f64], teams: &[Team], large: &Block, repetitions: usize) -> Vec<Vec<Row>> {
+fn sweep<W: RowFormat>(
+    sizes: &Sizes,
+    zeros: &[f64],
+    teams: &[Team],
+    large: &Block,
+    repetitions: usize,
+) -> Vec<Vec<Row>> {
     let &Sizes { layers, d_model, d_ff } = sizes;
     let total = bytes(FfnLayers::<W>::bytes(layers, d_model, d_ff));
     progress(format_args!("sparse, FFN alone: {total} of {} weights", W::NAME));
@@ -188,7 +204,7 @@ struct Row {
     read: Vec<f64>,
 }
 
-fn measure<W: Weight>(team: &Team, ffns: &FfnLayers<W>, x: &[f32], large: &Block, repetitions: usize) -> Row {
+fn measure<W: RowFormat>(team: &Team, ffns: &FfnLayers<W>, x: &[f32], large: &Block, repetitions: usize) -> Row {
     let (mut y, mut scratch, mut active) = (vec![0.0; x.len()], FfnScratch::default(), 0);
     let layer_bytes = FfnLayers::<W>::bytes(1, x.len(), ffns.d_ff()) as f64;
     let total_bytes = layer_bytes * ffns.count() as f64;
@@ -222,7 +238,7 @@ impl Row {
         Spread::of(self.dense.iter().zip(&self.sparse).map(|(dense, sparse)| dense / sparse))
     }
 
-    fn push(&self, team: &Team, format: WeightFormat, table: &mut Table) {
+    fn push(&self, team: &Team, format: Formats, table: &mut Table) {
         let us = |times: &[f64]| Spread::of(times.iter().map(|t| 1e6 * t));
         let gbs = |times: &[f64], bytes: f64| times.iter().map(|t| bytes / t / 1e9).collect::<Vec<_>>();
         let ceiling = 3.0 / (1.0 + 2.0 * (1.0 - self.zeros));

@@ -2,8 +2,8 @@
 #![allow(dead_code)] // each test file uses its part
 
 use infer::{CpuEngine, EngineOptions, FfnMode};
-use kernels::testing::uniform;
-use kernels::{Level, Team};
+use kernels::testing::{rounded_rows, uniform, widened_rows};
+use kernels::{Level, RowFormat, Team};
 use model::{Config, EMBED_TOKENS, Init, LayerNames, Psi, Weights, parameter_specs};
 use std::sync::Arc;
 use tensor::Tensor;
@@ -85,6 +85,25 @@ pub fn weights_with_active(config: &Config, seed: u64, active: impl Fn(usize, us
         change(gate_proj, &|neuron, gate| gate[0] = if active(layer, neuron) { 5.0 } else { -5.0 });
     }
     Weights::from_tensors(config, tensors)
+}
+
+/// The weights with every matrix rounded to a format, as an engine rounds it, and widened again; gains as they are.
+pub fn rounded<W: RowFormat>(weights: &Weights) -> Weights {
+    let round = |tensor: &Tensor| {
+        let cols = tensor.shape()[1];
+        let rows = rounded_rows::<W>(&tensor.to_vec::<f32>().unwrap(), cols);
+        Tensor::from_slice(&widened_rows(&rows, cols), tensor.shape())
+    };
+    let tensors =
+        parameter_specs(weights.config()).zip(weights.tensors()).map(|(spec, tensor)| match tensor.shape().rank() {
+            1 => tensor.clone(),
+            _ if spec.name.contains("down_proj") => {
+                let turned = tensor.t().to_vec::<f32>().unwrap();
+                round(&Tensor::from_slice(&turned, [tensor.shape()[1], tensor.shape()[0]])).t()
+            }
+            _ => round(tensor),
+        });
+    Weights::from_tensors(weights.config(), tensors.collect())
 }
 
 /// Reproducible tokens.
