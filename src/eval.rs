@@ -2,10 +2,10 @@
 
 mod qa;
 
-use crate::source::{self, Source, formats_in_words, parse_activations, parse_psi, parse_weights};
+use crate::source::{self, Source, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_weights};
 use crate::terminal::{complain, grouped, progress_bar, say};
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, WeightFormat};
+use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
 use kernels::Team;
 use model::{Psi, Transformer};
 use std::path::PathBuf;
@@ -58,6 +58,10 @@ pub struct Args {
     /// token by token
     #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations, requires = "weights")]
     activations: ActivationFormat,
+
+    /// How all else is multiplied: exact, activations as they are, or bf16, rounded to 16 bits
+    #[arg(long, value_name = "WAY", default_value = "exact", value_parser = parse_prefill, requires = "weights")]
+    prefill: Prefill,
 
     /// The field of a .jsonl record that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
@@ -128,6 +132,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if seq_len == 0 || seq_len > config.max_seq_len {
         bail!("--seq-len {seq_len}: must be 1 to {}, the model's context", config.max_seq_len);
     }
+    if args.activations == ActivationFormat::Q8 && args.prefill == Prefill::Bf16 {
+        bail!("--prefill bf16: with --activations q8, the text goes through the model token by token");
+    }
     if args.tokens == Some(0) {
         bail!("--tokens 0: must be at least 1");
     }
@@ -139,8 +146,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     u32::try_from(shape.sequences * seq_len).context("more than 2^32 tokens: choose fewer with --tokens")?;
     if let Some(weights) = args.weights {
         let ffn = FfnMode::of(psi);
-        let (activations, seed, context) = (args.activations, args.seed, Some(seq_len));
-        let options = EngineOptions { ffn, weights, activations, seed, context, ..EngineOptions::new(psi) };
+        let (activations, prefill, seed, context) = (args.activations, args.prefill, args.seed, Some(seq_len));
+        let options = EngineOptions { ffn, weights, activations, prefill, seed, context, ..EngineOptions::new(psi) };
         return by_engine(&source, options, &mut batches, shape);
     }
     let model = Transformer::new(source.checkpoint.weights);

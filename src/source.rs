@@ -1,7 +1,7 @@
 //! Which model a `-m` means, and which activation a flag means.
 
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, EngineOptions, WeightFormat};
+use infer::{ActivationFormat, EngineOptions, Prefill, WeightFormat};
 use kernels::Level;
 use model::hf::{self, Checkpoint};
 use model::{HiddenAct, Positive, Psi};
@@ -141,16 +141,25 @@ pub fn parse_activations(name: &str) -> Result<ActivationFormat, String> {
     formats.into_iter().find(|format| format.to_string() == name).ok_or_else(|| "expected exact or q8".to_string())
 }
 
-/// How an engine computes with its weights, for reports: `q8 weights, activations q8 (VNNI)`.
+/// The value of a `--prefill` flag.
+pub fn parse_prefill(name: &str) -> Result<Prefill, String> {
+    let ways = [Prefill::Exact, Prefill::Bf16];
+    ways.into_iter().find(|way| way.to_string() == name).ok_or_else(|| "expected exact or bf16".to_string())
+}
+
+/// How an engine computes with its weights, for reports: `q8 weights, activations q8 (VNNI), prefill bf16 (dot product)`.
 pub fn formats_in_words(options: &EngineOptions, level: Level) -> String {
-    let weights = options.weights;
-    match options.activations {
-        ActivationFormat::Exact => format!("{weights} weights"),
-        ActivationFormat::Q8 => {
-            let how = if level.has_vnni() { "VNNI" } else { "without VNNI" };
-            format!("{weights} weights, activations q8 ({how})")
-        }
-    }
+    let activations = match options.activations {
+        ActivationFormat::Exact => "",
+        ActivationFormat::Q8 if level.has_vnni() => ", activations q8 (VNNI)",
+        ActivationFormat::Q8 => ", activations q8 (without VNNI)",
+    };
+    let prefill = match options.prefill {
+        Prefill::Exact => "",
+        Prefill::Bf16 if level.has_dot_bf16() => ", prefill bf16 (dot product)",
+        Prefill::Bf16 => ", prefill bf16 (no dot product: exact)",
+    };
+    format!("{} weights{activations}{prefill}", options.weights)
 }
 
 #[cfg(test)]

@@ -125,6 +125,10 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
     let (q8, report) = write(&[&rounded[..], &["sparse"]].concat());
     assert!(report.contains("q8 weights, activations q8 ("), "{report}");
     assert_eq!(q8, write(&[&rounded[..], &["dense", "-t", "1"]].concat()).0);
+    let prefill = ["--weights", "bf16", "--prefill", "bf16", "-t"];
+    let (bf16, report) = write(&[&prefill[..], &["1"]].concat());
+    assert!(report.contains("bf16 weights, prefill bf16 ("), "{report}");
+    assert_eq!(bf16, write(&[&prefill[..], &["2"]].concat()).0);
     assert_ne!(text, write(&["--seed", "1"]).0);
     let piped = ["generate", "-m", model, "-p", "-", "--max-tokens", "60"];
     let prompt = std::fs::File::open(place.write("prompt.txt", "In ")).unwrap();
@@ -208,11 +212,14 @@ fn bench_writes_markdown_csv_and_json() {
         }
     };
 
-    let report = json(&["gemm", "--shapes", "64x64x64,TN:32x48x16", "-o", "json"]);
+    let report = json(&["gemm", "--shapes", "64x64x64,TN:32x48x16", "--operands", "f32,bf16", "-o", "json"]);
     let products = rows(&report, "gemm");
-    assert_eq!(products.len(), 2, "{report}");
-    assert_eq!((&products[1]["shape"], &products[1]["threads"]), (&"TN 32 x 48 x 16".into(), &1.into()));
-    positive(&products[1], &["gflops", "gflops_min", "gflops_max", "peak_gflops", "peak_percent"]);
+    assert_eq!(products.len(), 4, "{report}");
+    for (product, operands) in [(&products[1], "f32"), (&products[3], "bf16")] {
+        assert_eq!((&product["shape"], &product["operands"]), (&"TN 32 x 48 x 16".into(), &operands.into()));
+        assert_eq!(product["threads"], 1);
+        positive(product, &["gflops", "gflops_min", "gflops_max", "peak_gflops", "peak_percent"]);
+    }
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert!(
         report["date"].as_str().unwrap().ends_with('Z') && report["machine"]["cores"].as_u64() > Some(0),
@@ -225,6 +232,16 @@ fn bench_writes_markdown_csv_and_json() {
         let row = limits.iter().find(|row| row["limit"] == limit && !row["best"].is_null());
         positive(row.unwrap_or_else(|| panic!("no {limit} in {report}")), &["best", "rate"]);
     }
+
+    let report = json(&["prefill", "--models", "tiny", "--tokens", "40", "--weights", "f32,q8", "-o", "json"]);
+    let prompts = rows(&report, "prefill");
+    for (row, (weights, prefill)) in
+        prompts.iter().zip([("f32", "exact"), ("f32", "bf16"), ("q8", "exact"), ("q8", "bf16")])
+    {
+        assert!(row["weights"] == weights && row["prefill"] == prefill, "{row}, expected {weights} {prefill}");
+        positive(row, &["tokens_per_second", "gflops", "peak_gflops", "peak_percent"]);
+    }
+    assert_eq!(prompts.len(), 4, "{report}");
 
     let ffn = ["sparse", "--d-model", "64", "--d-ff", "100", "--layers", "3", "--zeros", "90,0"];
     let csv = output(&[&ffn[..], &["--ffn-only", "--weights", "bf16", "-o", "csv"]].concat());

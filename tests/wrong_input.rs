@@ -201,6 +201,8 @@ fn benchmarks() {
         (&["sparse", "--activations", "f32"], "expected exact or q8"),
         (&["sparse", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["sparse", "-m", "runs/m", "--zeros", "50"], "cannot be used with"),
+        (&["prefill", "--prefill", "fast"], "expected exact or bf16"),
+        (&["prefill", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["train", "--models", "XL"], "expected S, M or L"),
         (&["train", "--seq-len", "5"], "--preset"),
         (&["-r", "0"], "0 is not in 1..=1000"),
@@ -214,6 +216,10 @@ fn benchmarks() {
     refuse(&mut bench(&["sparse", "--d-ff", "0"]), &["--d-ff 0: must be 1 to 1048576"]);
     refuse(&mut bench(&["sparse", "--layers", "0"]), &["--layers 0"]);
     refuse(&mut bench(&["sparse", "-m", "nowhere"]), &["nowhere"]);
+    refuse(
+        &mut bench(&["prefill", "--models", "tiny", "--tokens", "0"]),
+        &["--tokens 0: must be 1 to 256, the context of tiny"],
+    );
     refuse(&mut bench(&["train", "--preset", "huge"]), &["--preset huge", "tiny"]);
     refuse(&mut bench(&["train", "--preset", "tiny", "--seq-len", "257"]), &["--seq-len 257", "256"]);
     refuse(&mut bench(&["train", "--preset", "tiny", "--micro-batch", "0"]), &["--micro-batch 0"]);
@@ -563,6 +569,8 @@ fn questions_and_ranks() {
         (generate(&["-n", "5", "--rank-under", "relu"]), "--rank"),
         (generate(&["--ttr-budget", "few"]), "a number of words, 1 or more"),
         (place.silurian(&["eval", "-m", run]), "<PATH>..."),
+        (place.silurian(&["eval", "-m", run, "q.jsonl", "--prefill", "bf16"]), "--weights <FORMAT>"),
+        (generate(&["--prefill", "fast"]), "expected exact or bf16"),
     ] {
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{command:?}: {}", said(&output));

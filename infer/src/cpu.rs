@@ -7,7 +7,7 @@ use crate::matrix::{Matrix, OneToken};
 use crate::recent::Recent;
 use crate::sampler::best;
 use crate::weights::{DecodeWeights, LayerWeights};
-use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity};
+use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill};
 use kernels::activation::gated_activation;
 use kernels::attention::{AttentionShape, attention};
 use kernels::elementwise::axpy;
@@ -19,9 +19,9 @@ use model::{Config, Psi, PsiAt, Weights, attention_scale};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Tokens that a prompt is cut into. A gemm of 256 rows uses each packed weight 256 times, which is near its full rate; the
-/// three hidden buffers then take 24 MiB at d_ff = 8192, whatever the length of the prompt.
-const PREFILL_CHUNK: usize = 256;
+/// Tokens that a prompt is cut into. A gemm of 512 rows uses each packed weight 512 times; the three hidden buffers then take 48 MiB at
+/// d_ff = 8192, whatever the length of the prompt.
+const PREFILL_CHUNK: usize = 512;
 
 /// Logits that [`Engine::log_probs`] holds at once, 32 MiB: every product packs all of lm_head, which many rows must pay for. 65
 /// rows at a vocabulary of 128256; of bytes, a whole chunk.
@@ -30,7 +30,7 @@ const ROW_LOGITS: usize = 8 << 20;
 /// A model on the CPU, with the cache of one sequence. Matrices are kept as [`WeightFormat`](crate::WeightFormat) says, all else
 /// is f32.
 ///
-/// Memory: one copy of the weights (tied embeddings once), the cache, and the activations of 256 tokens.
+/// Memory: one copy of the weights (tied embeddings once), the cache, and the activations of 512 tokens.
 pub struct CpuEngine {
     config: Config,
     options: EngineOptions,
@@ -81,6 +81,11 @@ impl CpuEngine {
         Ok(())
     }
 
+    /// Multiplies several tokens with the weights in this way from now on.
+    pub fn set_prefill(&mut self, prefill: Prefill) {
+        self.options.prefill = prefill;
+    }
+
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {
         let (position, context) = (self.cache.len(), self.cache.context());
         if tokens.len() > context - position {
@@ -98,26 +103,39 @@ impl CpuEngine {
         }
     }
 
-    /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the last
-    /// block in the activations. `counted`: whether density and FFN time count them.
-    fn append(&mut self, tokens: &[u32], counted: bool) {
+    /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the rows asked for,
+    /// after the last block, in the activations. `counted`: whether density and FFN time count them.
+    fn append(&mut self, tokens: &[u32], rows: Rows, counted: bool) {
         let CpuEngine { config, options, team, weights, cache, activations, density, recent, ffn_time, .. } = self;
         let (n, position) = (tokens.len(), cache.len());
         cache.reserve(n);
         activations.resize(config, n);
         weights.embed_tokens.embedding(team, tokens, &mut activations.x);
         let psi = PsiAt { psi: options.psi, seed: options.seed, first_token: position as u32, step: self.sample };
-        let pass = Pass { team, config, cos: &weights.cos, sin: &weights.sin, psi, position, n };
+        let (cos, sin) = (&weights.cos, &weights.sin);
+        let mut pass = Pass { team, config, prefill: options.prefill, cos, sin, psi, position, n };
         for (layer, weights) in weights.layers.iter().enumerate() {
+            pass.keys_and_values(layer, weights, cache, activations);
+            if layer + 1 == config.n_layers {
+                // Nothing reads what the last block makes of the other rows.
+                match rows {
+                    Rows::None => break,
+                    Rows::Last => pass = pass.of_last(activations),
+                    Rows::All => {}
+                }
+            }
             pass.attention(layer, weights, cache, activations);
-            if n == 1 {
+            if pass.n == 1 {
                 let sparse = match options.ffn {
+                    _ if n > 1 => false,
                     FfnMode::Dense => false,
                     FfnMode::Sparse => true,
                     FfnMode::Auto => options.psi == Psi::Relu && recent[layer].sparse_pays(),
                 };
                 let (active, time) = pass.ffn_of_one(layer, weights, sparse, activations);
-                recent[layer].observe(active, config.d_ff);
+                if n == 1 {
+                    recent[layer].observe(active, config.d_ff);
+                }
                 if counted {
                     let density = &mut density[layer];
                     density.active += active as u64;
@@ -150,14 +168,14 @@ impl CpuEngine {
         targets: &[u32],
         log_probs: &mut Vec<f64>,
     ) -> Result<(), Error> {
-        let CpuEngine { config, team, weights, activations: a, row_logits, .. } = self;
+        let CpuEngine { config, options, team, weights, activations: a, row_logits, .. } = self;
         let (c, v) = (config.d_model, config.vocab_size);
         rms_norm(team, &a.x, &weights.norm, config.norm_eps, &mut a.normed, &mut a.inv_rms);
         let most_rows = (ROW_LOGITS / v).clamp(1, PREFILL_CHUNK);
         for (i, (targets, normed)) in targets.chunks(most_rows).zip(a.normed.chunks(most_rows * c)).enumerate() {
             let rows = targets.len();
             row_logits.resize(rows * v, 0.0);
-            weights.lm_head().multiply_t(team, normed, Beta::Zero, row_logits);
+            weights.lm_head().multiply_t(team, options.prefill, normed, Beta::Zero, row_logits);
             let first = log_probs.len();
             log_probs.resize(first + rows, 0.0);
             team.run_chunks_mut(&mut log_probs[first..], 1, |row, log_prob| {
@@ -214,15 +232,16 @@ impl Engine for CpuEngine {
             return Err(Error::EmptyPrompt);
         }
         self.check(tokens)?;
-        for chunk in tokens.chunks(PREFILL_CHUNK) {
-            self.append(chunk, false);
+        let last = (tokens.len() - 1) / PREFILL_CHUNK;
+        for (i, chunk) in tokens.chunks(PREFILL_CHUNK).enumerate() {
+            self.append(chunk, if i == last { Rows::Last } else { Rows::None }, false);
         }
         Ok(self.last_logits())
     }
 
     fn decode(&mut self, token: u32) -> Result<&[f32], Error> {
         self.check(&[token])?;
-        self.append(&[token], true);
+        self.append(&[token], Rows::Last, true);
         Ok(self.last_logits())
     }
 
@@ -234,7 +253,7 @@ impl Engine for CpuEngine {
         let (before, scored) = (self.cache.len(), log_probs.len());
         for (tokens, targets) in tokens.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
             let position = self.cache.len();
-            self.append(tokens, false);
+            self.append(tokens, Rows::All, false);
             self.log_probs_of_appended(position, targets, log_probs).inspect_err(|_| {
                 self.cache.truncate(before);
                 log_probs.truncate(scored);
@@ -250,6 +269,14 @@ impl Engine for CpuEngine {
     fn ffn_time(&self) -> Duration {
         self.ffn_time
     }
+}
+
+/// Which of the appended tokens the last block is wanted for. Keys and values are made for all.
+#[derive(Clone, Copy)]
+enum Rows {
+    None,
+    Last,
+    All,
 }
 
 /// What a pass of n tokens through the blocks leaves behind, kept from call to call.
@@ -301,32 +328,50 @@ impl Activations {
 }
 
 /// The tokens at positions `position .. position + n` on their way through the blocks.
+#[derive(Clone, Copy)]
 struct Pass<'a> {
     team: &'a Team,
     config: &'a Config,
+    prefill: Prefill,
     /// `[context, D / 2]`.
     cos: &'a [f32],
     sin: &'a [f32],
+    /// Of the first of them.
     psi: PsiAt,
     position: usize,
     n: usize,
 }
 
 impl Pass<'_> {
-    /// `x += W_o softmax(rope(W_q z) rope(K)^T / sqrt(D)) V` with `z = norm(x)`, after the new keys `rope(W_k z)` and values
-    /// `W_v z` have joined K and V in the cache.
-    fn attention(&self, layer: usize, w: &LayerWeights, cache: &mut KvCache, a: &mut Activations) {
+    /// The last of the tokens alone, with its residual stream and its norm.
+    fn of_last(self, a: &mut Activations) -> Self {
+        let (before, c) = (self.n - 1, self.config.d_model);
+        for buffer in [&mut a.x, &mut a.normed] {
+            buffer.copy_within(before * c.., 0);
+        }
+        a.resize(self.config, 1);
+        let psi = PsiAt { first_token: self.psi.first_token + before as u32, ..self.psi };
+        Pass { psi, position: self.position + before, n: 1, ..self }
+    }
+
+    /// `z = norm(x)`; the new keys `rope(W_k z)` and values `W_v z` join K and V in the cache.
+    fn keys_and_values(&self, layer: usize, w: &LayerWeights, cache: &mut KvCache, a: &mut Activations) {
+        rms_norm(self.team, &a.x, &w.input_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
+        let (k_new, v_new) = cache.new_rows(layer, self.n);
+        self.project(&a.normed, &w.k_proj, &mut a.k);
+        self.rotate(&a.k, self.config.n_kv_heads, k_new);
+        self.project(&a.normed, &w.v_proj, v_new);
+    }
+
+    /// `x += W_o softmax(rope(W_q z) rope(K)^T / sqrt(D)) V` with the z, K and V of
+    /// [`keys_and_values`](Pass::keys_and_values).
+    fn attention(&self, layer: usize, w: &LayerWeights, cache: &KvCache, a: &mut Activations) {
         let (config, n) = (self.config, self.n);
         let [q, q_rotated] = &mut a.q;
-        rms_norm(self.team, &a.x, &w.input_layernorm, config.norm_eps, &mut a.normed, &mut a.inv_rms);
         self.project(&a.normed, &w.q_proj, q);
-        self.project(&a.normed, &w.k_proj, &mut a.k);
-        let (k_new, v_new) = cache.new_rows(layer, n);
-        self.project(&a.normed, &w.v_proj, v_new);
         self.rotate(q, config.n_heads, q_rotated);
-        self.rotate(&a.k, config.n_kv_heads, k_new);
 
-        let (k, v) = cache.rows(layer, n);
+        let (k, v) = cache.rows(layer, self.position + n - cache.len());
         let shape = AttentionShape {
             batch: 1,
             q_len: n,
@@ -346,7 +391,7 @@ impl Pass<'_> {
         self.project(&a.normed, &w.ffn.gate_proj, &mut a.g);
         self.project(&a.normed, &w.ffn.up_proj, &mut a.u);
         gated_activation(self.team, self.psi.layer(layer), &a.g, &a.u, self.config.d_ff, &mut a.h);
-        w.ffn.down_proj_t.multiply(self.team, &a.h, Beta::One, &mut a.x);
+        w.ffn.down_proj_t.multiply(self.team, self.prefill, &a.h, Beta::One, &mut a.x);
     }
 
     /// The same for one token, in the kernels where sparse equals dense. Returns the number of active neurons
@@ -366,7 +411,7 @@ impl Pass<'_> {
 
     /// `y = x W^T`. Shapes: x `[N, in]`, w `[out, in]`, y `[N, out]`.
     fn project(&self, x: &[f32], w: &Matrix, y: &mut [f32]) {
-        if self.n == 1 { w.gemv(self.team, x, y) } else { w.multiply_t(self.team, x, Beta::Zero, y) }
+        if self.n == 1 { w.gemv(self.team, x, y) } else { w.multiply_t(self.team, self.prefill, x, Beta::Zero, y) }
     }
 
     /// `residual += x W^T`. Shapes: x `[N, in]`, w `[C, in]`, residual `[N, C]`; y `[C]` is overwritten.
@@ -375,7 +420,7 @@ impl Pass<'_> {
             w.gemv(self.team, x, y);
             axpy(self.team, 1.0, y, residual);
         } else {
-            w.multiply_t(self.team, x, Beta::One, residual);
+            w.multiply_t(self.team, self.prefill, x, Beta::One, residual);
         }
     }
 

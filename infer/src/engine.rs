@@ -78,6 +78,8 @@ pub struct EngineOptions {
     pub weights: WeightFormat,
     /// What a decoded token's activations are multiplied with the weights as.
     pub activations: ActivationFormat,
+    /// How several tokens at once are multiplied with the weights.
+    pub prefill: Prefill,
     /// The seed of the draws.
     pub seed: u64,
     /// Positions of the cache, `1 ..= max_seq_len`; `None` is `max_seq_len`.
@@ -87,7 +89,7 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, exact activations, seed 0, the model's whole context, a growing
+    /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, exact activations and prefill, seed 0, the model's whole context, a growing
     /// cache.
     pub fn new(psi: Psi) -> EngineOptions {
         EngineOptions {
@@ -95,6 +97,7 @@ impl EngineOptions {
             ffn: FfnMode::of(psi),
             weights: WeightFormat::F32,
             activations: ActivationFormat::Exact,
+            prefill: Prefill::Exact,
             seed: 0,
             context: None,
             cache: CacheMemory::Growing,
@@ -131,7 +134,7 @@ impl EngineOptions {
     }
 }
 
-/// How the FFN of a decoded token is computed. A prompt always runs dense: its tokens together use nearly every neuron.
+/// How the FFN of a single token is computed. The tokens of a prompt run dense: together they use nearly every neuron.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FfnMode {
     /// Every neuron.
@@ -167,7 +170,7 @@ pub enum WeightFormat {
     /// 4 bytes a weight, as trained.
     F32,
     /// 2 bytes a weight: half the memory, and half the bytes that a decoded token reads. Matrices are rounded to the nearest bf16
-    /// (ties to even; a relative error of 2^-9 at most), which changes nothing in a checkpoint that was bf16; gains stay
+    /// (ties to even; a relative error of 2^-8 at most), which changes nothing in a checkpoint that was bf16; gains stay
     /// f32. The engine has the bits of an f32 engine of the rounded weights.
     Bf16,
     /// 1.06 bytes a weight: 8 bits, and a scale in f16 for each 32 of a row ([`kernels::quant`]). A weight is off by 1/254 of the largest
@@ -220,6 +223,27 @@ impl std::fmt::Display for ActivationFormat {
         f.write_str(match self {
             ActivationFormat::Exact => "exact",
             ActivationFormat::Q8 => "q8",
+        })
+    }
+}
+
+/// How the products of several tokens with the weights are computed: those of [`Engine::prefill`] and [`Engine::log_probs`]. A single
+/// token always keeps its activations in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefill {
+    /// Activations stay f32: what comes out differs from decoding token by token by the order of additions alone.
+    Exact,
+    /// Both operands of a product are bf16 on levels that have a dot product of bf16, which is up to twice as fast: activations are
+    /// rounded (a relative error of 2^-8 at most), and so are weights that are not bf16. Sums, norms, attention and the residual stream
+    /// stay f32. On other levels this is [`Prefill::Exact`].
+    Bf16,
+}
+
+impl std::fmt::Display for Prefill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Prefill::Exact => "exact",
+            Prefill::Bf16 => "bf16",
         })
     }
 }

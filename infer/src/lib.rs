@@ -41,7 +41,7 @@ mod utf8;
 mod weights;
 
 pub use cpu::CpuEngine;
-pub use engine::{ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, LayerDensity, WeightFormat};
+pub use engine::{ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, LayerDensity, Prefill, WeightFormat};
 pub use error::Error;
 pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, generate, score};
 pub use rank::{Ranked, rank};

@@ -1,10 +1,10 @@
 //! A weight matrix in the format that was asked for, and the products of the token path with it.
 
 use crate::buffer::Buffer;
-use crate::{ActivationFormat, EngineOptions, Error, WeightFormat};
+use crate::{ActivationFormat, EngineOptions, Error, Prefill, WeightFormat};
 use half::bf16;
 use kernels::embedding::embedding;
-use kernels::gemm::gemm;
+use kernels::gemm::{gemm, gemm_bf16};
 use kernels::gemv::gemv;
 use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::row_format::widen_rows;
@@ -70,50 +70,66 @@ impl Matrix {
         in_any_format!(self, w => gemv(team, w, x, y));
     }
 
-    /// `Y = X W`, or `Y += X W`. Shapes: X `[N, rows]`, Y `[N, cols]`. Activations are f32 in every format.
-    pub fn multiply(&self, team: &Team, x: &[f32], beta: Beta, y: &mut [f32]) {
+    /// `Y = X W`, or `Y += X W`. Shapes: X `[N, rows]`, Y `[N, cols]`. Activations are what `prefill` says in every format.
+    pub fn multiply(&self, team: &Team, prefill: Prefill, x: &[f32], beta: Beta, y: &mut [f32]) {
         let Matrix { rows, cols, .. } = *self;
         match &self.elements {
-            Elements::F32(w) => product(team, x, Mat::new(w, rows, cols), beta, y),
-            Elements::Bf16(w) => product(team, x, Mat::new(w, rows, cols), beta, y),
-            Elements::Q8(w) => self.multiply_widened(team, w, x, beta, y),
-            Elements::Q4(w) => self.multiply_widened(team, w, x, beta, y),
-            Elements::Q8ByI8(w) => self.multiply_widened(team, w, x, beta, y),
-            Elements::Q4ByI8(w) => self.multiply_widened(team, w, x, beta, y),
+            Elements::F32(w) => product(team, prefill, x, Mat::new(w, rows, cols), beta, y),
+            Elements::Bf16(w) => product(team, prefill, x, Mat::new(w, rows, cols), beta, y),
+            Elements::Q8(w) => self.multiply_widened(team, prefill, w, x, beta, y),
+            Elements::Q4(w) => self.multiply_widened(team, prefill, w, x, beta, y),
+            Elements::Q8ByI8(w) => self.multiply_widened(team, prefill, w, x, beta, y),
+            Elements::Q4ByI8(w) => self.multiply_widened(team, prefill, w, x, beta, y),
         }
     }
 
-    /// `Y = X W^T`, or `Y += X W^T`. Shapes: X `[N, cols]`, Y `[N, rows]`. Activations are f32 in every format.
-    pub fn multiply_t(&self, team: &Team, x: &[f32], beta: Beta, y: &mut [f32]) {
+    /// `Y = X W^T`, or `Y += X W^T`. Shapes: X `[N, cols]`, Y `[N, rows]`. Activations are what `prefill` says in every format.
+    pub fn multiply_t(&self, team: &Team, prefill: Prefill, x: &[f32], beta: Beta, y: &mut [f32]) {
         let Matrix { rows, cols, .. } = *self;
         match &self.elements {
-            Elements::F32(w) => product(team, x, Mat::new(w, rows, cols).t(), beta, y),
-            Elements::Bf16(w) => product(team, x, Mat::new(w, rows, cols).t(), beta, y),
-            Elements::Q8(w) => self.multiply_widened_t(team, w, x, beta, y),
-            Elements::Q4(w) => self.multiply_widened_t(team, w, x, beta, y),
-            Elements::Q8ByI8(w) => self.multiply_widened_t(team, w, x, beta, y),
-            Elements::Q4ByI8(w) => self.multiply_widened_t(team, w, x, beta, y),
+            Elements::F32(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
+            Elements::Bf16(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
+            Elements::Q8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
+            Elements::Q4(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
+            Elements::Q8ByI8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
+            Elements::Q4ByI8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
         }
     }
 
     /// [`multiply`](Matrix::multiply) with rows that are widened first, some at a time: one part of the sum after the other.
-    fn multiply_widened<W: RowFormat>(&self, team: &Team, w: &[W], x: &[f32], mut beta: Beta, y: &mut [f32]) {
+    fn multiply_widened<W: RowFormat>(
+        &self,
+        team: &Team,
+        prefill: Prefill,
+        w: &[W],
+        x: &[f32],
+        mut beta: Beta,
+        y: &mut [f32],
+    ) {
         let (k, m) = (self.rows, self.cols);
         let n = y.len() / m;
         self.widened(team, w, |rows, part| {
             let x = Mat::new(x, n, k).part(0..n, rows.clone());
-            gemm(team, x, Mat::new(part, rows.len(), m), beta, MatMut::new(y, n, m));
+            multiply(team, prefill, x, Mat::new(part, rows.len(), m), beta, MatMut::new(y, n, m));
             beta = Beta::One;
         });
     }
 
     /// [`multiply_t`](Matrix::multiply_t) with rows that are widened first, some at a time: some columns of Y after the other.
-    fn multiply_widened_t<W: RowFormat>(&self, team: &Team, w: &[W], x: &[f32], beta: Beta, y: &mut [f32]) {
+    fn multiply_widened_t<W: RowFormat>(
+        &self,
+        team: &Team,
+        prefill: Prefill,
+        w: &[W],
+        x: &[f32],
+        beta: Beta,
+        y: &mut [f32],
+    ) {
         let (k, m) = (self.cols, self.rows);
         let n = y.len() / m;
         self.widened(team, w, |rows, part| {
             let y = MatMut::strided(&mut y[rows.start..], n, rows.len(), m);
-            gemm(team, Mat::new(x, n, k), Mat::new(part, rows.len(), k).t(), beta, y);
+            multiply(team, prefill, Mat::new(x, n, k), Mat::new(part, rows.len(), k).t(), beta, y);
         });
     }
 
@@ -133,10 +149,17 @@ impl Matrix {
     }
 }
 
-fn product<W: Weight>(team: &Team, x: &[f32], w: Mat<W>, beta: Beta, y: &mut [f32]) {
+fn product<W: Weight>(team: &Team, prefill: Prefill, x: &[f32], w: Mat<W>, beta: Beta, y: &mut [f32]) {
     let (k, m) = (w.rows(), w.cols());
     let n = y.len() / m;
-    gemm(team, Mat::new(x, n, k), w, beta, MatMut::new(y, n, m));
+    multiply(team, prefill, Mat::new(x, n, k), w, beta, MatMut::new(y, n, m));
+}
+
+fn multiply<W: Weight>(team: &Team, prefill: Prefill, x: Mat, w: Mat<W>, beta: Beta, y: MatMut) {
+    match prefill {
+        Prefill::Exact => gemm(team, x, w, beta, y),
+        Prefill::Bf16 => gemm_bf16(team, x, w, beta, y),
+    }
 }
 
 /// The matrices of an FFN, all of one format.
@@ -214,9 +237,9 @@ mod tests {
                     let before = if beta == Beta::One { 1.0 } else { f32::NAN };
                     let mut y = vec![before; n * m];
                     if transposed {
-                        matrix.multiply_t(team, &x, beta, &mut y);
+                        matrix.multiply_t(team, Prefill::Exact, &x, beta, &mut y);
                     } else {
-                        matrix.multiply(team, &x, beta, &mut y);
+                        matrix.multiply(team, Prefill::Exact, &x, beta, &mut y);
                     }
                     let before = if beta == Beta::One { 1.0 } else { 0.0 };
                     let expected: Vec<f64> = product.iter().map(|p| p + before).collect();

@@ -153,7 +153,7 @@ fn an_engine_of_bf16_has_the_bits_of_one_of_rounded_weights() {
                 let run = |weights, format| {
                     let options = EngineOptions { weights: format, ..options(psi, FfnMode::Dense) };
                     // A prompt of more than one chunk, then single tokens.
-                    greedy(&mut engine_on(level, 1, weights, options), &tokens(config, 1, 270), 20)
+                    greedy(&mut engine_on(level, 1, weights, options), &tokens(config, 1, 530), 20)
                 };
                 let what = format!("engine config {number} {psi} {level}");
                 let bf16 = run(&weights, WeightFormat::Bf16);
@@ -233,7 +233,7 @@ fn threads_change_no_bit() {
             for level in Level::available() {
                 let run = |threads| {
                     let mut engine = engine_on(level, threads, &weights, options(psi, FfnMode::Dense));
-                    greedy(&mut engine, &tokens(config, 1, 270), 10)
+                    greedy(&mut engine, &tokens(config, 1, 530), 10)
                 };
                 assert!(run(1) == run(2), "engine config {number} {psi} {level}: 1 and 2 threads differ");
             }
@@ -279,8 +279,8 @@ fn the_mask_of_a_position_is_the_same_in_prefill_and_decode() {
             let largest = logits.iter().copied().fold(0.0, f32::max);
             logits.iter().map(|&x| x < 0.9 * largest).collect()
         };
-        // 257 crosses from one chunk of a prompt to the next.
-        for n in [1, 2, 3, 17, 256, 257, 280] {
+        // 513 crosses from one chunk of a prompt to the next.
+        for n in [1, 2, 3, 17, 512, 513, 530] {
             let drawn: Vec<bool> = (0..40)
                 .map(|neuron| {
                     let at = PsiAt { psi, seed, first_token: n - 1, step: sample };

@@ -3,8 +3,9 @@
 mod common;
 
 use autograd::Tape;
-use common::{configs, engine_on, options, rounded, tokens, weights};
-use infer::{Engine, EngineOptions, FfnMode, WeightFormat};
+use common::{bits, configs, engine_on, options, rounded, tokens, weights};
+use half::bf16;
+use infer::{Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
 use kernels::quant::{Q4, Q8};
 use kernels::testing::assert_within;
 use kernels::{Level, RowFormat, Team};
@@ -111,21 +112,71 @@ fn quantised_weights_are_within_the_bound_of_the_reference() {
 fn a_long_prompt_is_within_the_bound_of_the_reference() {
     let config = &configs()[0];
     let (weights, psi) = (weights(config, 7), Psi::stochastic(0.5));
-    let tokens = tokens(config, 7, 290);
+    let tokens = tokens(config, 7, 550);
     let expected = Reference::new(&weights).logits(&tokens, psi_at(psi));
     for level in Level::available() {
         let mut options = options(psi, FfnMode::Dense);
         options.seed = SEED;
         let mut engine = engine_on(level, 2, &weights, options);
-        for first in [255, 256, 257, 270] {
+        for first in [511, 512, 513, 530] {
             engine.reset(SAMPLE);
             let logits = engine.prefill(&tokens[..first]).unwrap();
             assert_bounded(&format!("forward prefill {level} of {first}"), logits, &expected[first - 1]);
-            let logits = engine.prefill(&tokens[first..285]).unwrap();
-            assert_bounded(&format!("forward prefill {level} of {first}, then to 285"), logits, &expected[284]);
-            for t in 285..290 {
+            let logits = engine.prefill(&tokens[first..545]).unwrap();
+            assert_bounded(&format!("forward prefill {level} of {first}, then to 545"), logits, &expected[544]);
+            for t in 545..550 {
                 let logits = engine.decode(tokens[t]).unwrap();
                 assert_bounded(&format!("forward decode {level} token {t}"), logits, &expected[t]);
+            }
+        }
+    }
+}
+
+/// Prefill and scores with products of bf16: within the bound that follows from rounding what they read, decoding after them too, and
+/// the same bits for any number of threads. Where there is no dot product of bf16, they are exact.
+#[test]
+fn bf16_prefill_is_within_its_bound_of_the_reference() {
+    for (number, config) in configs().iter().enumerate() {
+        let weights = rounded::<bf16>(&weights(config, number as u64));
+        let (tokens, targets) = (tokens(config, number as u64, 21), tokens(config, number as u64 + 100, 20));
+        for psi in PSIS {
+            let reference = Reference::new(&weights).with_bf16_products();
+            let expected = reference.logits(&tokens, psi_at(psi));
+            let loss = reference.loss(&tokens[..20], &targets, psi_at(psi));
+            let bound = expected.iter().flatten().map(|e| e.bound()).fold(0.0, f64::max);
+            let size = expected.iter().flatten().map(|e| e.exact.abs()).fold(0.0, f64::max);
+            assert!(bound < 0.5 * size, "config {number} {psi}: bound {bound:e} for logits of {size:e}");
+
+            for level in Level::available() {
+                let what = format!("forward bf16 config {number} {psi} {level}");
+                let run = |threads, prefill| {
+                    let mut options = options(psi, FfnMode::Dense);
+                    (options.seed, options.weights, options.prefill) = (SEED, WeightFormat::Bf16, prefill);
+                    let mut engine = engine_on(level, threads, &weights, options);
+                    engine.reset(SAMPLE);
+                    let mut logits = vec![engine.prefill(&tokens[..15]).unwrap().to_vec()];
+                    logits.extend(tokens[15..].iter().map(|&token| engine.decode(token).unwrap().to_vec()));
+                    engine.reset(SAMPLE);
+                    let mut log_probs = Vec::new();
+                    engine.log_probs(&tokens[..20], &targets, &mut log_probs).unwrap();
+                    (logits, log_probs)
+                };
+                let (logits, log_probs) = run(1, Prefill::Bf16);
+                for (logits, (t, expected)) in logits.iter().zip(expected.iter().enumerate().skip(14)) {
+                    assert_bounded(&format!("{what} token {t}"), logits, expected);
+                }
+                let (actual, bound) = (-log_probs.iter().sum::<f64>(), loss.bound());
+                let error = (actual - loss.exact).abs();
+                assert!(error <= bound, "{what} log_probs: {actual:e}, expected {:e}: bound {bound:e}", loss.exact);
+
+                let all_bits = |(logits, log_probs): (Vec<Vec<f32>>, Vec<f64>)| {
+                    let log_probs: Vec<u64> = log_probs.iter().map(|p| p.to_bits()).collect();
+                    (logits.iter().map(|l| bits(l)).collect::<Vec<_>>(), log_probs)
+                };
+                let one = all_bits((logits, log_probs));
+                assert!(one == all_bits(run(2, Prefill::Bf16)), "{what}: 1 and 2 threads differ");
+                let exact = one == all_bits(run(1, Prefill::Exact));
+                assert_eq!(exact, !level.has_dot_bf16(), "{what}: as exact prefill");
             }
         }
     }

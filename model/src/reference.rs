@@ -68,6 +68,8 @@ fn dot(pairs: impl Iterator<Item = (Value, Value)>) -> Value {
 /// The parameters of a model in f64, to be read by the formulas and changed by finite differences.
 pub struct Reference {
     config: crate::Config,
+    /// Relative error of what the products with weights read: 0, or that of rounding to bf16.
+    operand_rounding: f64,
     /// In the fixed order of [`parameter_specs`](crate::parameter_specs), row-major.
     pub parameters: Vec<Vec<f64>>,
 }
@@ -79,7 +81,14 @@ impl Reference {
             let f32s = t.to_vec::<f32>().unwrap_or_else(|e| panic!("Reference: {e}"));
             f32s.into_iter().map(f64::from).collect()
         };
-        Reference { config: weights.config().clone(), parameters: weights.tensors().iter().map(f64s).collect() }
+        let parameters = weights.tensors().iter().map(f64s).collect();
+        Reference { config: weights.config().clone(), operand_rounding: 0.0, parameters }
+    }
+
+    /// The same, with bounds for a computation that rounds activations to bf16 (8 bits: a relative error of 2^-8 at most) before it
+    /// multiplies them with weights. The weights must be bf16 already.
+    pub fn with_bf16_products(self) -> Reference {
+        Reference { operand_rounding: f64::powi(2.0, -8), ..self }
     }
 
     /// What the LM head reads, `[T][C]`, for one sequence from position 0. Its first token is `psi.first_token` of the step.
@@ -144,7 +153,11 @@ impl Reference {
     /// `y = x W^T`.
     fn linear(&self, x: &[Row], weight: usize) -> Vec<Row> {
         let product = |x: &Row, w: &[f64]| dot(x.iter().copied().zip(w.iter().map(|&w| Value::new(w, 0.0))));
-        let rows = |x: &Row| self.parameters[weight].chunks(x.len()).map(|w| product(x, w)).collect();
+        let rounded = |x: &Value| Value::new(x.exact, join([x.sigma, self.operand_rounding * x.exact]));
+        let rows = |x: &Row| {
+            let x: Row = x.iter().map(rounded).collect();
+            self.parameters[weight].chunks(x.len()).map(|w| product(&x, w)).collect()
+        };
         x.iter().map(rows).collect()
     }
 

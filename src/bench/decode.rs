@@ -41,8 +41,8 @@ const PROMPT: usize = 32;
 /// A model with random weights.
 #[derive(Clone, Debug)]
 pub(super) struct Named {
-    name: String,
-    config: Config,
+    pub(super) name: String,
+    pub(super) config: Config,
 }
 
 /// Its sizes by name, with a vocabulary of 32000 tokens.
@@ -59,10 +59,10 @@ pub(super) fn parse_named(name: &str) -> Result<Named, String> {
 }
 
 /// Fails if the weights and the engine's copy of them do not fit.
-pub(super) fn require_memory_of(model: &Named) -> anyhow::Result<()> {
+pub(super) fn require_memory_of(bench: &str, model: &Named) -> anyhow::Result<()> {
     let weights = model.config.inference_memory().weights;
     let needed = weights.saturating_mul(2).saturating_add(4 * LARGE as u64);
-    require_memory(&format!("bench sparse: model {} with an engine's copy of its weights", model.name), needed)
+    require_memory(&format!("bench {bench}: model {} with an engine's copy of its weights", model.name), needed)
 }
 
 /// A model with random weights under imposed zeros.
@@ -73,7 +73,7 @@ pub(super) fn of_random(
     tokens: Option<usize>,
     setting: &Setting,
 ) -> anyhow::Result<Table> {
-    require_memory_of(model)?;
+    require_memory_of("sparse", model)?;
     let Named { name, config } = model;
     progress(format_args!("sparse, {name}: making {} parameters", config.parameters()));
     let mut weights = synthetic::weights(config);

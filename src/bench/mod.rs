@@ -7,6 +7,7 @@ mod decode;
 mod gemm;
 mod limits;
 mod machine;
+mod prefill;
 mod sparse;
 mod train;
 
@@ -46,6 +47,7 @@ enum What {
     /// The machine: arithmetic at each instruction set, and memory
     Limits,
     Gemm(gemm::Args),
+    Prefill(prefill::Args),
     Sparse(Box<sparse::Args>),
     Train(train::Args),
 }
@@ -87,6 +89,7 @@ pub fn run(args: Args, threads: Option<usize>) -> anyhow::Result<ExitCode> {
     let report = match args.what {
         None | Some(What::Limits) => limits::run(&setting)?,
         Some(What::Gemm(args)) => gemm::run(args, &setting)?,
+        Some(What::Prefill(args)) => prefill::run(args, &setting)?,
         Some(What::Sparse(args)) => sparse::run(*args, &setting)?,
         Some(What::Train(args)) => train::run(args, &setting)?,
     };

@@ -112,7 +112,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let sizes = sizes(args.d_model, args.d_ff, args.layers)?;
     let models = if args.ffn_only { Vec::new() } else { args.models };
     // Before anything is measured.
-    models.iter().try_for_each(decode::require_memory_of)?;
+    models.iter().try_for_each(|model| decode::require_memory_of("sparse", model))?;
     report.tables.extend(ffn(&sizes, &zeros, &formats, setting)?);
     for model in models {
         // What the last part used must not be missing here.

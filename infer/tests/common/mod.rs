@@ -18,7 +18,7 @@ pub fn configs() -> Vec<Config> {
         n_kv_heads: 2,
         head_dim: 12,
         d_ff: 80,
-        max_seq_len: 300,
+        max_seq_len: 560,
         rope_theta: 10_000.0,
         rope_scaling: None,
         norm_eps: 1e-5,

@@ -1,0 +1,177 @@
+//! `silurian bench prefill`: a prompt through the engine, against the peak of its arithmetic.
+
+use super::decode::{self, Named};
+use super::{Report, Setting, progress, seconds};
+use crate::source::{parse_prefill, parse_weights};
+use crate::table::{Column, Spread, Table};
+use anyhow::ensure;
+use infer::{CpuEngine, Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
+use kernels::limits::{Dot, dot_gops, fma_gflops};
+use kernels::{Level, Team};
+use model::{Config, Psi};
+use silurian::synthetic;
+use std::sync::Arc;
+use tensor::pool;
+
+/// Feeding a prompt: tokens a second of models with random weights, and the share of the peak.
+///
+/// bf16 multiplies with the dot product of bf16, where the CPU has one, and rounds activations for it; exact keeps them in f32.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Models with random weights: 125m, 1.3b, or any preset with 32000 tokens
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "125m", value_parser = decode::parse_named)]
+    models: Vec<Named>,
+
+    /// How weights are kept: f32, bf16, q8, q4
+    #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
+    weights: Vec<WeightFormat>,
+
+    /// How they are multiplied: exact, bf16
+    #[arg(long, value_name = "WAY,...", value_delimiter = ',', value_parser = parse_prefill, default_value = "exact,bf16")]
+    prefill: Vec<Prefill>,
+
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    tokens: usize,
+}
+
+const COLUMNS: [Column; 10] = [
+    Column::text("model", "model"),
+    Column::text("level", "level"),
+    Column::text("weights", "weights"),
+    Column::text("prefill", "prefill"),
+    Column::number("threads", "threads"),
+    Column::spread("tokens_per_second", "tokens/s"),
+    Column::number("gflops", "GFLOP/s"),
+    Column::number("peak_gflops", "peak, GFLOP/s"),
+    Column::number("peak_percent", "share of peak, %"),
+    Column::number("best_percent", "of the best, %"),
+];
+
+const METHOD: &str = "The prompt is fed whole into an empty cache, once more for every repetition; repetitions go round the ways of \
+multiplying, and the peak (best of many passes in registers, of multiply-adds, or of the dot product of bf16 where bf16 has it) is \
+measured in each round. Operations are those of the products and of attention, an addition and a multiplication counting 2: the last \
+block makes keys and values for all tokens, and all else for the last one alone, as the LM head does. The shares are those of the \
+median and of the best repetition.";
+
+pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
+    for model in &args.models {
+        let (name, most) = (&model.name, model.config.max_seq_len);
+        ensure!(
+            (1..=most).contains(&args.tokens),
+            "--tokens {}: must be 1 to {most}, the context of {name}",
+            args.tokens
+        );
+        decode::require_memory_of("prefill", model)?;
+    }
+    let teams: Vec<Arc<Team>> = setting.teams(Level::from_env()?)?.into_iter().map(Arc::new).collect();
+    let mut table = Table::new("prefill", format!("A prompt of {} tokens", args.tokens), &COLUMNS);
+    for Named { name, config } in &args.models {
+        // What the last model used must not be missing here.
+        pool::trim();
+        progress(format_args!("prefill, {name}: making {} parameters", config.parameters()));
+        let weights = synthetic::weights(config);
+        let prompt: Vec<u32> = (0..args.tokens).map(|i| (i * 31 % config.vocab_size) as u32).collect();
+        for &format in &args.weights {
+            for team in &teams {
+                progress(format_args!("prefill, {name}, {format}, -t {}", team.threads()));
+                let ffn = FfnMode::Dense;
+                let options =
+                    EngineOptions { context: Some(args.tokens), weights: format, ffn, ..EngineOptions::new(Psi::Relu) };
+                let mut engine = team.install(|| CpuEngine::new(&weights, options))?;
+                for way in measure(&mut engine, team, &prompt, &args.prefill, setting.repetitions(5))? {
+                    let rate = |seconds: f64| prompt.len() as f64 / seconds;
+                    let gflops = |seconds: f64| flop(config, prompt.len()) / seconds / 1e9;
+                    let times = Spread::of(way.seconds.iter().copied());
+                    table.push(vec![
+                        name.as_str().into(),
+                        team.level().to_string().into(),
+                        format.to_string().into(),
+                        way.prefill.to_string().into(),
+                        team.threads().into(),
+                        Spread::of(way.seconds.iter().map(|&s| rate(s))).into(),
+                        gflops(times.median).into(),
+                        way.peak.into(),
+                        (100.0 * gflops(times.median) / way.peak).into(),
+                        (100.0 * gflops(times.min) / way.peak).into(),
+                    ]);
+                }
+            }
+        }
+    }
+    Ok(Report { method: METHOD.to_string(), tables: vec![table] })
+}
+
+/// A way of multiplying, and what it took.
+struct Way {
+    prefill: Prefill,
+    seconds: Vec<f64>,
+    /// Of its arithmetic, in GFLOP/s.
+    peak: f64,
+}
+
+fn measure(
+    engine: &mut CpuEngine,
+    team: &Team,
+    prompt: &[u32],
+    ways: &[Prefill],
+    repetitions: usize,
+) -> anyhow::Result<Vec<Way>> {
+    let mut ways: Vec<Way> = ways.iter().map(|&prefill| Way { prefill, seconds: Vec::new(), peak: 0.0 }).collect();
+    // Repetition 0 warms up.
+    for repetition in 0..=repetitions {
+        for way in &mut ways {
+            way.peak = way.peak.max(peak(team, way.prefill));
+            engine.set_prefill(way.prefill);
+            engine.reset(0);
+            let mut result = Ok(());
+            let time = seconds(|| result = engine.prefill(prompt).map(|_| ()));
+            result?;
+            if repetition > 0 {
+                way.seconds.push(time);
+            }
+        }
+    }
+    Ok(ways)
+}
+
+fn peak(team: &Team, prefill: Prefill) -> f64 {
+    let dots = prefill == Prefill::Bf16 && team.level().has_dot_bf16();
+    let dots = if dots { dot_gops(team, Dot::Bf16) } else { None };
+    dots.unwrap_or_else(|| fma_gflops(team))
+}
+
+/// Operations of feeding n tokens: see [`METHOD`].
+fn flop(config: &Config, n: usize) -> f64 {
+    let c = config.d_model;
+    let keys_and_values = 2 * c * config.kv_width();
+    let others = 2 * c * config.q_width() + config.parameter_counts().layer_ffn;
+    // A dot and an addition for each head and pair of positions.
+    let attention = |pairs: usize| 2 * config.q_width() * pairs;
+    let block = n * (keys_and_values + others) + attention(n * (n + 1) / 2);
+    let last_block = n * keys_and_values + others + attention(n);
+    2.0 * ((config.n_layers - 1) * block + last_block + config.vocab_size * c) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_of_one_token_are_those_of_the_model() {
+        for name in ["1.3b", "125m"] {
+            let Named { config, .. } = decode::parse_named(name).unwrap();
+            assert_eq!(flop(&config, 1), config.flops_per_token(1).forward, "{name}");
+        }
+    }
+
+    /// 23 of 24 blocks work for every token, and the last one for little but keys and values, 4.2M of its 47M weights.
+    #[test]
+    fn operations_of_a_prompt_are_nearly_those_of_its_tokens() {
+        let Named { config, .. } = decode::parse_named("1.3b").unwrap();
+        let embeddings = (2 * config.vocab_size * config.d_model) as f64;
+        let all = 512.0 * (config.flops_per_token(512).forward - embeddings) + embeddings;
+        let share = flop(&config, 512) / all;
+        assert!((23.0 / 24.0..23.2 / 24.0).contains(&share), "{share}");
+    }
+}
