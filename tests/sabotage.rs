@@ -25,6 +25,7 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("lm_head_loss", &["lm_head_loss.rs"]),
     ("rms_norm", &["rms_norm.rs"]),
     ("rope", &["rope.rs"]),
+    ("quant", &["quant/exact.rs", "quant/i8_dot.rs"]),
     ("rows_axpy", &["sparse/rows_axpy.rs"]),
     ("sum", &["reduce.rs"]),
 ];

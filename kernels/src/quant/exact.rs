@@ -55,6 +55,8 @@ pub(super) fn axpy<S: Simd, const BITS: u32, const R: usize>(
         assert_eq!(row.len(), Quantized::<BITS>::row_len(sum.len()), "rows_axpy: a row of another length");
     }
     let blocks = sum.len() / BLOCK;
+    let row_len = Quantized::<BITS>::len_of(blocks);
+    let mut ahead = Ahead { rows: hints, row: 0, line: 0, bytes: 0 };
     for (first, n) in groups(blocks) {
         // SAFETY: the rows have `blocks` blocks, by the assert, and the group is among them.
         let mut group = [unsafe { Group::of(rows[0], hints[0], blocks, first) }; R];
@@ -66,13 +68,47 @@ pub(super) fn axpy<S: Simd, const BITS: u32, const R: usize>(
         // SAFETY: the groups have n blocks, and the sum is as long.
         unsafe {
             if n == GROUP_BLOCKS {
-                Group::axpy(s, GROUP_BLOCKS, group, h, sum.as_mut_ptr())
+                Group::axpy(s, GROUP_BLOCKS, group, &mut ahead, row_len, h, sum.as_mut_ptr())
             } else {
-                Group::axpy(s, n, group, h, sum.as_mut_ptr())
+                Group::axpy(s, n, group, &mut ahead, row_len, h, sum.as_mut_ptr())
             }
         }
     }
-    hints.into_iter().for_each(|hint| hint_scales(s, hint, blocks));
+    while ahead.row < R {
+        ahead.hint(s, row_len);
+    }
+}
+
+/// Hints at lines of the next rows, as many as are read of these: one row after the other from its start to its end, so that memory sees
+/// one stream, although the rows in use are read side by side. At 2048 columns from memory (Zen 5, one thread, reading at 38.5 GB/s), four
+/// rows in this way: q8 32 GB/s and q4 21; with hints in the order of use 23 and 16; one row at a time 29 and 18.
+struct Ahead<const BITS: u32, const R: usize> {
+    rows: [*const Quantized<BITS>; R],
+    row: usize,
+    line: usize,
+    /// Read, and not hinted for yet.
+    bytes: usize,
+}
+
+impl<const BITS: u32, const R: usize> Ahead<BITS, R> {
+    #[inline(always)]
+    fn hint<S: Simd>(&mut self, s: S, row_len: usize) {
+        s.prefetch(self.rows[self.row].wrapping_add(self.line).cast());
+        self.line += 1;
+        if self.line == row_len {
+            (self.row, self.line) = (self.row + 1, 0);
+        }
+    }
+
+    /// For a vector of each row that is read: never more lines than the rows have, because their scales are not counted.
+    #[inline(always)]
+    fn read<S: Simd>(&mut self, s: S, row_len: usize) {
+        self.bytes += R * S::LANES;
+        if self.bytes >= LINE {
+            self.bytes -= LINE;
+            self.hint(s, row_len);
+        }
+    }
 }
 
 /// A group of a row: its weights and scales, and the place where another row has the same weights.
@@ -137,7 +173,15 @@ impl<const BITS: u32> Group<BITS> {
     /// # Safety
     /// The groups have `n` blocks, and `sum` is valid for reading and writing as many.
     #[inline(always)]
-    unsafe fn axpy<S: Simd, const R: usize>(s: S, n: usize, group: [Self; R], h: &[f32], sum: *mut f32) {
+    unsafe fn axpy<S: Simd, const R: usize>(
+        s: S,
+        n: usize,
+        group: [Self; R],
+        ahead: &mut Ahead<BITS, R>,
+        row_len: usize,
+        h: &[f32],
+        sum: *mut f32,
+    ) {
         let run = 4 * n;
         for v in (0..run).step_by(S::LANES) {
             let mut factors = [s.splat(0.0); R];
@@ -146,6 +190,7 @@ impl<const BITS: u32> Group<BITS> {
                 factors[r] = s.mul(s.splat(h[r]), unsafe { s.load_f16_by_4_ptr(group[r].scales, v) });
             }
             for j in 0..block_bytes(BITS) / 4 {
+                ahead.read(s, row_len);
                 // SAFETY: as in `dot`, with the sum for x.
                 unsafe {
                     let low_dst = sum.add(j * run + v);
@@ -155,9 +200,6 @@ impl<const BITS: u32> Group<BITS> {
                     let mut high_sum = if BITS == 8 { low_sum } else { s.load_ptr(high_dst) };
                     for r in 0..R {
                         let quants = group[r].quants.add(j * run + v);
-                        if v == 0 {
-                            s.prefetch(group[r].hint.wrapping_add(j * run).cast());
-                        }
                         if BITS == 8 {
                             low_sum = s.mul_add(factors[r], s.load_i8_ptr(quants.cast()), low_sum);
                         } else {

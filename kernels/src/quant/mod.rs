@@ -270,9 +270,10 @@ impl<const BITS: u32> Loops for Quantized<BITS> {
     fn sum_len(cols: usize) -> usize {
         blocks_of(cols) * BLOCK
     }
+    /// The sum, four or eight times as long as a row, moves to and from L1 once for all of them.
     #[inline(always)]
     fn axpys_at_once(_: usize, _: bool) -> usize {
-        1
+        4
     }
     #[inline(always)]
     fn axpy_group<S: Simd, const R: usize>(
