@@ -1,7 +1,7 @@
 //! `silurian generate`: continues a prompt, streaming, or ranks several continuations.
 
 use crate::source::{self, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_weights};
-use crate::terminal::{complain, print, progress_bar, say};
+use crate::terminal::{bytes, complain, print, progress_bar, say};
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
@@ -110,6 +110,8 @@ enum Ffn {
     Dense,
     /// The neurons that RELU lets through
     Sparse,
+    /// The same, and of the gate only the rows that an 8-bit copy of it cannot rule out; with f32 and bf16 weights
+    Filtered,
     /// Layer by layer, sparse where that is faster
     Auto,
 }
@@ -164,12 +166,14 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         options.ffn = match ffn {
             Ffn::Dense => FfnMode::Dense,
             Ffn::Sparse => FfnMode::Sparse,
+            Ffn::Filtered => FfnMode::Filtered,
             Ffn::Auto => FfnMode::Auto,
         };
     }
     (options.weights, options.activations, options.prefill) = (args.weights, args.activations, args.prefill);
     let formats = formats_in_words(&options, Team::current().level());
     let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
+    let filter_bytes = engine.filter_bytes();
     let prompt = Tokenizer::Bytes.encode(&args.prompt);
 
     let streams = !args.rank && args.output == Output::Text;
@@ -182,7 +186,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         }
         let text = write(&args, &source.checkpoint.meta.eos_token_ids, &mut samples, &mut sampler, sample, streams)?;
         if streams {
-            report(&text.generation, psi, &formats);
+            report(&text.generation, psi, &formats, filter_bytes);
         }
         bar.inc(1);
         texts.push(text);
@@ -246,7 +250,7 @@ fn write(
 }
 
 /// What a text took, in a line or two on standard error.
-fn report(done: &Generation, psi: Psi, formats: &str) {
+fn report(done: &Generation, psi: Psi, formats: &str, filter_bytes: usize) {
     let prompt = done.prefill_rate().map_or("kept".to_string(), |r| format!("at {r:.0} tokens/s"));
     let rate = done.decode_rate().map_or("-".to_string(), |r| format!("{r:.0} tokens/s"));
     let ended = match done.stop {
@@ -257,7 +261,13 @@ fn report(done: &Generation, psi: Psi, formats: &str) {
     let (prompt_tokens, new) = (done.prompt_tokens, done.tokens.len());
     complain(format_args!("[{prompt_tokens} prompt tokens {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
-    complain(format_args!("[{psi}, {formats}, FFN {}{zeros}]", done.ffn_in_words()));
+    let filter = match (done.ffn, done.mean_gate_share()) {
+        (FfnMode::Filtered, Some(share)) => {
+            format!(", {:.1} % of the gate's rows read, filter {}", 100.0 * share, bytes(filter_bytes as u64))
+        }
+        _ => String::new(),
+    };
+    complain(format_args!("[{psi}, {formats}, FFN {}{zeros}{filter}]", done.ffn_in_words()));
 }
 
 /// The samples, best first, and how they came about.

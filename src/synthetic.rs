@@ -2,12 +2,13 @@
 //! For `silurian bench` and for `benches/`.
 
 use autograd::{Gradients, Tape};
-use kernels::row_format::{round_rows, widen_rows};
-use kernels::sparse::FfnWeights;
-use kernels::testing::uniform;
-use kernels::{RowFormat, Team};
+use kernels::row_format::round_rows;
+use kernels::sparse::{FfnWeights, GateFilter};
+use kernels::testing::{SparseInputs, uniform};
+use kernels::{RowFormat, Team, Weight};
 use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_specs};
 use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use tensor::pool::Block;
 use tensor::{Shape, Tensor};
 use train::config::TrainConfig;
@@ -18,13 +19,40 @@ use train::optimizer::{Optimizer, gradient_norm};
 pub struct FfnLayers<W = f32> {
     d_model: usize,
     d_ff: usize,
-    /// gate, up and down_t of each.
-    layers: Vec<[Block; 3]>,
+    layers: Vec<FfnLayer>,
+    inputs: SparseInputs,
     elements: PhantomData<W>,
 }
 
+struct FfnLayer {
+    gate: Block,
+    up: Block,
+    down_t: Block,
+    /// Of [`FfnLayers::make_filters`].
+    filter: Option<GateFilter<Quants>>,
+}
+
+/// The memory of a filter.
+pub struct Quants {
+    block: Block,
+    len: usize,
+}
+
+impl Deref for Quants {
+    type Target = [i8];
+    fn deref(&self) -> &[i8] {
+        &self.block.elements()[..self.len]
+    }
+}
+
+impl DerefMut for Quants {
+    fn deref_mut(&mut self) -> &mut [i8] {
+        &mut self.block.elements_mut()[..self.len]
+    }
+}
+
 impl<W: RowFormat> FfnLayers<W> {
-    /// Random layers. [`set_zeros`](FfnLayers::set_zeros) says which neurons are active.
+    /// Random layers, the same ones in every run. The gates come with [`set_zeros`](FfnLayers::set_zeros).
     pub fn new(layers: usize, d_model: usize, d_ff: usize) -> FfnLayers<W> {
         let units = d_ff * W::row_len(d_model);
         let weights = |seed| {
@@ -33,11 +61,15 @@ impl<W: RowFormat> FfnLayers<W> {
             round_rows(&Team::current(), &values, d_model, &mut block.elements_mut::<W>()[..units]);
             block
         };
-        let layers = (0..layers as u64).map(|layer| [0, 1, 2].map(|i| weights(3 * layer + i))).collect();
-        FfnLayers { d_model, d_ff, layers, elements: PhantomData }
+        let layer = |layer| {
+            let [gate, up, down_t] = [0, 1, 2].map(|i| weights(3 * layer + i));
+            FfnLayer { gate, up, down_t, filter: None }
+        };
+        let layers = (0..layers as u64).map(layer).collect();
+        FfnLayers { d_model, d_ff, layers, inputs: SparseInputs::new(0, d_model, 1), elements: PhantomData }
     }
 
-    /// Bytes of `layers` such layers.
+    /// Bytes of `layers` such layers, without filters.
     pub fn bytes(layers: usize, d_model: usize, d_ff: usize) -> u64 {
         (layers as u64)
             .saturating_mul(3 * size_of::<W>() as u64)
@@ -55,21 +87,17 @@ impl<W: RowFormat> FfnLayers<W> {
         self.d_ff
     }
 
-    /// For a positive x the sign of a gate row is the sign of g: negative from now on in a share `zeros` of the rows of every
-    /// layer, at random places.
+    /// Makes new gates, which are 0 in a share `zeros` of the neurons for [`input`](FfnLayers::input) but for the rounding of their
+    /// format. The rows are [`SparseInputs::gate`]'s: normal, with a shift against a direction that x has.
     pub fn set_zeros(&mut self, zeros: f64) {
         let units = self.units();
-        let mut rows = vec![0.0; self.d_ff * self.d_model];
-        for (seed, [gate, ..]) in self.layers.iter_mut().enumerate() {
-            let gate = &mut gate.elements_mut::<W>()[..units];
-            widen_rows(&Team::current(), gate, self.d_model, &mut rows);
-            let active = active_neurons(seed as u64, self.d_ff, zeros);
-            for (row, active) in rows.chunks_mut(self.d_model).zip(active) {
-                let sign = if active { 1.0 } else { -1.0 };
-                row.iter_mut().for_each(|w| *w = w.abs() * sign);
-            }
-            round_rows(&Team::current(), &rows, self.d_model, gate);
-        }
+        let FfnLayers { d_model, d_ff, ref inputs, ref mut layers, .. } = *self;
+        let team = Team::current();
+        team.run_chunks_mut(layers, 1, |seed, layer| {
+            let gate = inputs.gate(seed as u64, d_ff, zeros);
+            let rounded = &mut layer[0].gate.elements_mut::<W>()[..units];
+            round_rows(&Team::serial(team.level()), &gate, d_model, rounded);
+        });
     }
 
     /// Units of a matrix.
@@ -79,14 +107,32 @@ impl<W: RowFormat> FfnLayers<W> {
 
     /// The weights of layer `turn`, modulo their number.
     pub fn weights(&self, turn: usize) -> FfnWeights<'_, W> {
-        let layer = &self.layers[turn % self.layers.len()];
-        let [gate, up, down_t] = layer.each_ref().map(|block| &block.elements::<W>()[..self.units()]);
+        let FfnLayer { gate, up, down_t, .. } = &self.layers[turn % self.layers.len()];
+        let [gate, up, down_t] = [gate, up, down_t].map(|block| &block.elements::<W>()[..self.units()]);
         FfnWeights { gate, up, down_t }
     }
 
-    /// A positive x, as [`set_zeros`](FfnLayers::set_zeros) needs it.
+    /// The x that the zeros are for.
     pub fn input(&self) -> Vec<f32> {
-        uniform(0, self.d_model).into_iter().map(f32::abs).collect()
+        self.inputs.x.clone()
+    }
+}
+
+impl<W: Weight> FfnLayers<W> {
+    /// Makes the filters of the gates as they are.
+    pub fn make_filters(&mut self) {
+        let len = self.units();
+        let FfnLayers { d_model, ref mut layers, .. } = *self;
+        let team = Team::current();
+        for FfnLayer { gate, filter, .. } in layers {
+            let memory = filter.take().map_or_else(|| Quants { block: Block::new(len), len }, GateFilter::into_memory);
+            *filter = Some(GateFilter::new(&team, &gate.elements::<W>()[..len], d_model, memory));
+        }
+    }
+
+    /// The filter of the gate of layer `turn`, modulo their number. Panics before [`make_filters`](FfnLayers::make_filters).
+    pub fn filter(&self, turn: usize) -> &GateFilter<Quants> {
+        self.layers[turn % self.layers.len()].filter.as_ref().expect("make_filters comes first")
     }
 }
 

@@ -113,6 +113,11 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
     assert!(text == sparse && report.contains("FFN sparse"), "{report}");
     let (json, _) = write(&["-o", "json", "--temp", "0.8"]);
     assert!(json.contains("\"temperature\": 0.8,"), "{json}");
+    let (filtered, report) = write(&["--ffn", "filtered"]);
+    assert!(
+        filtered == sparse && report.contains("FFN filtered") && report.contains("of the gate's rows read"),
+        "{report}"
+    );
     let (dense, report) = write(&["--ffn", "dense"]);
     assert!(text == dense && report.contains("FFN dense"), "{report}");
     let (bf16, report) = write(&["--weights", "bf16", "-t", "1"]);
@@ -264,6 +269,15 @@ fn bench_writes_markdown_csv_and_json() {
         assert_eq!(rows.len(), 2, "{report}");
     }
     positive(&rows(&report, "decode")[1], &["dense_tokens_per_second", "sparse_tokens_per_second", "ffn_speed_up"]);
+    for (table, fields) in [
+        ("ffn_filtered", ["survivors_percent", "filtered_us", "speed_up"]),
+        ("decode", ["survivors_percent", "filtered_tokens_per_second", "filtered_speed_up"]),
+    ] {
+        for row in rows(&report, table) {
+            positive(row, &fields);
+            assert!(row["survivors_percent"].as_f64() < Some(50.0), "{table}: the filter rules little out: {row}");
+        }
+    }
 
     let run = place.trained("m");
     let report = json(&["sparse", "-m", run.to_str().unwrap(), "--weights", "f32", "-o", "json"]);

@@ -13,7 +13,7 @@ use kernels::attention::{AttentionShape, attention};
 use kernels::elementwise::axpy;
 use kernels::rms_norm::rms_norm;
 use kernels::rope::{RopeShape, Rotation, rope};
-use kernels::sparse::FfnScratch;
+use kernels::sparse::{FfnScratch, Filtered, GateFilter};
 use kernels::{Beta, Team};
 use model::{Config, Psi, PsiAt, Weights, attention_scale};
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl CpuEngine {
     pub fn new(weights: &Weights, options: EngineOptions) -> Result<CpuEngine, Error> {
         let config = weights.config().clone();
         let context = options.validate(&config)?;
-        Ok(CpuEngine {
+        let mut engine = CpuEngine {
             team: Team::current(),
             weights: DecodeWeights::new(weights, &options, context)?,
             cache: KvCache::new(config.n_layers, config.kv_width(), context, options.cache),
@@ -68,7 +68,23 @@ impl CpuEngine {
             sample: 0,
             config,
             options,
-        })
+        };
+        engine.make_filters();
+        Ok(engine)
+    }
+
+    /// The filters of the gates, if they are asked for and not there yet.
+    fn make_filters(&mut self) {
+        if self.options.ffn == FfnMode::Filtered {
+            self.weights.layers.iter_mut().for_each(|layer| layer.ffn.make_filter(&self.team));
+        }
+    }
+
+    /// Bytes of the filters of [`FfnMode::Filtered`], which come on top of the weights: some `n_layers F (C + 16)`, or 0 if it was never
+    /// asked for.
+    pub fn filter_bytes(&self) -> usize {
+        let filters = self.weights.layers.iter().filter_map(|layer| layer.ffn.filter.as_ref());
+        filters.map(GateFilter::bytes).sum()
     }
 
     /// Computes the FFN of a decoded token in this way from now on: to compare ways on one copy of the weights.
@@ -78,6 +94,7 @@ impl CpuEngine {
         let options = EngineOptions { ffn, ..self.options.clone() };
         options.validate(&self.config)?;
         self.options = options;
+        self.make_filters();
         Ok(())
     }
 
@@ -126,13 +143,14 @@ impl CpuEngine {
             }
             pass.attention(layer, weights, cache, activations);
             if pass.n == 1 {
-                let sparse = match options.ffn {
-                    _ if n > 1 => false,
-                    FfnMode::Dense => false,
-                    FfnMode::Sparse => true,
-                    FfnMode::Auto => options.psi == Psi::Relu && recent[layer].sparse_pays(),
+                let way = match options.ffn {
+                    _ if n > 1 => Way::Dense,
+                    FfnMode::Sparse => Way::Sparse,
+                    FfnMode::Filtered => Way::Filtered,
+                    FfnMode::Auto if options.psi == Psi::Relu && recent[layer].sparse_pays() => Way::Sparse,
+                    FfnMode::Dense | FfnMode::Auto => Way::Dense,
                 };
-                let (active, time) = pass.ffn_of_one(layer, weights, sparse, activations);
+                let (Filtered { active, survivors }, time) = pass.ffn_of_one(layer, weights, way, activations);
                 if n == 1 {
                     recent[layer].observe(active, config.d_ff);
                 }
@@ -141,7 +159,8 @@ impl CpuEngine {
                     density.active += active as u64;
                     density.neurons += config.d_ff as u64;
                     density.tokens += 1;
-                    density.sparse_tokens += sparse as u64;
+                    density.sparse_tokens += (way != Way::Dense) as u64;
+                    density.gate_rows += survivors as u64;
                     *ffn_time += time;
                 }
             } else {
@@ -219,6 +238,7 @@ impl Engine for CpuEngine {
         let options = EngineOptions { psi, ffn, ..self.options.clone() };
         options.validate(&self.config)?;
         self.options = options;
+        self.make_filters();
         self.reset(0);
         Ok(())
     }
@@ -327,6 +347,14 @@ impl Activations {
     }
 }
 
+/// How the FFN of one token is computed: an [`FfnMode`] without the choice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Dense,
+    Sparse,
+    Filtered,
+}
+
 /// The tokens at positions `position .. position + n` on their way through the blocks.
 #[derive(Clone, Copy)]
 struct Pass<'a> {
@@ -394,19 +422,21 @@ impl Pass<'_> {
         w.ffn.down_proj_t.multiply(self.team, self.prefill, &a.h, Beta::One, &mut a.x);
     }
 
-    /// The same for one token, in the kernels where sparse equals dense. Returns the number of active neurons
-    /// and the time of the kernels.
-    fn ffn_of_one(&self, layer: usize, w: &LayerWeights, sparse: bool, a: &mut Activations) -> (usize, Duration) {
+    /// The same for one token, in the kernels where sparse equals dense. Returns the numbers of active neurons and of rows of the gate
+    /// that were read, and the time of the kernels.
+    fn ffn_of_one(&self, layer: usize, w: &LayerWeights, way: Way, a: &mut Activations) -> (Filtered, Duration) {
         rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
         let token = OneToken { x: &a.normed, scratch: &mut a.ffn, y: &mut a.y };
         let start = Instant::now();
-        let active = match sparse {
-            true => w.ffn.sparse(self.team, token),
-            false => w.ffn.dense(self.team, self.psi.layer(layer), token),
+        let all = |active| Filtered { active, survivors: self.config.d_ff };
+        let count = match way {
+            Way::Dense => all(w.ffn.dense(self.team, self.psi.layer(layer), token)),
+            Way::Sparse => all(w.ffn.sparse(self.team, token)),
+            Way::Filtered => w.ffn.filtered(self.team, token),
         };
         let time = start.elapsed();
         axpy(self.team, 1.0, &a.y, &mut a.x);
-        (active, time)
+        (count, time)
     }
 
     /// `y = x W^T`. Shapes: x `[N, in]`, w `[out, in]`, y `[N, out]`.

@@ -106,8 +106,8 @@ impl EngineOptions {
 
     /// The context for a model of `config`, if the options fit it.
     ///
-    /// Errors: [`Error::SparseNeedsRelu`]; [`Error::Option`] for `context`, for the probability `p` and for
-    /// `activations`.
+    /// Errors: [`Error::SparseNeedsRelu`]; [`Error::Option`] for `context`, for the probability `p`, for
+    /// `activations`, and for `ffn` if the weights have no filter.
     pub fn validate(&self, config: &Config) -> Result<usize, Error> {
         let fail = |field, value: String, expected: String| Err(Error::Option { field, value, expected });
         if let Psi::Stochastic { p, .. } = self.psi
@@ -115,8 +115,12 @@ impl EngineOptions {
         {
             return fail("p", p.to_string(), "a probability, 0 to 1".to_string());
         }
-        if self.ffn == FfnMode::Sparse && self.psi != Psi::Relu {
-            return Err(Error::SparseNeedsRelu { psi: self.psi });
+        if matches!(self.ffn, FfnMode::Sparse | FfnMode::Filtered) && self.psi != Psi::Relu {
+            return Err(Error::SparseNeedsRelu { ffn: self.ffn, psi: self.psi });
+        }
+        if self.ffn == FfnMode::Filtered && !self.weights.has_filter() {
+            let expected = format!("dense, sparse or auto with {} weights: f32 and bf16 have a filter", self.weights);
+            return fail("ffn", self.ffn.to_string(), expected);
         }
         if self.activations == ActivationFormat::Q8 && !matches!(self.weights, WeightFormat::Q8 | WeightFormat::Q4) {
             let expected = format!("exact with {} weights: only q8 and q4 are multiplied as integers", self.weights);
@@ -142,6 +146,9 @@ pub enum FfnMode {
     /// gate_proj in full, then up_proj and down_proj for the neurons with `g > 0` alone. For RELU only, where it gives the
     /// same bits as [`FfnMode::Dense`].
     Sparse,
+    /// As [`FfnMode::Sparse`], and gate_proj only in the rows that an 8-bit copy of it cannot prove to be inactive: a byte more of memory
+    /// for each of its elements. For RELU only, with the same bits, and for weights that [have a filter](WeightFormat::has_filter).
+    Filtered,
     /// Layer by layer: sparse under RELU while few enough neurons of the layer were active in the last tokens, else dense. The
     /// bits are the same whatever is chosen.
     Auto,
@@ -159,6 +166,7 @@ impl std::fmt::Display for FfnMode {
         f.write_str(match self {
             FfnMode::Dense => "dense",
             FfnMode::Sparse => "sparse",
+            FfnMode::Filtered => "filtered",
             FfnMode::Auto => "auto",
         })
     }
@@ -193,6 +201,14 @@ impl WeightFormat {
             WeightFormat::Q8 => 34.0 / 32.0,
             WeightFormat::Q4 => 18.0 / 32.0,
         }
+    }
+}
+
+impl WeightFormat {
+    /// Whether [`FfnMode::Filtered`] is there: an 8-bit copy beside quantised weights would not pay, and the filter's proof is about
+    /// dots of f32 and bf16 weights.
+    pub fn has_filter(self) -> bool {
+        matches!(self, WeightFormat::F32 | WeightFormat::Bf16)
     }
 }
 
@@ -266,14 +282,21 @@ pub struct LayerDensity {
     pub neurons: u64,
     /// Tokens.
     pub tokens: u64,
-    /// Tokens for which the layer's FFN ran sparse.
+    /// Tokens for which the layer's FFN ran sparse or filtered.
     pub sparse_tokens: u64,
+    /// Rows of gate_proj that were read: F for each token, but under [`FfnMode::Filtered`] the filter's survivors.
+    pub gate_rows: u64,
 }
 
 impl LayerDensity {
     /// The active share, 0 to 1; `None` before the first decoded token.
     pub fn share(&self) -> Option<f64> {
         (self.neurons > 0).then(|| self.active as f64 / self.neurons as f64)
+    }
+
+    /// The share of the gate's rows that was read, 0 to 1; `None` before the first decoded token.
+    pub fn gate_share(&self) -> Option<f64> {
+        (self.neurons > 0).then(|| self.gate_rows as f64 / self.neurons as f64)
     }
 
     /// Whether the layer's FFN ran sparse for more than half of the tokens.

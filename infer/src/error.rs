@@ -1,5 +1,6 @@
 //! What can go wrong between a prompt and its text.
 
+use crate::FfnMode;
 use model::Psi;
 
 /// Why a prompt, an option or a step was refused. The engine is as it was before the call.
@@ -32,10 +33,10 @@ pub enum Error {
     #[error("the prompt is empty: at least one token is needed to begin")]
     EmptyPrompt,
     /// The sparse FFN leaves neurons out because RELU makes them 0; another activation does not.
-    #[error(
-        "the sparse FFN is exact for RELU only, and this model runs with {psi}: run it dense, or switch it to RELU"
-    )]
+    #[error("the {ffn} FFN is exact for RELU only, and this model runs with {psi}: run it dense, or switch it to RELU")]
     SparseNeedsRelu {
+        /// Sparse or filtered.
+        ffn: FfnMode,
         /// What the model was to run with.
         psi: Psi,
     },

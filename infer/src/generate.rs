@@ -93,7 +93,17 @@ impl Generation {
 
     /// The mean over layers of their active shares, 0 to 1; `None` without a decode step.
     pub fn mean_density(&self) -> Option<f64> {
-        let shares: Option<Vec<f64>> = self.density.iter().map(LayerDensity::share).collect();
+        self.mean(LayerDensity::share)
+    }
+
+    /// The mean over layers of the shares of the gate's rows that were read, 0 to 1; `None` without a decode step. Below 1 only if the
+    /// FFN ran filtered: then it is the share of the filter's survivors.
+    pub fn mean_gate_share(&self) -> Option<f64> {
+        self.mean(LayerDensity::gate_share)
+    }
+
+    fn mean(&self, share: impl Fn(&LayerDensity) -> Option<f64>) -> Option<f64> {
+        let shares: Option<Vec<f64>> = self.density.iter().map(share).collect();
         shares.map(|shares| shares.iter().sum::<f64>() / shares.len() as f64)
     }
 }

@@ -8,7 +8,7 @@ use kernels::gemm::{gemm, gemm_bf16};
 use kernels::gemv::gemv;
 use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::row_format::widen_rows;
-use kernels::sparse::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
+use kernels::sparse::{FfnScratch, FfnWeights, Filtered, GateFilter, ffn_dense, ffn_filtered, ffn_sparse};
 use kernels::{Activation, Beta, Mat, MatMut, RowFormat, Team, Weight};
 use std::ops::Range;
 use tensor::Tensor;
@@ -170,6 +170,8 @@ pub(crate) struct FfnMatrices {
     pub up_proj: Matrix,
     /// down_proj transposed, `[F, C]`: the weights of a neuron lie together, and those of an inactive one are not touched.
     pub down_proj_t: Matrix,
+    /// Of gate_proj; there once [`FfnMode::Filtered`](crate::FfnMode::Filtered) was asked for.
+    pub filter: Option<GateFilter<Buffer<i8>>>,
 }
 
 /// One token on its way through an FFN: x, y `[C]` and working memory.
@@ -182,7 +184,7 @@ pub(crate) struct OneToken<'a> {
 /// The same expression for the weights of an FFN of every format.
 macro_rules! ffn_in_any_format {
     ($ffn:expr, $weights:ident => $result:expr) => {{
-        let FfnMatrices { gate_proj, up_proj, down_proj_t } = $ffn;
+        let FfnMatrices { gate_proj, up_proj, down_proj_t, .. } = $ffn;
         ffn_in_any_format!(gate_proj, up_proj, down_proj_t, $weights => $result, F32, Bf16, Q8, Q4, Q8ByI8, Q4ByI8)
     }};
     ($gate:ident, $up:ident, $down_t:ident, $weights:ident => $result:expr, $($format:ident),*) => {
@@ -201,6 +203,35 @@ impl FfnMatrices {
     pub fn sparse(&self, team: &Team, token: OneToken) -> usize {
         let OneToken { x, scratch, y } = token;
         ffn_in_any_format!(self, weights => ffn_sparse(team, weights, x, scratch, y))
+    }
+
+    /// Makes the filter, unless it is there. Panics unless the [format has one](WeightFormat::has_filter).
+    pub fn make_filter(&mut self, team: &Team) {
+        let Matrix { rows, cols, elements } = &self.gate_proj;
+        self.filter.get_or_insert_with(|| {
+            let memory = Buffer::stale(rows * cols);
+            match elements {
+                Elements::F32(gate) => GateFilter::new(team, gate, *cols, memory),
+                Elements::Bf16(gate) => GateFilter::new(team, gate, *cols, memory),
+                _ => unreachable!("the options were validated: quantised rows have no filter"),
+            }
+        });
+    }
+
+    /// [`ffn_filtered`]. Panics without [`make_filter`](FfnMatrices::make_filter) before.
+    pub fn filtered(&self, team: &Team, token: OneToken) -> Filtered {
+        let OneToken { x, scratch, y } = token;
+        let FfnMatrices { gate_proj, up_proj, down_proj_t, filter } = self;
+        let filter = filter.as_ref().expect("the engine makes the filters before it uses them");
+        match (&gate_proj.elements, &up_proj.elements, &down_proj_t.elements) {
+            (Elements::F32(gate), Elements::F32(up), Elements::F32(down_t)) => {
+                ffn_filtered(team, FfnWeights { gate, up, down_t }, filter, x, scratch, y)
+            }
+            (Elements::Bf16(gate), Elements::Bf16(up), Elements::Bf16(down_t)) => {
+                ffn_filtered(team, FfnWeights { gate, up, down_t }, filter, x, scratch, y)
+            }
+            _ => unreachable!("an engine keeps all matrices in one format, and quantised rows have no filter"),
+        }
     }
 
     /// [`ffn_dense`]: returns the number of active neurons.

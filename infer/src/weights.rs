@@ -79,6 +79,7 @@ impl LayerWeights {
                 gate_proj: matrix(at.gate_proj)?,
                 up_proj: matrix(at.up_proj)?,
                 down_proj_t: Matrix::from_tensor(&tensor(at.down_proj).t(), options)?,
+                filter: None,
             },
         })
     }

@@ -27,6 +27,8 @@ fn decode_and_sample_allocate_nothing() {
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Bf16, exact),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Q8, exact),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Q4, q8),
+                (Psi::Relu, FfnMode::Filtered, WeightFormat::F32, exact),
+                (Psi::Relu, FfnMode::Filtered, WeightFormat::Bf16, exact),
                 (Psi::Relu, FfnMode::Auto, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::Bf16, exact),

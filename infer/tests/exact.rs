@@ -50,14 +50,28 @@ fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usi
             let what = format!("{what} {level} {format} weights, {activations} activations");
             let (dense, density) = run(1, FfnMode::Dense);
             let active = |density: &[LayerDensity]| -> Vec<u64> { density.iter().map(|layer| layer.active).collect() };
-            for (threads, mode) in [(1, FfnMode::Sparse), (2, FfnMode::Sparse), (2, FfnMode::Dense), (1, FfnMode::Auto)]
-            {
+            let modes = [
+                (1, FfnMode::Sparse),
+                (2, FfnMode::Sparse),
+                (1, FfnMode::Filtered),
+                (2, FfnMode::Filtered),
+                (2, FfnMode::Dense),
+                (1, FfnMode::Auto),
+            ];
+            for (threads, mode) in modes {
                 let (logits, other) = run(threads, mode);
                 for (step, (a, b)) in logits.iter().zip(&dense).enumerate() {
                     assert!(a == b, "decode {what}: {mode} on {threads} threads differs from dense at step {step}");
                 }
                 let what = format!("decode {what}: {mode} on {threads} threads");
                 assert_eq!(active(&other), active(&density), "{what}: active neurons, against those of dense");
+                for layer in other {
+                    let fits = match mode {
+                        FfnMode::Filtered => (layer.active..=layer.neurons).contains(&layer.gate_rows),
+                        _ => layer.gate_rows == layer.neurons,
+                    };
+                    assert!(fits, "{what}: rows of the gate that were read, {layer:?}");
+                }
             }
             densities = density;
         }
@@ -79,6 +93,14 @@ fn an_engine_changes_its_ffn_mode() {
     for (sparse, dense) in sparse_density.iter().zip(&dense_density) {
         assert_eq!(sparse.active, dense.active, "set_ffn: active neurons");
     }
+    assert_eq!(engine.filter_bytes(), 0, "filter_bytes: before anything is filtered");
+    engine.set_ffn(FfnMode::Filtered).unwrap();
+    let (rows, columns) = (config.n_layers * config.d_ff, config.n_layers * config.d_model);
+    assert_eq!(engine.filter_bytes(), rows * (config.d_model + 16) + 4 * columns, "filter_bytes");
+    let (filtered, density) = greedy(&mut engine, &prompt, 20);
+    assert!(filtered == dense, "set_ffn: filtered differs from dense");
+    let gate_rows: u64 = density.iter().map(|layer| layer.gate_rows).sum();
+    assert!(gate_rows < density.iter().map(|layer| layer.neurons).sum(), "set_ffn: the filter rules nothing out");
     let mut silu = engine_on(Level::best(), 1, &weights, options(Psi::Silu, FfnMode::Dense));
     assert!(matches!(silu.set_ffn(FfnMode::Sparse), Err(infer::Error::SparseNeedsRelu { .. })));
     assert_eq!(silu.options().ffn, FfnMode::Dense);

@@ -81,8 +81,15 @@ fn options_out_of_range_are_refused_by_name() {
         assert_eq!(message, format!("p = {p}: must be a probability, 0 to 1"));
     }
     for psi in [Psi::Silu, Psi::stochastic(0.5)] {
-        let message = refused(options(psi, FfnMode::Sparse));
-        assert!(message.contains("exact for RELU only") && message.contains(&psi.to_string()), "{message}");
+        for ffn in [FfnMode::Sparse, FfnMode::Filtered] {
+            let message = refused(options(psi, ffn));
+            let expected = format!("the {ffn} FFN is exact for RELU only, and this model runs with {psi}");
+            assert!(message.starts_with(&expected), "{message}");
+        }
+    }
+    for weights in [WeightFormat::Q8, WeightFormat::Q4] {
+        let message = refused(EngineOptions { weights, ..options(Psi::Relu, FfnMode::Filtered) });
+        assert!(message.starts_with("ffn = filtered: must be dense, sparse or auto"), "{message}");
     }
 }
 

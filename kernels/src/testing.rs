@@ -85,9 +85,10 @@ impl SparseInputs {
             edges.extend(gate.chunks(c).zip(&shifts).map(|(w, shift)| dot(w, x) / (shift * along)));
         }
         edges.sort_by(f64::total_cmp);
-        let at = zeros * edges.len() as f64;
-        let edge = |i: usize| edges[i.min(edges.len() - 1)];
-        let shift = (edge((at as usize).saturating_sub(1)) + edge(at as usize)) / 2.0;
+        let at = (zeros * edges.len() as f64).round() as usize;
+        // Between two edges, or beyond all of them.
+        let below = at.checked_sub(1).map_or(edges[0] - 1.0, |i| edges[i]);
+        let shift = (below + edges.get(at).copied().unwrap_or(below + 2.0)) / 2.0;
         for (row, of_row) in gate.chunks_mut(c).zip(shifts) {
             row.iter_mut().zip(&self.direction).for_each(|(w, &m)| *w -= (shift * of_row) as f32 * m);
         }

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tensor::pool::{self, Block};
 
-const COLUMNS: [Column; 17] = [
+const COLUMNS: [Column; 21] = [
     Column::text("model", "model"),
     Column::text("level", "level"),
     Column::text("weights", "weights"),
@@ -32,6 +32,10 @@ const COLUMNS: [Column; 17] = [
     Column::number("dense_ffn_percent", "FFN's share of the dense time, %"),
     Column::spread("ffn_speed_up", "FFN alone, speed-up"),
     Column::number("ffn_byte_ceiling", "FFN alone, byte ceiling"),
+    Column::number("survivors_percent", "the filter's survivors, %"),
+    Column::spread("filtered_tokens_per_second", "filtered, tokens/s"),
+    Column::spread("filtered_speed_up", "filtered, speed-up"),
+    Column::number("filtered_byte_ceiling", "filtered, byte ceiling"),
     Column::spread("read_gbs", "reading meanwhile, GB/s"),
 ];
 
@@ -61,7 +65,7 @@ pub(super) fn parse_named(name: &str) -> Result<Named, String> {
 /// Fails if the weights and the engine's copy of them do not fit.
 pub(super) fn require_memory_of(bench: &str, model: &Named) -> anyhow::Result<()> {
     let weights = model.config.inference_memory().weights;
-    let needed = weights.saturating_mul(2).saturating_add(4 * LARGE as u64);
+    let needed = weights.saturating_mul(2).saturating_add(filter_bytes(&model.config) + 4 * LARGE as u64);
     require_memory(&format!("bench {bench}: model {} with an engine's copy of its weights", model.name), needed)
 }
 
@@ -98,7 +102,7 @@ pub(super) fn of_folder(
     let config = weights.config();
     require_memory(
         &format!("bench sparse: an engine's copy of {}", source.folder.display()),
-        config.inference_memory().weights.saturating_add(4 * LARGE as u64),
+        config.inference_memory().weights.saturating_add(filter_bytes(config) + 4 * LARGE as u64),
     )?;
     let meant: Psi = meta.hidden_act().into();
     if meant != Psi::Relu {
@@ -134,6 +138,11 @@ fn read_parameters(config: &Config) -> usize {
 
 fn ffn_parameters(config: &Config) -> usize {
     config.n_layers * config.parameter_counts().layer_ffn
+}
+
+/// Of the 8-bit copies of the gates.
+fn filter_bytes(config: &Config) -> u64 {
+    ffn_parameters(config) as u64 / 3
 }
 
 /// Generations by turns, and the rows that they gave.
@@ -194,7 +203,7 @@ impl<'a> Decode<'a> {
             let Formats { weights: kept, activations } = format;
             let options = EngineOptions { context, weights: kept, activations, ..EngineOptions::new(Psi::Relu) };
             let mut engine = team.install(|| CpuEngine::new(weights, options))?;
-            let mut by_turns = [Vec::new(), Vec::new()];
+            let mut by_turns = [const { Vec::new() }; 3];
             // Repetition 0 warms up.
             for repetition in 0..=self.repetitions {
                 let request =
@@ -205,10 +214,13 @@ impl<'a> Decode<'a> {
                 };
                 let read_now = read_now(team, &self.large);
                 let (dense, sparse) = (generation(FfnMode::Dense)?, generation(FfnMode::Sparse)?);
-                ensure!(dense.tokens == sparse.tokens, "dense and sparse decoding differ: this is a bug");
+                let filtered = kept.has_filter().then(|| generation(FfnMode::Filtered)).transpose()?;
+                let same = [Some(&sparse), filtered.as_ref()].into_iter().flatten().all(|g| g.tokens == dense.tokens);
+                ensure!(same, "dense, sparse and filtered decoding differ: this is a bug");
                 if repetition > 0 {
                     by_turns[0].push(dense);
                     by_turns[1].push(sparse);
+                    by_turns[2].extend(filtered);
                     read.push(read_now);
                 }
             }
@@ -234,21 +246,27 @@ fn row(
     team: &Team,
     format: Formats,
     config: &Config,
-    [dense, sparse]: &[Vec<Generation>; 2],
+    [dense, sparse, filtered]: &[Vec<Generation>; 3],
     read: &[f64],
 ) -> Option<Vec<Cell>> {
     let rates =
         |generations: &[Generation]| generations.iter().map(Generation::decode_rate).collect::<Option<Vec<_>>>();
     let ratios = |a: &[f64], b: &[f64]| Spread::of(a.iter().zip(b).map(|(a, b)| a / b));
     let ffn_times = |g: &[Generation]| g.iter().map(|g| g.ffn_time.as_secs_f64()).collect::<Vec<_>>();
-    let densities: Option<Vec<f64>> = sparse.iter().map(Generation::mean_density).collect();
-    let densities = densities?;
-    let zeros = 1.0 - densities.iter().sum::<f64>() / densities.len() as f64;
+    let mean = |shares: Option<Vec<f64>>| shares.map(|shares| shares.iter().sum::<f64>() / shares.len() as f64);
+    let zeros = 1.0 - mean(sparse.iter().map(Generation::mean_density).collect())?;
+    // None without a filter.
+    let survivors = mean(filtered.iter().map(Generation::mean_gate_share).collect()).filter(|_| !filtered.is_empty());
 
-    let (dense_rates, sparse_rates) = (rates(dense)?, rates(sparse)?);
+    let (dense_rates, sparse_rates, filtered_rates) = (rates(dense)?, rates(sparse)?, rates(filtered)?);
     let bytes_each = format.weights.bytes();
     let dense_bytes = bytes_each * read_parameters(config) as f64;
     let sparse_bytes = dense_bytes - bytes_each * ffn_parameters(config) as f64 * 2.0 / 3.0 * zeros;
+    // An element of the gate is a byte with its share of the row's bound, and its own bytes in survivors.
+    let filter = |survivors: f64| {
+        let element = 1.0 + 16.0 / config.d_model as f64 - bytes_each * (1.0 - survivors);
+        sparse_bytes + ffn_parameters(config) as f64 / 3.0 * element
+    };
     let gbs = |rates: &[f64], bytes: f64| rates.iter().map(|rate| bytes * rate / 1e9).collect::<Vec<_>>();
     let (dense_gbs, sparse_gbs) = (gbs(&dense_rates, dense_bytes), gbs(&sparse_rates, sparse_bytes));
     let (dense_ffn, sparse_ffn) = (ffn_times(dense), ffn_times(sparse));
@@ -269,6 +287,10 @@ fn row(
         (100.0 * ffn_share.median).into(),
         ratios(&dense_ffn, &sparse_ffn).into(),
         (3.0 / (1.0 + 2.0 * (1.0 - zeros))).into(),
+        survivors.map(|survivors| 100.0 * survivors).into(),
+        survivors.map(|_| Spread::of(filtered_rates.iter().copied())).into(),
+        survivors.map(|_| ratios(&filtered_rates, &dense_rates)).into(),
+        survivors.map(|survivors| dense_bytes / filter(survivors)).into(),
         Spread::of(read.iter().copied()).into(),
     ])
 }

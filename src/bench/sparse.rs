@@ -10,8 +10,8 @@ use anyhow::ensure;
 use half::bf16;
 use infer::{ActivationFormat, WeightFormat};
 use kernels::quant::{I8Dot, Q4, Q8};
-use kernels::sparse::{FfnScratch, ffn_dense, ffn_sparse};
-use kernels::{Activation, Level, RowFormat, Team};
+use kernels::sparse::{FfnScratch, Filtered, ffn_dense, ffn_filtered, ffn_sparse};
+use kernels::{Activation, Level, RowFormat, Team, Weight};
 use silurian::synthetic::FfnLayers;
 use std::path::PathBuf;
 use tensor::pool::{self, Block};
@@ -82,6 +82,22 @@ const COLUMNS: [Column; 14] = [
     Column::spread("read_gbs", "reading meanwhile, GB/s"),
 ];
 
+/// Beside the rows of [`COLUMNS`] whose format has a filter, measured by turns with them.
+const FILTERED: [Column; 12] = [
+    Column::text("level", "level"),
+    Column::text("weights", "weights"),
+    Column::number("threads", "threads"),
+    Column::number("zeros_percent", "zeros, %"),
+    Column::number("survivors_percent", "survivors, %"),
+    Column::spread("dense_us", "dense, us"),
+    Column::spread("filtered_us", "filtered, us"),
+    Column::number("filtered_gbs", "GB/s touched"),
+    Column::number("filtered_read_percent", "share of reading, %"),
+    Column::spread("speed_up", "speed-up over dense"),
+    Column::number("byte_ceiling", "byte ceiling"),
+    Column::spread("over_sparse", "speed-up over sparse"),
+];
+
 const BREAK_EVEN: [Column; 4] = [
     Column::text("weights", "weights"),
     Column::number("threads", "threads"),
@@ -89,7 +105,7 @@ const BREAK_EVEN: [Column; 4] = [
     Column::text("remark", "remark"),
 ];
 
-const METHOD: &str = "Dense, sparse and a pass over 512 MiB in huge pages by turns; the speed-up and the shares of reading are \
+const METHOD: &str = "Dense, sparse, filtered and a pass over 512 MiB in huge pages by turns; the speed-up and the shares of reading are \
 medians of the ratios of neighbours. Bytes are those of the weights that have to be read.";
 
 /// Sizes of the FFN's benchmark.
@@ -132,61 +148,142 @@ fn sizes(d_model: usize, d_ff: usize, layers: Option<usize>) -> anyhow::Result<S
     // More than this many are small enough to be in a cache, whatever their number.
     let by_memory = (1u64 << 30).div_ceil(FfnLayers::<f32>::bytes(1, d_model, d_ff)).min(1024);
     let layers = layers.unwrap_or(by_memory as usize);
-    let needed = FfnLayers::<f32>::bytes(layers, d_model, d_ff).saturating_add(4 * LARGE as u64);
+    // Filters take a byte for each element of a gate, and a gate is made in f32.
+    let gate = FfnLayers::<f32>::bytes(1, d_model, d_ff) / 3;
+    let needed = FfnLayers::<f32>::bytes(layers, d_model, d_ff).saturating_add(layers as u64 * gate / 4);
+    let needed = needed.saturating_add(2 * gate + 4 * LARGE as u64);
     require_memory(&format!("bench sparse: {layers} FFNs of d_model {d_model} and d_ff {d_ff}"), needed)?;
     Ok(Sizes { layers, d_model, d_ff })
 }
 
 /// The sweep, and where it begins to pay.
-fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[Formats], setting: &Setting) -> anyhow::Result<[Table; 2]> {
+fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[Formats], setting: &Setting) -> anyhow::Result<[Table; 3]> {
     let &Sizes { layers, d_model, d_ff } = sizes;
     let title = format!("The FFN of one token: d_model {d_model}, d_ff {d_ff}, {layers} layers by turns");
     let mut table = Table::new("ffn", title, &COLUMNS);
+    let title = "The same with the bounded gate filter: rows of the gate are read for survivors alone".to_string();
+    let mut filtered = Table::new("ffn_filtered", title, &FILTERED);
     let mut break_even = Table::new("break_even", "Zeros from which sparse is faster".to_string(), &BREAK_EVEN);
     let (teams, large) = (setting.teams(Level::from_env()?)?, large_block());
     let repetitions = setting.repetitions(15);
     for format in formats {
-        let sweep = match (format.weights, format.activations) {
-            (WeightFormat::F32, _) => sweep::<f32>,
-            (WeightFormat::Bf16, _) => sweep::<bf16>,
-            (WeightFormat::Q8, ActivationFormat::Exact) => sweep::<Q8>,
-            (WeightFormat::Q4, ActivationFormat::Exact) => sweep::<Q4>,
-            (WeightFormat::Q8, ActivationFormat::Q8) => sweep::<I8Dot<8>>,
-            (WeightFormat::Q4, ActivationFormat::Q8) => sweep::<I8Dot<4>>,
+        let sweep = Sweep { sizes, zeros, teams: &teams, large: &large, repetitions };
+        let rows = match (format.weights, format.activations) {
+            (WeightFormat::F32, _) => sweep.of::<f32>(Some(Filter::NEW)),
+            (WeightFormat::Bf16, _) => sweep.of::<bf16>(Some(Filter::NEW)),
+            (WeightFormat::Q8, ActivationFormat::Exact) => sweep.of::<Q8>(None),
+            (WeightFormat::Q4, ActivationFormat::Exact) => sweep.of::<Q4>(None),
+            (WeightFormat::Q8, ActivationFormat::Q8) => sweep.of::<I8Dot<8>>(None),
+            (WeightFormat::Q4, ActivationFormat::Q8) => sweep.of::<I8Dot<4>>(None),
         };
-        let rows = sweep(sizes, zeros, &teams, &large, repetitions);
         for (team, rows) in teams.iter().zip(rows) {
-            rows.iter().for_each(|row| row.push(team, *format, &mut table));
+            for row in &rows {
+                row.push(team, *format, &mut table);
+                if !row.filtered.is_empty() {
+                    row.push_filtered(team, *format, d_model, &mut filtered);
+                }
+            }
             let curve: Vec<(f64, f64)> = rows.iter().map(|row| (100.0 * row.zeros, row.speed_up().median)).collect();
             let (at, remark) = crossing(&curve);
             break_even.push(vec![format.to_string().into(), team.threads().into(), at.into(), remark.into()]);
         }
     }
-    Ok([table, break_even])
+    Ok([table, break_even, filtered])
 }
 
-/// For each team its rows.
-fn sweep<W: RowFormat>(
-    sizes: &Sizes,
-    zeros: &[f64],
-    teams: &[Team],
-    large: &Block,
+/// How an FFN of a format with a filter is computed filtered.
+struct Filter<W> {
+    make: fn(&mut FfnLayers<W>),
+    run: fn(&Team, &FfnLayers<W>, usize, &[f32], &mut FfnScratch, &mut [f32]) -> Filtered,
+}
+
+impl<W: Weight> Filter<W> {
+    const NEW: Filter<W> = Filter {
+        make: FfnLayers::make_filters,
+        run: |team, ffns, layer, x, scratch, y| {
+            ffn_filtered(team, ffns.weights(layer), ffns.filter(layer), x, scratch, y)
+        },
+    };
+}
+
+/// What is swept over, for a format.
+struct Sweep<'a> {
+    sizes: &'a Sizes,
+    zeros: &'a [f64],
+    teams: &'a [Team],
+    large: &'a Block,
     repetitions: usize,
-) -> Vec<Vec<Row>> {
-    let &Sizes { layers, d_model, d_ff } = sizes;
-    let total = bytes(FfnLayers::<W>::bytes(layers, d_model, d_ff));
-    progress(format_args!("sparse, FFN alone: {total} of {} weights", W::NAME));
-    let mut ffns = FfnLayers::<W>::new(layers, d_model, d_ff);
-    let x = ffns.input();
-    let mut rows: Vec<Vec<Row>> = teams.iter().map(|_| Vec::new()).collect();
-    for &percent in zeros {
-        ffns.set_zeros(percent / 100.0);
-        for (team, rows) in teams.iter().zip(&mut rows) {
-            progress(format_args!("sparse, FFN alone, {}, {percent} % zeros, -t {}", W::NAME, team.threads()));
-            rows.push(measure(team, &ffns, &x, large, repetitions));
+}
+
+impl Sweep<'_> {
+    /// For each team its rows.
+    fn of<W: RowFormat>(&self, filter: Option<Filter<W>>) -> Vec<Vec<Row>> {
+        let &Sizes { layers, d_model, d_ff } = self.sizes;
+        let total = bytes(FfnLayers::<W>::bytes(layers, d_model, d_ff));
+        progress(format_args!("sparse, FFN alone: {total} of {} weights", W::NAME));
+        let mut ffns = FfnLayers::<W>::new(layers, d_model, d_ff);
+        let x = ffns.input();
+        let mut rows: Vec<Vec<Row>> = self.teams.iter().map(|_| Vec::new()).collect();
+        for &percent in self.zeros {
+            ffns.set_zeros(percent / 100.0);
+            if let Some(filter) = &filter {
+                (filter.make)(&mut ffns);
+            }
+            for (team, rows) in self.teams.iter().zip(&mut rows) {
+                progress(format_args!("sparse, FFN alone, {}, {percent} % zeros, -t {}", W::NAME, team.threads()));
+                rows.push(self.measure(team, &ffns, filter.as_ref(), &x));
+            }
         }
+        rows
     }
-    rows
+
+    fn measure<W: RowFormat>(&self, team: &Team, ffns: &FfnLayers<W>, filter: Option<&Filter<W>>, x: &[f32]) -> Row {
+        let (mut y, mut scratch) = (vec![0.0; x.len()], FfnScratch::default());
+        let (mut active, mut survivors) = (0, 0);
+        let layers = ffns.count();
+        let layer_bytes = FfnLayers::<W>::bytes(1, x.len(), ffns.d_ff()) as f64;
+        let mut row = Row {
+            zeros: 0.0,
+            total_bytes: layer_bytes * layers as f64,
+            layer_bytes,
+            dense: Vec::new(),
+            sparse: Vec::new(),
+            filtered: Vec::new(),
+            survivors: 0.0,
+            read: Vec::new(),
+        };
+        // Repetition 0 warms up.
+        for repetition in 0..=self.repetitions {
+            (active, survivors) = (0, 0);
+            let read = read_now(team, self.large);
+            let dense = seconds(|| {
+                for layer in 0..layers {
+                    ffn_dense(team, ffns.weights(layer), Activation::Relu, x, &mut scratch, &mut y);
+                }
+            });
+            let sparse = seconds(|| {
+                for layer in 0..layers {
+                    active += ffn_sparse(team, ffns.weights(layer), x, &mut scratch, &mut y);
+                }
+            });
+            let filtered = filter.map(|filter| {
+                seconds(|| {
+                    for layer in 0..layers {
+                        survivors += (filter.run)(team, ffns, layer, x, &mut scratch, &mut y).survivors;
+                    }
+                })
+            });
+            if repetition > 0 {
+                row.dense.push(dense / layers as f64);
+                row.sparse.push(sparse / layers as f64);
+                row.filtered.extend(filtered.map(|time| time / layers as f64));
+                row.read.push(read);
+            }
+        }
+        let neurons = (ffns.d_ff() * layers) as f64;
+        (row.zeros, row.survivors) = (1.0 - active as f64 / neurons, survivors as f64 / neurons);
+        row
+    }
 }
 
 /// What was measured at one share of zeros with one team.
@@ -200,37 +297,12 @@ struct Row {
     /// Seconds of a layer, repetition by repetition.
     dense: Vec<f64>,
     sparse: Vec<f64>,
+    /// Empty if the format has no filter.
+    filtered: Vec<f64>,
+    /// Share of neurons whose row of the gate the filter lets be read, counted.
+    survivors: f64,
     /// GB/s of reading, repetition by repetition.
     read: Vec<f64>,
-}
-
-fn measure<W: RowFormat>(team: &Team, ffns: &FfnLayers<W>, x: &[f32], large: &Block, repetitions: usize) -> Row {
-    let (mut y, mut scratch, mut active) = (vec![0.0; x.len()], FfnScratch::default(), 0);
-    let layer_bytes = FfnLayers::<W>::bytes(1, x.len(), ffns.d_ff()) as f64;
-    let total_bytes = layer_bytes * ffns.count() as f64;
-    let mut row = Row { zeros: 0.0, total_bytes, layer_bytes, dense: Vec::new(), sparse: Vec::new(), read: Vec::new() };
-    // Repetition 0 warms up.
-    for repetition in 0..=repetitions {
-        active = 0;
-        let read = read_now(team, large);
-        let dense = seconds(|| {
-            for layer in 0..ffns.count() {
-                ffn_dense(team, ffns.weights(layer), Activation::Relu, x, &mut scratch, &mut y);
-            }
-        });
-        let sparse = seconds(|| {
-            for layer in 0..ffns.count() {
-                active += ffn_sparse(team, ffns.weights(layer), x, &mut scratch, &mut y);
-            }
-        });
-        if repetition > 0 {
-            row.dense.push(dense / ffns.count() as f64);
-            row.sparse.push(sparse / ffns.count() as f64);
-            row.read.push(read);
-        }
-    }
-    row.zeros = 1.0 - active as f64 / (ffns.d_ff() * ffns.count()) as f64;
-    row
 }
 
 impl Row {
@@ -259,6 +331,30 @@ impl Row {
             self.speed_up().into(),
             ceiling.into(),
             Spread::of(self.read.iter().copied()).into(),
+        ]);
+    }
+
+    fn push_filtered(&self, team: &Team, format: Formats, d_model: usize, table: &mut Table) {
+        let us = |times: &[f64]| Spread::of(times.iter().map(|t| 1e6 * t));
+        let over = |times: &[f64]| Spread::of(times.iter().zip(&self.filtered).map(|(time, filtered)| time / filtered));
+        let weight = format.weights.bytes();
+        // Of an element of the gate: its quant with a share of the row's bound, its own bytes for survivors, two more for active neurons.
+        let touched = 1.0 + 16.0 / d_model as f64 + weight * (self.survivors + 2.0 * (1.0 - self.zeros));
+        let ceiling = 3.0 * weight / touched;
+        let gbs: Vec<f64> = self.filtered.iter().map(|t| self.layer_bytes / ceiling / t / 1e9).collect();
+        table.push(vec![
+            team.level().to_string().into(),
+            format.to_string().into(),
+            team.threads().into(),
+            (100.0 * self.zeros).into(),
+            (100.0 * self.survivors).into(),
+            us(&self.dense).into(),
+            us(&self.filtered).into(),
+            Spread::of(gbs.iter().copied()).median.into(),
+            read_percent(&gbs, &self.read).into(),
+            over(&self.dense).into(),
+            ceiling.into(),
+            over(&self.sparse).into(),
         ]);
     }
 }

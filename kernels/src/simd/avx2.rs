@@ -1,6 +1,7 @@
 //! Eight lanes: x86-64 with AVX2, FMA and F16C (Haswell, Zen and later).
 
 use super::{Isa, Kernel, Simd, check_transpose};
+use crate::gemv::LINE;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -233,7 +234,7 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    fn dot_i8_i16(self, a: &[i8], b: &[i16]) -> i64 {
+    fn dot_i8_i16(self, a: &[i8], b: &[i16], hint: *const i8) -> i64 {
         /// Accumulators, taking turns.
         const A: usize = 4;
         /// Elements that are added up in 32 bits: 256 products of at most 2^22 a lane, over all accumulators.
@@ -245,6 +246,7 @@ impl Simd for Avx2 {
         for start in (0..whole).step_by(PANEL) {
             let mut acc = [by_token!(_mm256_setzero_si256()); A];
             for at in (start..whole.min(start + PANEL)).step_by(A * STEP) {
+                (0..A * STEP).step_by(LINE).for_each(|line| self.prefetch(hint.wrapping_add(at + line).cast()));
                 for (i, acc) in acc.iter_mut().enumerate() {
                     // SAFETY: at + A * STEP <= whole, at most the length of a and, by the assert, of b; the token proves the features.
                     unsafe {

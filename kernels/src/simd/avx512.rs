@@ -2,6 +2,7 @@
 //! there.
 
 use super::{DotBf16, Isa, Kernel, Simd, check_transpose};
+use crate::gemv::LINE;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -186,7 +187,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         by_token!(_mm512_reduce_max_ps(v))
     }
     #[inline(always)]
-    fn dot_i8_i16(self, a: &[i8], b: &[i16]) -> i64 {
+    fn dot_i8_i16(self, a: &[i8], b: &[i16], hint: *const i8) -> i64 {
         /// Accumulators, taking turns.
         const A: usize = 4;
         /// Elements that are added up in 32 bits: 256 products of at most 2^22 a lane, over all accumulators.
@@ -198,6 +199,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         for start in (0..whole).step_by(PANEL) {
             let mut acc = [by_token!(_mm512_setzero_si512()); A];
             for at in (start..whole.min(start + PANEL)).step_by(A * STEP) {
+                (0..A * STEP).step_by(LINE).for_each(|line| self.prefetch(hint.wrapping_add(at + line).cast()));
                 for (i, acc) in acc.iter_mut().enumerate() {
                     // SAFETY: at + A * STEP <= whole, at most the length of a and, by the assert, of b; the token proves the features.
                     unsafe {

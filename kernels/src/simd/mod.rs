@@ -41,6 +41,7 @@ pub use avx512::Avx512;
 pub use portable::Portable;
 pub use scalar::Scalar;
 
+use crate::gemv::LINE;
 use half::{bf16, f16};
 
 /// A token that stands for an instruction set, with the vector operations that the kernels need.
@@ -168,9 +169,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Largest lane. No lane may be NaN.
     fn reduce_max(self, v: Self::F32) -> f32;
 
-    /// `sum_i a_i b_i`, exact. Panics if the lengths differ.
+    /// `sum_i a_i b_i`, exact. Meanwhile the lines of as many bytes from `hint` on are prefetched, wherever it points. Panics if the
+    /// lengths differ.
     #[inline(always)]
-    fn dot_i8_i16(self, a: &[i8], b: &[i16]) -> i64 {
+    fn dot_i8_i16(self, a: &[i8], b: &[i16], hint: *const i8) -> i64 {
+        (0..a.len()).step_by(LINE).for_each(|at| self.prefetch(hint.wrapping_add(at).cast()));
         exact_dot(a, b)
     }
 
@@ -358,7 +361,7 @@ mod tests {
         type Output = i64;
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> i64 {
-            s.dot_i8_i16(self.0, self.1)
+            s.dot_i8_i16(self.0, self.1, std::ptr::null())
         }
     }
 
