@@ -274,7 +274,7 @@ fn bench_writes_markdown_csv_and_json() {
         ("decode", ["survivors_percent", "filtered_tokens_per_second", "filtered_speed_up"]),
     ] {
         for row in rows(&report, table) {
-            positive(row, &fields);
+            positive(&row, &fields);
             assert!(row["survivors_percent"].as_f64() < Some(50.0), "{table}: the filter rules little out: {row}");
         }
     }

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{configs, options, tokens, weights};
-use infer::{CacheMemory, CpuEngine, Engine, EngineOptions, Error, FfnMode, Request, Sampler, Sampling, StopReason};
+use infer::{
+    CacheMemory, CpuEngine, Engine, EngineOptions, Error, FfnMode, Request, Sampler, Sampling, StopReason, WeightFormat,
+};
 use infer::{Generation, generate, score};
 use model::reference::Reference;
 use model::{Config, Psi, PsiAt};

@@ -191,10 +191,13 @@ fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[Formats], setting: &Setting) -> 
     Ok([table, break_even, filtered])
 }
 
+/// Team, layers, the layer's number, x, scratch, y.
+type FfnOfLayer<W> = fn(&Team, &FfnLayers<W>, usize, &[f32], &mut FfnScratch, &mut [f32]) -> Filtered;
+
 /// How an FFN of a format with a filter is computed filtered.
 struct Filter<W> {
     make: fn(&mut FfnLayers<W>),
-    run: fn(&Team, &FfnLayers<W>, usize, &[f32], &mut FfnScratch, &mut [f32]) -> Filtered,
+    run: FfnOfLayer<W>,
 }
 
 impl<W: Weight> Filter<W> {
