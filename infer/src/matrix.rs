@@ -6,6 +6,7 @@ use half::bf16;
 use kernels::embedding::embedding;
 use kernels::gemm::{gemm, gemm_bf16};
 use kernels::gemv::gemv;
+use kernels::gemv_batch::{FEW_ROWS, gemv_batch};
 use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::row_format::widen_rows;
 use kernels::sparse::{FfnScratch, FfnWeights, Filtered, GateFilter, ffn_dense, ffn_filtered, ffn_sparse};
@@ -86,7 +87,11 @@ impl Matrix {
     /// `Y = X W^T`, or `Y += X W^T`. Shapes: X `[N, cols]`, Y `[N, rows]`. Activations are what `prefill` says in every format.
     pub fn multiply_t(&self, team: &Team, prefill: Prefill, x: &[f32], beta: Beta, y: &mut [f32]) {
         let Matrix { rows, cols, .. } = *self;
+        let n = y.len() / rows;
+        let few = n <= FEW_ROWS;
         match &self.elements {
+            Elements::F32(w) if few => gemv_batch(team, w, x, n, beta, y),
+            Elements::Bf16(w) if few => gemv_batch(team, w, x, n, beta, y),
             Elements::F32(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
             Elements::Bf16(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
             Elements::Q8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
@@ -157,8 +162,8 @@ fn product<W: Weight>(team: &Team, prefill: Prefill, x: &[f32], w: Mat<W>, beta:
 
 fn multiply<W: Weight>(team: &Team, prefill: Prefill, x: Mat, w: Mat<W>, beta: Beta, y: MatMut) {
     match prefill {
-        Prefill::Exact => gemm(team, x, w, beta, y),
-        Prefill::Bf16 => gemm_bf16(team, x, w, beta, y),
+        Prefill::Bf16 if x.rows() > FEW_ROWS => gemm_bf16(team, x, w, beta, y),
+        _ => gemm(team, x, w, beta, y),
     }
 }
 

@@ -138,11 +138,11 @@ fn a_long_prompt_is_within_the_bound_of_the_reference() {
 fn bf16_prefill_is_within_its_bound_of_the_reference() {
     for (number, config) in configs().iter().enumerate() {
         let weights = rounded::<bf16>(&weights(config, number as u64));
-        let (tokens, targets) = (tokens(config, number as u64, 21), tokens(config, number as u64 + 100, 20));
+        let (tokens, targets) = (tokens(config, number as u64, 40), tokens(config, number as u64 + 100, 39));
         for psi in PSIS {
             let reference = Reference::new(&weights).with_bf16_products();
             let expected = reference.logits(&tokens, psi_at(psi));
-            let loss = reference.loss(&tokens[..20], &targets, psi_at(psi));
+            let loss = reference.loss(&tokens[..39], &targets, psi_at(psi));
             let bound = expected.iter().flatten().map(|e| e.bound()).fold(0.0, f64::max);
             let size = expected.iter().flatten().map(|e| e.exact.abs()).fold(0.0, f64::max);
             assert!(bound < 0.5 * size, "config {number} {psi}: bound {bound:e} for logits of {size:e}");
@@ -154,15 +154,15 @@ fn bf16_prefill_is_within_its_bound_of_the_reference() {
                     (options.seed, options.weights, options.prefill) = (SEED, WeightFormat::Bf16, prefill);
                     let mut engine = engine_on(level, threads, &weights, options);
                     engine.reset(SAMPLE);
-                    let mut logits = vec![engine.prefill(&tokens[..15]).unwrap().to_vec()];
-                    logits.extend(tokens[15..].iter().map(|&token| engine.decode(token).unwrap().to_vec()));
+                    let mut logits = vec![engine.prefill(&tokens[..30]).unwrap().to_vec()];
+                    logits.extend(tokens[30..].iter().map(|&token| engine.decode(token).unwrap().to_vec()));
                     engine.reset(SAMPLE);
                     let mut log_probs = Vec::new();
-                    engine.log_probs(&tokens[..20], &targets, &mut log_probs).unwrap();
+                    engine.log_probs(&tokens[..39], &targets, &mut log_probs).unwrap();
                     (logits, log_probs)
                 };
                 let (logits, log_probs) = run(1, Prefill::Bf16);
-                for (logits, (t, expected)) in logits.iter().zip(expected.iter().enumerate().skip(14)) {
+                for (logits, (t, expected)) in logits.iter().zip(expected.iter().enumerate().skip(29)) {
                     assert_bounded(&format!("{what} token {t}"), logits, expected);
                 }
                 let (actual, bound) = (-log_probs.iter().sum::<f64>(), loss.bound());

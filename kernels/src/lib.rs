@@ -18,6 +18,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
 pub mod gemv;
+pub mod gemv_batch;
 pub mod limits;
 pub mod lm_head_loss;
 pub mod philox;
