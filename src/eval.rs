@@ -26,7 +26,7 @@ pub struct Args {
     #[command(subcommand)]
     what: Option<What>,
 
-    /// Text files, folders (all text below), .jsonl files; a file named qa is ./qa
+    /// Text files, folders (all .txt, .md and .jsonl below), .jsonl files; a file named qa is ./qa
     #[arg(value_name = "PATH", required = true)]
     data: Vec<PathBuf>,
 
@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "T")]
     seq_len: Option<usize>,
 
-    /// Tokens at most, from the start of the text [default: all]
+    /// Tokens at most, from the start of the text, in whole windows [default: all]
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
 
@@ -135,8 +135,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.activations == ActivationFormat::Q8 && args.prefill == Prefill::Bf16 {
         bail!("--prefill bf16: with --activations q8, the text goes through the model token by token");
     }
-    if args.tokens == Some(0) {
-        bail!("--tokens 0: must be at least 1");
+    if let Some(tokens) = args.tokens
+        && tokens < seq_len
+    {
+        bail!("--tokens {tokens}: must be at least {seq_len}, the tokens of a window (--seq-len)");
     }
     let documents = Documents::open(&args.data, &args.field)?;
     let mut note = |text: String| complain(format_args!("note: {text}"));

@@ -1,12 +1,12 @@
 //! `silurian generate`: continues a prompt, streaming, or ranks several continuations.
 
 use crate::source::{self, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_weights};
-use crate::terminal::{bytes, complain, print, progress_bar, say};
+use crate::terminal::{bytes, complain, counted, grouped, print, progress_bar, say};
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    ActivationFormat, CpuEngine, EngineOptions, FfnMode, Generation, Prefill, Ranked, Sampler, Samples, Sampling,
-    StopReason, Utf8Stream, WeightFormat, rank,
+    ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Generation, Prefill, Ranked, Sampler, Samples,
+    Sampling, StopReason, Utf8Stream, WeightFormat, rank,
 };
 use kernels::Team;
 use model::Psi;
@@ -41,7 +41,7 @@ pub struct Args {
     samples: u32,
 
     /// Divides the logits; 0 always takes the most probable token
-    #[arg(long, value_name = "X", default_value_t = 0.8)]
+    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
     temp: f32,
 
     /// Draw from the K most probable tokens; 0 is all
@@ -49,11 +49,11 @@ pub struct Args {
     top_k: usize,
 
     /// Draw from the fewest tokens whose probabilities sum to P
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
     top_p: f32,
 
     /// Draw from tokens at least P times as probable as the most probable one
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
 
     /// Of all draws: tokens and stochastic activation
@@ -127,9 +127,9 @@ enum Output {
 const EXAMPLES: &str = "\
 Examples:
   silurian generate -m runs/book -p 'It was '
-  silurian generate -m runs/book -p 'It was ' -n 20 --rank                best of 20, drawn at temperature 0.8
+  silurian generate -m runs/book -p 'It was ' -n 20 --rank    best of 20, drawn at temperature 0.8
   silurian generate -m runs/book -p 'It was ' -n 20 --rank --activation stochastic:0.7 --temp 0
-                                                                      drawn by the activation alone";
+                                                            drawn by the activation alone";
 
 /// The value of a `--ttr-budget` flag.
 pub fn parse_budget(text: &str) -> Result<usize, String> {
@@ -176,6 +176,10 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let filter_bytes = engine.filter_bytes();
     let prompt = Tokenizer::Bytes.encode(&args.prompt);
 
+    // Before a word of the prompt is printed.
+    if prompt.len() > engine.context() {
+        bail!("--prompt: {} tokens do not fit in a context of {}", grouped(prompt.len() as u64), engine.context());
+    }
     let streams = !args.rank && args.output == Output::Text;
     let bar = if streams { progress_bar(0) } else { progress_bar(args.samples.into()) };
     let mut texts = Vec::new();
@@ -258,8 +262,8 @@ fn report(done: &Generation, psi: Psi, formats: &str, filter_bytes: usize) {
         StopReason::StopToken(_) => "; the text has ended",
         _ => "",
     };
-    let (prompt_tokens, new) = (done.prompt_tokens, done.tokens.len());
-    complain(format_args!("[{prompt_tokens} prompt tokens {prompt}, {new} new at {rate}{ended}]"));
+    let (prompt_tokens, new) = (counted(done.prompt_tokens as u64, "prompt token"), done.tokens.len());
+    complain(format_args!("[{prompt_tokens} {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
     let filter = match (done.ffn, done.mean_gate_share()) {
         (FfnMode::Filtered, Some(share)) => {
@@ -307,11 +311,15 @@ impl Diversity {
     fn in_words(&self) -> String {
         let (budget, words) = (self.ttr.budget, self.ttr.words);
         let ttr = match self.ttr.ratio {
-            Some(ratio) => format!("type-token ratio {ratio:.3} over the first {budget} words"),
-            None => format!("no type-token ratio: {words} words together, fewer than --ttr-budget {budget}"),
+            Some(ratio) => format!("type-token ratio {ratio:.3} over the first {}", counted(budget as u64, "word")),
+            None => format!(
+                "no type-token ratio: {} together, fewer than --ttr-budget {budget}",
+                counted(words as u64, "word")
+            ),
         };
         let distinct_2 = self.distinct_2.map_or(String::new(), |d| format!("; distinct-2 {d:.3}"));
-        format!("{} of {} texts are distinct; {ttr}{distinct_2}", self.distinct_texts, self.samples)
+        let texts = counted(self.distinct_texts as u64, "distinct text");
+        format!("{texts} of {}; {ttr}{distinct_2}", self.samples)
     }
 }
 

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 ///
 /// Without a model or preset: the presets.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("subject").args(["model", "preset"]))]
 pub struct Args {
     /// A run folder (its newest checkpoint) or a Hugging Face folder
     #[arg(value_name = "DIR", conflicts_with = "preset")]
@@ -21,15 +22,15 @@ pub struct Args {
     preset: Option<String>,
 
     /// Tokens that a preset's vocabulary has
-    #[arg(long, value_name = "V", default_value_t = 256, conflicts_with = "model")]
+    #[arg(long, value_name = "V", default_value_t = 256, conflicts_with = "model", requires = "preset")]
     vocab_size: usize,
 
     /// Tokens of a sequence [default: 256, or the model's context if that is shorter]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", requires = "subject")]
     seq_len: Option<usize>,
 
     /// Sequences that go through the model at once in training
-    #[arg(long, value_name = "B", default_value_t = 8)]
+    #[arg(long, value_name = "B", default_value_t = 8, requires = "subject")]
     micro_batch: usize,
 }
 

@@ -29,7 +29,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Threads of the kernels [default: all cores]. Results do not depend on it.
+    /// Threads of the kernels [default: all cores; bench: one, then all]. What is computed does not depend on it.
     #[arg(short, long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
 }
@@ -43,9 +43,9 @@ First steps:
   silurian train book.txt --steps 2000 --name book     StochA(0.5), then RELU for the last tenth
   silurian generate -m runs/book -p 'It was '          continue a prompt, with the sparse FFN
   silurian eval -m runs/book other.txt                 loss and zeros on another text
-  silurian eval qa -m runs/book questions.jsonl        answers to questions, greedily or by the best of N
+  silurian eval qa -m runs/book questions.jsonl        answers to questions, greedy or best of N
   silurian report runs/book runs/other                 one page with plots of both
-  silurian bench                                       what this machine can do, and how near the kernels come
+  silurian bench                                       what this machine can do at most
 
 KERNELS_SIMD=scalar|portable|avx2|avx512 forces an instruction set.";
 

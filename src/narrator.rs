@@ -1,6 +1,6 @@
 //! Tells a training run to the terminal: lines for what happens, a bar for what goes on.
 
-use crate::terminal::{bytes, complain, duration, grouped, quoted};
+use crate::terminal::{bytes, complain, counted, duration, grouped, quoted};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Display;
 use std::io::Write;
@@ -56,11 +56,11 @@ impl Narrator {
             grouped(s.val_tokens as u64)
         ));
         self.line(format_args!(
-            "run       {} steps of {} tokens: {:.1} times through the data; {} threads at {}",
-            s.steps,
-            grouped(s.batch_tokens as u64),
+            "run       {} of {}: {:.1} times through the data; {} at {}",
+            counted(s.steps as u64, "step"),
+            counted(s.batch_tokens as u64, "token"),
             s.epochs,
-            s.threads,
+            counted(s.threads as u64, "thread"),
             s.level
         ));
         self.line(format_args!("schedule  {}", s.schedule));
@@ -97,7 +97,7 @@ impl Narrator {
             if e.activation == "RELU" { String::new() } else { format!("{:.4} under {}, ", e.loss, e.activation) };
         let zeros: Vec<String> = e.zeros.iter().map(|z| format!("{:.0}", 100.0 * z)).collect();
         let dead: usize = e.dead.iter().sum();
-        let dead = if dead > 0 { format!("; {dead} neurons never active") } else { String::new() };
+        let dead = if dead > 0 { format!("; {} never active", counted(dead as u64, "neuron")) } else { String::new() };
         self.line(format_args!(
             "eval {:>6}  loss {under_psi}{:.4} under RELU; zeros {:.1} % (by layer {}){dead}",
             e.steps_done,
@@ -114,7 +114,8 @@ impl Narrator {
                 at - before
             )),
             SwitchReport::After { steps, to, loss } => {
-                self.line(format_args!("switch    {loss:.4} after {steps} steps under {to}"));
+                let steps = counted(*steps as u64, "step");
+                self.line(format_args!("switch    {loss:.4} after {steps} under {to}"));
             }
         }
     }
@@ -146,7 +147,7 @@ impl Observer for Narrator {
             }
             Event::Finished { steps_done, seconds } => {
                 self.bar.finish_and_clear();
-                self.line(format_args!("done      {steps_done} steps in {}", duration(seconds)));
+                self.line(format_args!("done      {} in {}", counted(steps_done as u64, "step"), duration(seconds)));
                 if self.peak_bytes > 0 {
                     let since = self.last_fresh.map_or("none new".to_string(), |n| format!("none new after step {n}"));
                     self.line(format!("memory    {} of tensors at most; {since}", bytes(self.peak_bytes)));

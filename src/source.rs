@@ -49,11 +49,15 @@ pub fn folder(path: &Path) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// `; did you mean runs/a, runs/b?` where a folder holds runs.
+/// `; did you mean runs/a, runs/b?` where a folder holds runs, or is a checkpoint of one.
 pub fn runs_in(path: &Path) -> String {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut runs: Vec<String> =
-        entries.filter(|p| p.join("checkpoints").is_dir()).map(|p| p.display().to_string()).collect();
+    let below = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let above = path.parent().filter(|folder| folder.ends_with("checkpoints")).and_then(Path::parent);
+    let mut runs: Vec<String> = below
+        .chain(above.map(Path::to_path_buf))
+        .filter(|p| p.join("checkpoints").is_dir())
+        .map(|p| p.display().to_string())
+        .collect();
     runs.sort();
     if runs.is_empty() { String::new() } else { format!("; did you mean {}?", runs.join(", ")) }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
-pub use train::words::{bytes, duration, grouped};
+pub use train::words::{bytes, counted, duration, grouped};
 
 /// Exit code when the reader of our output went away: 128 + SIGPIPE, as shells report it.
 pub const CLOSED_PIPE: u8 = 141;

@@ -3,9 +3,9 @@
 use crate::narrator::Narrator;
 use crate::source::{self, parse_psi};
 use crate::terminal::complain;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use model::{HiddenAct, Psi, Switch};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ use train::trainer::{Outcome, Trainer};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Text files, folders (all text below), .jsonl files
+    /// Text files, folders (all .txt, .md and .jsonl below), .jsonl files
     #[arg(value_name = "PATH")]
     data: Vec<PathBuf>,
 
@@ -31,11 +31,11 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The run's folder is runs/NAME
+    /// The run's folder is runs/NAME [default: the name of the first PATH, or the next free NAME-2, NAME-3, ..]
     #[arg(long, value_name = "NAME", conflicts_with = "out")]
     name: Option<String>,
 
-    /// The run's folder
+    /// The run's folder, anywhere
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -57,14 +57,14 @@ pub struct Args {
     activation: Option<Psi>,
 
     /// Swi+FT: the share of the steps, at the end, that run under RELU (or train.switch.to); 0 is no switch [default: 0.1]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     alpha: Option<f64>,
 
     /// Optimiser steps [default: 1000]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
 
-    /// Tokens of a sequence [default: 256]
+    /// Tokens of a sequence, at most the context of the model (model.max_seq_len) [default: 256]
     #[arg(long, value_name = "T")]
     seq_len: Option<usize>,
 
@@ -77,7 +77,7 @@ pub struct Args {
     micro_batch: Option<usize>,
 
     /// The highest learning rate [default: 0.002]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lr: Option<f64>,
 
     /// Of weights, order of the data, and draws [default: 0]
@@ -92,10 +92,10 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   silurian train book.txt --name book --steps 2000
-  silurian train book.txt --name swift --activation silu --alpha 0.1       Swi+FT without StochA
+  silurian train book.txt --name swift --activation silu --alpha 0.1  Swi+FT without StochA
   silurian train notes/ --preset 5m --set train.switch.alpha=0.2
-  silurian train book.txt --activation stochastic:0.5:relu,gelu:silu         another pair, SILU for x >= 0
-  silurian train book.txt --set train.l1=0.1                                 more zeros
+  silurian train book.txt --activation stochastic:0.5:relu,gelu:silu  another pair, SILU for x >= 0
+  silurian train book.txt --set train.l1=0.1                          more zeros
   silurian train --resume runs/book";
 
 /// The share of the steps under RELU unless the user says otherwise: the upper end of the paper's 0.05 to 0.10, because runs
@@ -116,7 +116,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (None, false) => None,
         };
         let mut narrator = Narrator::new(folder);
-        let trainer = Trainer::resume(folder, config, &mut narrator)?;
+        let trainer = Trainer::resume(folder, config, &mut narrator).map_err(|e| match &e {
+            train::Error::NotARun { path, .. } => anyhow!("{e}{}", source::runs_in(path)),
+            _ => e.into(),
+        })?;
         return drive(trainer, folder, &mut narrator);
     }
     let mut config = match &args.config {
@@ -135,7 +138,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let folder = match (&args.out, &args.name) {
         (Some(out), _) => out.clone(),
-        (None, Some(name)) => Path::new("runs").join(name),
+        (None, Some(name)) => named(name)?,
         (None, None) => free_folder(&Path::new("runs").join(stem(&config.data.paths[0]))),
     };
     start(&folder, config)
@@ -245,6 +248,15 @@ fn set(config: TrainConfig, assignment: &str) -> anyhow::Result<TrainConfig> {
         }
         e => e.into(),
     })
+}
+
+/// The folder of the run of this name.
+fn named(name: &str) -> anyhow::Result<PathBuf> {
+    let path = Path::new(name);
+    if name.is_empty() || !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        bail!("--name {name:?}: must name a folder below runs; --out takes any folder");
+    }
+    Ok(Path::new("runs").join(path))
 }
 
 /// `path`, or `path-2`, `path-3`, .. if it is taken.

@@ -83,6 +83,11 @@ fn configuration() {
     );
     refuse(&mut flag(&["--set", "train.steps"]), &["--set train.steps", "KEY=VALUE"]);
     refuse(&mut flag(&["--set", "train.steps=3\nlr = 5"]), &["steps", "expected usize"]);
+    refuse(&mut flag(&["--lr", "-1"]), &["train.lr = -1: must be above 0"]);
+    for name in ["", ".", "../r", "/r"] {
+        let output = place.train(&["--name", name]).output().unwrap();
+        assert!(said(&output).contains("must name a folder below runs; --out takes any folder"), "{}", said(&output));
+    }
     refuse(&mut flag(&["--alpha", "2"]), &["train.switch.alpha = 2"]);
     refuse(&mut flag(&["--alpha", "2", "--set", "train.lr=0.1"]), &["error: train.switch.alpha = 2"]);
     refuse(&mut flag(&["--set", "train.lr=nan"]), &["error: --set train.lr=nan: train.lr = NaN"]);
@@ -94,6 +99,10 @@ fn configuration() {
     refuse(&mut place.silurian(&["inspect", "--preset", "tiny", "--micro-batch", &most]), &["--micro-batch", "2^32"]);
     let output = place.silurian(&["inspect", "runs/r", "--vocab-size", "3"]).output().unwrap();
     assert!(said(&output).contains("cannot be used with '--vocab-size <V>'"), "{}", said(&output));
+    for flags in [["--seq-len", "5"], ["--micro-batch", "2"], ["--vocab-size", "300"]] {
+        let output = place.silurian(&[&["inspect"], &flags[..]].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "inspect {flags:?} of no model: {}", said(&output));
+    }
     // Petabytes, which no system gives.
     let large = ["model.d_model=1048576", "model.n_heads=2", "model.n_kv_heads=1", "model.d_ff=1048576"];
     let large = large.iter().flat_map(|size| ["--set", *size]).chain(["--set", "model.n_layers=10000"]);
@@ -182,6 +191,9 @@ fn threads_that_the_system_refuses() {
     let place = Place::new();
     let script = format!("ulimit -v 2000000; exec {} inspect -t 4096", env!("CARGO_BIN_EXE_silurian"));
     let mut command = std::process::Command::new("sh");
+    // With large stacks the last one fails by far. With small ones it may fit and leave no page for what std allocates after it,
+    // and then std aborts.
+    command.env("RUST_MIN_STACK", (128 << 20).to_string());
     refuse(command.args(["-c", &script]), &["--threads 4096: the system refuses them"]);
     let output = place.silurian(&["inspect", "-t", "60000"]).output().unwrap();
     assert!(said(&output).contains("60000 is not in 1..=4096"), "{}", said(&output));
@@ -246,7 +258,7 @@ fn sampling() {
     let run = place.trained("m");
     let generate =
         |flags: &[&str]| place.silurian(&[&["generate", "-m", run.to_str().unwrap(), "-p", "In "], flags].concat());
-    refuse(&mut generate(&["--temp=-1"]), &["temperature = -1"]);
+    refuse(&mut generate(&["--temp", "-1"]), &["temperature = -1"]);
     refuse(&mut generate(&["--temp=nan"]), &["temperature = NaN"]);
     refuse(&mut generate(&["--top-p=0"]), &["top_p = 0"]);
     refuse(&mut generate(&["--top-p=1.5"]), &["top_p = 1.5"]);
@@ -256,7 +268,11 @@ fn sampling() {
     // The context is the 32 positions of training.
     let long = "x".repeat(300);
     let model = run.to_str().unwrap();
-    refuse(&mut place.silurian(&["generate", "-m", model, "-p", &long]), &["300 tokens", "context of 32"]);
+    let output = place.silurian(&["generate", "-m", model, "-p", &long, "-n", "2"]).output().unwrap();
+    assert!(output.stdout.is_empty(), "a prompt that is refused was printed: {}", said(&output));
+    refuse(&mut place.silurian(&["generate", "-m", model, "-p", &long]), &["--prompt: 300 tokens", "context of 32"]);
+    let window = ["eval", "-m", model, "text.txt", "--tokens", "31", "--seq-len", "32"];
+    refuse(&mut place.silurian(&window), &["--tokens 31: must be at least 32, the tokens of a window"]);
     refuse(&mut place.silurian(&["generate", "-m", model, "-p", ""]), &["prompt is empty"]);
     // The same from standard input.
     let piped = |contents: &[u8]| fs::File::open(place.write("prompt.txt", contents)).unwrap();
@@ -371,6 +387,12 @@ fn run_folders() {
     let before = fs::read(run.join("metrics.jsonl")).unwrap();
     refuse(&mut place.train(&["--name", "m"]), &["runs/m", "exists"]);
     refuse(&mut place.silurian(&["train", "--resume", "runs/none"]), &["runs/none", "config.toml"]);
+    for near in ["runs", "runs/m/checkpoints/step-20"] {
+        refuse(
+            &mut place.silurian(&["train", "--resume", near]),
+            &[near, "no run to resume", "; did you mean runs/m?"],
+        );
+    }
     let resume = |flags: &[&str]| place.silurian(&[&["train", "--resume", "runs/m"], flags].concat());
     // Another error's words once, not twice.
     let output = place.train(&["--name", "n", "--set", "model.from=nowhere"]).output().unwrap();

@@ -3,7 +3,7 @@
 use crate::generate::parse_budget;
 use crate::source::{self, Source, parse_psi};
 use crate::table::{Cell, Column, Format, Table};
-use crate::terminal::{complain, print, progress_bar, say};
+use crate::terminal::{complain, counted, print, progress_bar, say};
 use anyhow::bail;
 use infer::{CpuEngine, EngineOptions, Sampling};
 use model::Psi;
@@ -54,7 +54,7 @@ pub struct Args {
     rank_under: Option<Psi>,
 
     /// Divides the logits of samples; 0 leaves the draws to a stochastic activation
-    #[arg(long, value_name = "X", default_value_t = 0.8, requires = "samples")]
+    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true, requires = "samples")]
     temp: f32,
 
     /// Draw from the K most probable tokens; 0 is all
@@ -62,11 +62,11 @@ pub struct Args {
     top_k: usize,
 
     /// Draw from the fewest tokens whose probabilities sum to P; 1 is all
-    #[arg(long, value_name = "P", default_value_t = 1.0, requires = "samples")]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true, requires = "samples")]
     top_p: f32,
 
     /// Draw from tokens at least P times as probable as the most probable one
-    #[arg(long, value_name = "P", default_value_t = 0.0, requires = "samples")]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true, requires = "samples")]
     min_p: f32,
 
     /// Of all draws: tokens and stochastic activation
@@ -197,8 +197,9 @@ fn options(args: &Args, source: &Source, questions: &[Question]) -> anyhow::Resu
 /// What was done, in a line or two.
 fn method(args: &Args, source: &Source, options: &QaOptions, questions: usize) -> String {
     let mut text = format!(
-        "{}: {questions} questions of {}, answered greedily under {}.",
+        "{}: {} of {}, answered greedily under {}.",
         source.folder.display(),
+        counted(questions as u64, "question"),
         args.questions.display(),
         options.psi
     );
@@ -211,9 +212,11 @@ fn method(args: &Args, source: &Source, options: &QaOptions, questions: usize) -
             }
         }
         text += &format!(
-            "\n{n} samples a question under {psi} at temperature {temperature}{filters}, seed {seed}; the best of them by the mean \
-             ln P of a token under {} at temperature 1. Type-token ratio over the first {ttr_budget} words of a question's samples.",
-            options.psi
+            "\n{} a question under {psi} at temperature {temperature}{filters}, seed {seed}; the best of them by the mean \
+             ln P of a token under {} at temperature 1. Type-token ratio over the first {} of a question's samples.",
+            counted(*n, "sample"),
+            options.psi,
+            counted(*ttr_budget as u64, "word")
         );
     }
     text

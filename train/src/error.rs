@@ -34,7 +34,7 @@ pub enum Error {
         bytes: u64,
     },
     /// A new run where there is one.
-    #[error("{}: exists already; resume it (train --resume), or choose another --name", path.display())]
+    #[error("{}: exists already; resume it (train --resume), or choose another --name or --out", path.display())]
     Exists {
         /// The run folder.
         path: PathBuf,

@@ -13,6 +13,12 @@ pub fn grouped(n: impl TryInto<u128>) -> String {
     text
 }
 
+/// A number of things, named in the singular: `1 step`, `2,048 steps`.
+pub fn counted(n: impl TryInto<u128>, thing: &str) -> String {
+    let n = grouped(n);
+    if n == "1" { format!("{n} {thing}") } else { format!("{n} {thing}s") }
+}
+
 /// Bytes in the unit that fits: `1.5 GiB`.
 pub fn bytes(n: impl TryInto<u128>) -> String {
     let n = n.try_into().unwrap_or_default() as f64;
@@ -41,6 +47,7 @@ mod tests {
             ["1", "12", "123", "1234", "1234567"].map(|n| grouped(n.parse::<u64>().unwrap())),
             ["1", "12", "123", "1,234", "1,234,567"]
         );
+        assert_eq!([0u32, 1, 2, 2048].map(|n| counted(n, "step")), ["0 steps", "1 step", "2 steps", "2,048 steps"]);
         assert_eq!([0u64, 1023, 1536, 3 << 30].map(bytes), ["0 B", "1023 B", "1.5 KiB", "3.0 GiB"]);
         assert_eq!([0.42, 59.0, 61.0, 3725.0].map(duration), ["0.4 s", "59.0 s", "1 min 1 s", "1 h 2 min"]);
     }

@@ -97,7 +97,7 @@ fn the_cache_is_made_once_found_again_and_made_again_when_damaged() {
     let (text, cache) = (dir.path().join("a.txt"), dir.path().join("cache"));
     fs::write(&text, common::text(1000)).unwrap();
     let (first, hash, notes) = tokens(std::slice::from_ref(&text), &cache);
-    assert!(notes.len() == 1 && notes[0].starts_with("6000 tokens written to "), "{notes:?}");
+    assert!(notes.len() == 1 && notes[0].starts_with("6,000 tokens written to "), "{notes:?}");
     let file = cache.join(format!("{hash}.tokens"));
     let good = fs::read(&file).unwrap();
     assert_eq!(good.len(), 64 + 2 * 6000);

@@ -8,6 +8,7 @@ use super::DataError;
 use super::documents::Documents;
 use super::tokenizer::Tokenizer;
 use crate::files;
+use crate::words::counted;
 use bytemuck::{Pod, Zeroable};
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -83,7 +84,7 @@ impl Tokens {
         }
         renamed?;
         let tokens = Tokens::read(&path, key).map_err(|reason| DataError::Cache { path: path.clone(), reason })?;
-        note(format!("{} tokens written to {}", tokens.len(), path.display()));
+        note(format!("{} written to {}", counted(tokens.len() as u64, "token"), path.display()));
         Ok(tokens)
     }
 

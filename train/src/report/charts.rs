@@ -6,6 +6,7 @@ use super::results::Results;
 use super::run::Run;
 use super::scale::{Scale, number, short};
 use crate::metrics::{Evaluation, SMALL_ROW};
+use crate::words::counted;
 
 /// Colours of runs in the style sheet. Beyond them, curves are dashed.
 const COLORS: usize = 6;
@@ -240,7 +241,7 @@ pub fn switch_in_words(run: &Run) -> Option<String> {
     );
     let later: Vec<&Evaluation> = run.evaluations().filter(|e| e.steps_done > at).collect();
     if let Some(first) = later.first() {
-        text += &format!("; after {} steps it was {:.4}", first.steps_done - at, first.relu_loss);
+        text += &format!("; after {} it was {:.4}", counted((first.steps_done - at) as u64, "step"), first.relu_loss);
     }
     if let Some(last) = later.last().filter(|_| later.len() > 1) {
         text += &format!(", after {} {:.4}", last.steps_done - at, last.relu_loss);

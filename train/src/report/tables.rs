@@ -5,15 +5,12 @@ use super::html::{Text, cut};
 use super::results::Results;
 use super::run::Run;
 use super::scale::{number, short};
-use crate::words::{bytes, duration, grouped};
+use crate::words::{bytes, counted, duration, grouped};
 use std::fmt::{Display, Write};
 
 /// Where the last steps ran, in words.
 pub fn machine(run: &Run) -> String {
-    let threads = run
-        .sessions
-        .last()
-        .map(|s| if s.threads == 1 { "1 thread".to_string() } else { format!("{} threads", s.threads) });
+    let threads = run.sessions.last().map(|s| counted(s.threads as u64, "thread"));
     let words: Vec<String> = threads.into_iter().chain(run.level.clone()).collect();
     if words.is_empty() { "not recorded".to_string() } else { words.join(", ") }
 }
