@@ -251,7 +251,7 @@ pub enum Prefill {
     Exact,
     /// Both operands of a product are bf16 on levels that have a dot product of bf16, which is up to twice as fast: activations are
     /// rounded (a relative error of 2^-8 at most), and so are weights that are not bf16. Sums, norms, attention and the residual stream
-    /// stay f32. On other levels, and for 6 tokens or fewer, whose weights are read straight and not packed, this is [`Prefill::Exact`].
+    /// stay f32. On other levels, and for 4 tokens or fewer, whose weights are read straight and not packed, this is [`Prefill::Exact`].
     Bf16,
 }
 
