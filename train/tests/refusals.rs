@@ -23,7 +23,7 @@ fn a_name_that_is_taken_and_a_run_that_is_not_there() {
     let exists = message(train(&run, config(dir.path()), None));
     assert_eq!(
         exists,
-        format!("{}: exists already; resume it (train --resume), or choose another --name", run.display())
+        format!("{}: exists already; resume it (train --resume), or choose another --name or --out", run.display())
     );
     assert_eq!(losses(&run), before);
     // Not even an empty folder, or a file, is taken over; and nothing is left beside it.
