@@ -81,8 +81,8 @@ pub fn silu<S: Simd>(s: S, x: S::F32) -> (S::F32, S::F32) {
 /// square is split so that the exponent carries no rounding of it. `Phi(z) = 1 - Phi(-z)` then cancels nothing. For `z < 1`,
 /// where roundings of P would be large beside those of `x / 2`, `Phi(x) = 1 / 2 + x S(x^2)`.
 ///
-/// Accuracy: the value within 5 ULP for `x >= -12.94`; below, where Phi turns subnormal, within `3 |x| 2^-149` (the value is below
-/// 1.6e-37 there). The derivative, which has a zero at -0.752, within `4 2^-24`.
+/// Accuracy: the value within 5 ULP (5.3 at levels without fused multiply-adds) for `x >= -12.94`; below, where Phi turns subnormal,
+/// within `3 |x| 2^-149` (the value is below 1.6e-37 there). The derivative, which has a zero at -0.752, within `4 2^-24`.
 /// Special values: the limits at both infinities, (-0, 0) and (+inf, 1); both are NaN at NaN.
 /// Source: Hendrycks and Gimpel, arXiv 1606.08415.
 #[inline(always)]
@@ -312,7 +312,9 @@ mod tests {
 
     fn check_gelu(stride: usize) {
         let error = |x: f32, y: f32| ulps_or_subnormal(x, y, reference::gelu(x as f64).0, -12.94, 5.0);
-        check("gelu (ULP)", stride, elementwise::gelu, error, |_| 5.0);
+        // Without fused multiply-adds each step of P rounds twice; the worst float of all is then 5.21 ULP off.
+        let fused = |level| level > Level::PORTABLE;
+        check("gelu (ULP)", stride, elementwise::gelu, error, |level| if fused(level) { 5.0 } else { 5.3 });
     }
 
     fn check_gelu_derivative(stride: usize) {
