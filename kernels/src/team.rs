@@ -22,6 +22,13 @@ use std::thread::JoinHandle;
 /// longer than the serial stretches between the kernels of one token, shorter than a scheduler tick.
 const SPINS: u32 = 4_000;
 
+/// Bytes of a helper's stack, as much as std gives a thread unless it is told otherwise.
+const STACK: usize = 2 << 20;
+
+/// Bytes of address space that must be free when a helper begins: its stack many times over, and more than glibc ever takes from
+/// the heap instead of asking the system.
+const ROOM: usize = 40 << 20;
+
 /// A level and a number of threads: where a kernel runs.
 pub struct Team {
     level: Level,
@@ -46,9 +53,10 @@ impl Team {
             let shared = team.shared.insert(Arc::new(Shared::new()));
             for i in 1..threads {
                 let shared = Arc::clone(shared);
-                let thread = std::thread::Builder::new().name(format!("team-{i}"));
-                // A thread takes some memory after it was granted. Where that ends, it must be the next one that is refused, and not
-                // one of many that are still beginning: that would abort the process.
+                let thread = std::thread::Builder::new().name(format!("team-{i}")).stack_size(STACK);
+                // A thread takes some more memory once it runs, and the process is aborted if there is none. So there must be room to
+                // begin with, and those before must have taken theirs.
+                Vec::<u8>::try_reserve_exact(std::hint::black_box(&mut Vec::new()), ROOM)?;
                 let (begun, begins) = std::sync::mpsc::channel();
                 team.helpers.push(thread.spawn(move || {
                     let _ = begun.send(());

@@ -142,7 +142,7 @@ pub struct MaskSite {
 /// A NaN in g gives NaN, under RELU too: it is not hidden as 0. Panics if a length differs or is no multiple of `d_ff`.
 ///
 /// Accuracy: that of psi ([`math::silu`](crate::simd::math::silu), [`math::gelu`](crate::simd::math::gelu) and
-/// [`math::tanh`](crate::simd::math::tanh) within 5.3 ULP, relu2 one rounding, relu none) and the rounding of the product.
+/// [`math::tanh`](crate::simd::math::tanh) within 5 ULP, relu2 one rounding, relu none) and the rounding of the product.
 /// Draws equal to `reference::draw16` in every bit. Cost: 12 bytes an element moved (8 read, 4 written).
 /// Source: arXiv 2509.22358.
 #[track_caller]

@@ -30,7 +30,7 @@ fn accuracy(act: Activation) -> (f64, f64) {
         Activation::Relu2 => (1.0, 0.0),
         Activation::Tanh => (4.0, 4.0),
         Activation::Silu => (8.0, 4.0),
-        Activation::Gelu => (10.6, 4.0),
+        Activation::Gelu => (10.0, 4.0),
         Activation::Stochastic { negative, positive, .. } => {
             let positive = if positive == Positive::Silu { Activation::Silu } else { Activation::Relu };
             let parts = [negative[0].into(), negative[1].into(), positive].map(accuracy);

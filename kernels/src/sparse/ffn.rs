@@ -98,21 +98,33 @@ impl<W: RowFormat> Kernel for SparseChunk<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
-        let SparseChunk { weights: FfnWeights { gate, up, down_t }, x, first, len, sum } = self;
-        let (mut g, mut h) = ([0.0; MAX_CHUNK], [0.0; MAX_CHUNK]);
-        let mut rows = [0; MAX_CHUNK + MAX_LANES];
+        let SparseChunk { weights, x, first, len, sum } = self;
+        let (mut g, mut rows) = ([0.0; MAX_CHUNK], [0; MAX_CHUNK + MAX_LANES]);
         let g = &mut g[..len];
-        dots(s, gate, RowsFrom(first), x, g);
+        dots(s, weights.gate, RowsFrom(first), x, g);
         let n = select(s, g, first as u32, &mut rows);
-        let (rows, h) = (&rows[..n] as &[u32], &mut h[..n]);
-        dots(s, up, rows, x, h);
-        for (h, &row) in h.iter_mut().zip(rows) {
-            // One multiplication, as in `gated_activation`: relu(g) is g here.
-            *h *= g[row as usize - first];
-        }
-        axpy(s, down_t, rows, h, sum);
+        let rows = &rows[..n];
+        sum_active(s, weights, rows, |j| g[rows[j] as usize - first], x, sum);
         n
     }
+}
+
+/// The sum over the active neurons `rows` of a chunk; `g(j)` is that of `rows[j]`.
+#[inline(always)]
+pub(super) fn sum_active<S: Simd, W: RowFormat>(
+    s: S,
+    FfnWeights { up, down_t, .. }: FfnWeights<W>,
+    rows: &[u32],
+    g: impl Fn(usize) -> f32,
+    x: &[f32],
+    sum: &mut [f32],
+) {
+    let mut h = [0.0; MAX_CHUNK];
+    let h = &mut h[..rows.len()];
+    dots(s, up, rows, x, h);
+    // One multiplication, as in `gated_activation`: relu(g) is g here.
+    h.iter_mut().enumerate().for_each(|(j, h)| *h *= g(j));
+    axpy(s, down_t, rows, h, sum);
 }
 
 /// The FFN of one token over all neurons, under any activation: `y = W2 (psi(g) * u)`, `g = W1 x`, `u = W3 x`. Returns how

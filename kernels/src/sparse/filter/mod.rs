@@ -4,8 +4,8 @@ mod bound;
 #[cfg(test)]
 mod tests;
 
-use super::ffn::{FfnScratch, FfnWeights};
-use super::rows_axpy::{axpy, sum_chunks};
+use super::ffn::{FfnScratch, FfnWeights, sum_active};
+use super::rows_axpy::sum_chunks;
 use super::{MAX_CHUNK, chunk_len};
 use crate::gemv::dots;
 use crate::simd::{Kernel, Simd};
@@ -203,23 +203,17 @@ impl<W: Weight> Kernel for FilteredChunk<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Filtered {
-        let FilteredChunk { weights: FfnWeights { gate, up, down_t }, copy, token, first, sum } = self;
-        let (mut g, mut h, mut rows) = ([0.0; MAX_CHUNK], [0.0; MAX_CHUNK], [0; MAX_CHUNK]);
+        let FilteredChunk { weights, copy, token, first, sum } = self;
+        let (mut g, mut rows) = ([0.0; MAX_CHUNK], [0; MAX_CHUNK]);
         let survivors = filter(s, copy, token, first, &mut rows);
-        dots(s, gate, &rows[..survivors], token.x, &mut g[..survivors]);
+        dots(s, weights.gate, &rows[..survivors], token.x, &mut g[..survivors]);
         let mut active = 0;
         for j in 0..survivors {
             (rows[active], g[active]) = (rows[j], g[j]);
             // A NaN counts, as in `select`.
             active += (g[j] > 0.0 || g[j].is_nan()) as usize;
         }
-        let (rows, h) = (&rows[..active], &mut h[..active]);
-        dots(s, up, rows, token.x, h);
-        for (h, g) in h.iter_mut().zip(g) {
-            // One multiplication, as in `gated_activation`: relu(g) is g here.
-            *h *= g;
-        }
-        axpy(s, down_t, rows, h, sum);
+        sum_active(s, weights, &rows[..active], |j| g[j], token.x, sum);
         Filtered { survivors, active }
     }
 }
