@@ -1,7 +1,7 @@
 //! Tokens a second of decoding, dense and sparse, and of a prompt: `cargo bench --bench decode`.
 //!
 //! The model has the widths of the 350m preset and enough layers to be far larger than the caches. Its zeros are imposed
-//! (`silurian::synthetic`), the same for dense and sparse; `silurian bench sparse` has the sweep. Decoding reads every weight that it uses once a token, so the bound is memory: at s zeros the
+//! (`silurian::synthetic`), the same for dense and sparse; `silurian bench decode` has the sweep. Decoding reads every weight that it uses once a token, so the bound is memory: at s zeros the
 //! sparse FFN reads `(1 + 2 (1 - s)) / 3` of the dense bytes; attention and the LM head read all of theirs.
 //! `KERNELS_SIMD` picks the level.
 

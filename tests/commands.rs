@@ -249,7 +249,7 @@ fn bench_writes_markdown_csv_and_json() {
     assert_eq!(prompts.len(), 4, "{report}");
 
     let ffn = ["sparse", "--d-model", "64", "--d-ff", "100", "--layers", "3", "--zeros", "90,0"];
-    let csv = output(&[&ffn[..], &["--ffn-only", "--weights", "bf16", "-o", "csv"]].concat());
+    let csv = output(&[&ffn[..], &["--weights", "bf16", "-o", "csv"]].concat());
     let (sweep, break_even) = csv.split_once("\n\n").unwrap();
     let lines: Vec<Vec<&str>> = sweep.lines().map(|line| line.split(',').collect()).collect();
     let zeros = lines[0].iter().position(|&name| name == "zeros_percent").unwrap();
@@ -257,9 +257,10 @@ fn bench_writes_markdown_csv_and_json() {
     assert_eq!(lines[1..].iter().map(|line| line[zeros]).collect::<Vec<_>>(), ["0.0", "90.0"], "{csv}");
     assert!(break_even.starts_with("weights,threads,zeros_percent,remark\n"), "{csv}");
 
-    let report = json(&["sparse", "--models", "tiny", "--d-ff", "100", "--layers", "1", "--zeros", "90", "-o", "json"]);
-    for table in ["ffn", "decode"] {
-        let rows = rows(&report, table);
+    let sparse = json(&["sparse", "--d-ff", "100", "--layers", "1", "--zeros", "90", "-o", "json"]);
+    let decode = json(&["decode", "--models", "tiny", "--zeros", "90", "-o", "json"]);
+    for (report, table) in [(&sparse, "ffn"), (&decode, "decode")] {
+        let rows = rows(report, table);
         for (row, weights) in rows.iter().zip(["f32", "bf16"]) {
             let near = (row["zeros_percent"].as_f64().unwrap() - 90.0).abs() < 0.5;
             assert!(row["weights"] == weights && near, "{row}, expected {weights} with 90 % zeros");
@@ -268,19 +269,19 @@ fn bench_writes_markdown_csv_and_json() {
         }
         assert_eq!(rows.len(), 2, "{report}");
     }
-    positive(&rows(&report, "decode")[1], &["dense_tokens_per_second", "sparse_tokens_per_second", "ffn_speed_up"]);
-    for (table, fields) in [
-        ("ffn_filtered", ["survivors_percent", "filtered_us", "speed_up"]),
-        ("decode", ["survivors_percent", "filtered_tokens_per_second", "filtered_speed_up"]),
+    positive(&rows(&decode, "decode")[1], &["dense_tokens_per_second", "sparse_tokens_per_second", "ffn_speed_up"]);
+    for (report, table, fields) in [
+        (&sparse, "ffn_filtered", ["survivors_percent", "filtered_us", "speed_up"]),
+        (&decode, "decode", ["survivors_percent", "filtered_tokens_per_second", "filtered_speed_up"]),
     ] {
-        for row in rows(&report, table) {
+        for row in rows(report, table) {
             positive(&row, &fields);
             assert!(row["survivors_percent"].as_f64() < Some(50.0), "{table}: the filter rules little out: {row}");
         }
     }
 
     let run = place.trained("m");
-    let report = json(&["sparse", "-m", run.to_str().unwrap(), "--weights", "f32", "-o", "json"]);
+    let report = json(&["decode", "-m", run.to_str().unwrap(), "--weights", "f32", "-o", "json"]);
     positive(&rows(&report, "decode")[0], &["zeros_percent", "speed_up"]);
 
     let text = output(&[

@@ -208,8 +208,8 @@ fn benchmarks() {
         (&["sparse", "--zeros", "50,101"], "expected a percentage, 0 to 100"),
         (&["sparse", "--weights", "q5"], "expected f32, bf16, q8 or q4"),
         (&["sparse", "--activations", "f32"], "expected exact or q8"),
-        (&["sparse", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
-        (&["sparse", "-m", "runs/m", "--zeros", "50"], "cannot be used with"),
+        (&["decode", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
+        (&["decode", "-m", "runs/m", "--zeros", "50"], "cannot be used with"),
         (&["prefill", "--prefill", "fast"], "expected exact or bf16"),
         (&["prefill", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["train", "--models", "XL"], "expected S, M or L"),
@@ -224,7 +224,7 @@ fn benchmarks() {
     }
     refuse(&mut bench(&["sparse", "--d-ff", "0"]), &["--d-ff 0: must be 1 to 1048576"]);
     refuse(&mut bench(&["sparse", "--layers", "0"]), &["--layers 0"]);
-    refuse(&mut bench(&["sparse", "-m", "nowhere"]), &["nowhere"]);
+    refuse(&mut bench(&["decode", "-m", "nowhere"]), &["nowhere"]);
     refuse(
         &mut bench(&["prefill", "--models", "tiny", "--tokens", "0"]),
         &["--tokens 0: must be 1 to 256, the context of tiny"],

@@ -1,19 +1,76 @@
-//! The second half of `silurian bench sparse`: whole tokens, dense against sparse.
+//! `silurian bench decode`: what zeros are worth for whole tokens, of random weights and of real models.
 
 use super::machine::require_memory;
-use super::{Formats, LARGE, Setting, large_block, progress, read_now, read_percent};
-use crate::source;
+use super::{Formats, LARGE, Report, Setting, large_block, parse_percent, progress, read_now, read_percent};
+use crate::source::{self, parse_activations, parse_weights};
 use crate::table::{Cell, Column, Spread, Table};
 use crate::terminal::{bytes, complain};
 use anyhow::{Context, ensure};
-use infer::{CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, generate};
+use infer::{
+    ActivationFormat, CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, WeightFormat, generate,
+};
 use kernels::{Level, Team};
 use model::{Config, Psi, Weights, preset};
 use silurian::synthetic;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensor::pool::{self, Block};
+
+/// Whole tokens with the zeros of RELU against all neurons: decoding, dense, sparse and filtered by turns.
+///
+/// Models with random weights, over a sweep of zeros; with -m, a model with the zeros that it has. The tokens are the same in all
+/// ways of computing the FFN.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Models with random weights: 125m, 1.3b (ten minutes), or any preset with 32000 tokens
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "125m", value_parser = parse_named)]
+    models: Vec<Named>,
+
+    /// Shares of zeros of a model with random weights, in percent
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', value_parser = parse_percent, default_value = "50,80,90,95")]
+    zeros: Vec<f64>,
+
+    /// A run folder or a Hugging Face folder: decode with this model instead
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["models", "zeros"])]
+    model: Option<PathBuf>,
+
+    /// How weights are kept: f32, bf16, q8, q4
+    #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
+    weights: Vec<WeightFormat>,
+
+    /// What q8 and q4 weights are multiplied with: exact, x as it is, or q8, rounded to 8 bits
+    #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
+    activations: ActivationFormat,
+
+    /// Tokens of a repetition [default: 64, or 16 for a model of more than 1 GiB]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    tokens: Option<u16>,
+}
+
+const METHOD: &str = "Generations, dense, sparse and filtered, and a pass over 512 MiB in huge pages by turns; speed-ups and the shares \
+of reading are medians of the ratios of neighbours. Bytes are those of the weights that a token has to read; the time is that of whole \
+tokens, sampling and all.";
+
+pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
+    let tokens = args.tokens.map(usize::from);
+    let formats: Vec<Formats> = args.weights.iter().map(|&weights| Formats::new(weights, args.activations)).collect();
+    let mut tables = Vec::new();
+    if let Some(folder) = &args.model {
+        tables.push(of_folder(folder, &formats, tokens, setting)?);
+    } else {
+        let mut zeros = args.zeros;
+        zeros.sort_by(f64::total_cmp);
+        // Before anything is measured.
+        args.models.iter().try_for_each(|model| require_memory_of("decode", model))?;
+        for model in &args.models {
+            // What the last one used must not be missing here.
+            pool::trim();
+            tables.push(of_random(model, &zeros, &formats, tokens, setting)?);
+        }
+    }
+    Ok(Report { method: METHOD.to_string(), tables })
+}
 
 const COLUMNS: [Column; 21] = [
     Column::text("model", "model"),
@@ -70,16 +127,15 @@ pub(super) fn require_memory_of(bench: &str, model: &Named) -> anyhow::Result<()
 }
 
 /// A model with random weights under imposed zeros.
-pub(super) fn of_random(
+fn of_random(
     model: &Named,
     zeros: &[f64],
     formats: &[Formats],
     tokens: Option<usize>,
     setting: &Setting,
 ) -> anyhow::Result<Table> {
-    require_memory_of("sparse", model)?;
     let Named { name, config } = model;
-    progress(format_args!("sparse, {name}: making {} parameters", config.parameters()));
+    progress(format_args!("decode, {name}: making {} parameters", config.parameters()));
     let mut weights = synthetic::weights(config);
     let prompt: Vec<u32> = (0..PROMPT as u32).collect();
     let mut bench = Decode::new(name, config, formats, (prompt, Sampling::GREEDY), tokens, setting)?;
@@ -91,17 +147,12 @@ pub(super) fn of_random(
 }
 
 /// A real model, with the zeros that it has under RELU.
-pub(super) fn of_folder(
-    folder: &Path,
-    formats: &[Formats],
-    tokens: Option<usize>,
-    setting: &Setting,
-) -> anyhow::Result<Table> {
+fn of_folder(folder: &Path, formats: &[Formats], tokens: Option<usize>, setting: &Setting) -> anyhow::Result<Table> {
     let source = source::load(folder)?;
     let (weights, meta) = (&source.checkpoint.weights, &source.checkpoint.meta);
     let config = weights.config();
     require_memory(
-        &format!("bench sparse: an engine's copy of {}", source.folder.display()),
+        &format!("bench decode: an engine's copy of {}", source.folder.display()),
         config.inference_memory().weights.saturating_add(filter_bytes(config) + 4 * LARGE as u64),
     )?;
     let meant: Psi = meta.hidden_act().into();
@@ -197,7 +248,7 @@ impl<'a> Decode<'a> {
     fn measure(&mut self, weights: &Weights, what: &str) -> anyhow::Result<()> {
         let teams = self.formats.iter().flat_map(|&format| self.teams.iter().map(move |team| (format, team)));
         for ((format, team), rows) in teams.zip(&mut self.rows) {
-            progress(format_args!("sparse, {}, {format}, {what}, -t {}", self.name, team.threads()));
+            progress(format_args!("decode, {}, {format}, {what}, -t {}", self.name, team.threads()));
             let mut read = Vec::new();
             let context = Some(self.prompt.len() + self.tokens - 1);
             let Formats { weights: kept, activations } = format;

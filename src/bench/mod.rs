@@ -47,8 +47,9 @@ enum What {
     /// The machine: arithmetic at each instruction set, and memory
     Limits,
     Gemm(gemm::Args),
+    Sparse(sparse::Args),
+    Decode(decode::Args),
     Prefill(prefill::Args),
-    Sparse(Box<sparse::Args>),
     Train(train::Args),
 }
 
@@ -89,8 +90,9 @@ pub fn run(args: Args, threads: Option<usize>) -> anyhow::Result<ExitCode> {
     let report = match args.what {
         None | Some(What::Limits) => limits::run(&setting)?,
         Some(What::Gemm(args)) => gemm::run(args, &setting)?,
+        Some(What::Sparse(args)) => sparse::run(args, &setting)?,
+        Some(What::Decode(args)) => decode::run(args, &setting)?,
         Some(What::Prefill(args)) => prefill::run(args, &setting)?,
-        Some(What::Sparse(args)) => sparse::run(*args, &setting)?,
         Some(What::Train(args)) => train::run(args, &setting)?,
     };
     print(match args.output {

@@ -1,6 +1,5 @@
-//! `silurian bench sparse`: what zeros are worth, for the FFN alone here, and for whole tokens in [`decode`].
+//! `silurian bench sparse`: what zeros are worth for the FFN alone. Whole tokens are [`decode`](super::decode)'s.
 
-use super::decode::{self, Named};
 use super::machine::require_memory;
 use super::{Formats, LARGE, Report, Setting, large_block, parse_percent, progress, read_now, read_percent, seconds};
 use crate::source::{parse_activations, parse_weights};
@@ -13,13 +12,12 @@ use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::sparse::{FfnScratch, Filtered, ffn_dense, ffn_filtered, ffn_sparse};
 use kernels::{Activation, Level, RowFormat, Team, Weight};
 use silurian::synthetic::FfnLayers;
-use std::path::PathBuf;
-use tensor::pool::{self, Block};
+use tensor::pool::Block;
 
-/// Decoding with the zeros of RELU against decoding with all neurons, over a sweep of zeros.
+/// The FFN of one token with the zeros of RELU against all neurons, over a sweep of zeros.
 ///
-/// First the FFN of one token alone, then whole tokens of models with random weights. With -m: whole tokens of that model, with
-/// the zeros that it has. Dense and sparse run by turns and compute the same, bit for bit.
+/// Random weights in as many layers as no cache holds. Dense, sparse and filtered run by turns and compute the same, bit for bit.
+/// `silurian bench decode` has whole tokens, and real models.
 #[derive(clap::Args)]
 pub struct Args {
     /// Width of the residual stream
@@ -46,23 +44,6 @@ pub struct Args {
     /// What q8 and q4 weights are multiplied with: exact, x as it is, or q8, rounded to 8 bits
     #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
     activations: ActivationFormat,
-
-    /// Models with random weights that whole tokens are decoded with: 125m, 1.3b (ten minutes), or any
-    /// preset with 32000 tokens
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "125m", value_parser = decode::parse_named)]
-    models: Vec<Named>,
-
-    /// The FFN alone
-    #[arg(long, conflicts_with = "models")]
-    ffn_only: bool,
-
-    /// A run folder or a Hugging Face folder: decode with this model instead of all the above
-    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["d_model", "d_ff", "layers", "zeros", "models", "ffn_only"])]
-    model: Option<PathBuf>,
-
-    /// Tokens of a repetition of decoding [default: 64, or 16 for a model of more than 1 GiB]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    tokens: Option<u16>,
 }
 
 const COLUMNS: [Column; 14] = [
@@ -116,26 +97,12 @@ struct Sizes {
 }
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
-    let tokens = args.tokens.map(usize::from);
     let formats: Vec<Formats> = args.weights.iter().map(|&weights| Formats::new(weights, args.activations)).collect();
-    let mut report = Report { method: METHOD.to_string(), tables: Vec::new() };
-    if let Some(folder) = &args.model {
-        report.tables.push(decode::of_folder(folder, &formats, tokens, setting)?);
-        return Ok(report);
-    }
     let mut zeros = args.zeros;
     zeros.sort_by(f64::total_cmp);
     let sizes = sizes(args.d_model, args.d_ff, args.layers)?;
-    let models = if args.ffn_only { Vec::new() } else { args.models };
-    // Before anything is measured.
-    models.iter().try_for_each(|model| decode::require_memory_of("sparse", model))?;
-    report.tables.extend(ffn(&sizes, &zeros, &formats, setting)?);
-    for model in models {
-        // What the last part used must not be missing here.
-        pool::trim();
-        report.tables.push(decode::of_random(&model, &zeros, &formats, tokens, setting)?);
-    }
-    Ok(report)
+    let tables = ffn(&sizes, &zeros, &formats, setting)?.into();
+    Ok(Report { method: METHOD.to_string(), tables })
 }
 
 fn sizes(d_model: usize, d_ff: usize, layers: Option<usize>) -> anyhow::Result<Sizes> {
