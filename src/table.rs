@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
+use train::html::text::Text;
 
 /// How a report is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -120,6 +121,15 @@ impl Column {
     }
 }
 
+/// Rows of a kind, as a curve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// What they have in common, as text.
+    pub kind: Vec<String>,
+    /// Points in the order of the rows.
+    pub points: Vec<(f64, f64)>,
+}
+
 /// Rows under columns.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -153,6 +163,31 @@ impl Table {
         self.rows.push(row);
     }
 
+    /// The values of two columns, a point for each row that has both; of a spread, the median. A series for each combination of the
+    /// values of the columns `by`, in the order of the rows.
+    ///
+    /// Panics if there is no column of such a name.
+    pub fn series(&self, by: &[&str], x: &str, y: &str) -> Vec<Series> {
+        let place = |key: &str| self.columns.iter().position(|c| c.key == key).unwrap_or_else(|| panic!("no {key}"));
+        let number = |cell: &Cell| match cell {
+            Cell::Count(n) => Some(*n as f64),
+            Cell::Number(x) => Some(*x),
+            Cell::Spread(s) => Some(s.median),
+            Cell::Text(_) | Cell::Absent => None,
+        };
+        let (by, x, y) = (by.iter().map(|key| place(key)).collect::<Vec<_>>(), place(x), place(y));
+        let mut series: Vec<Series> = Vec::new();
+        for row in &self.rows {
+            let kind: Vec<String> = by.iter().map(|&i| shown(&row[i])).collect();
+            let at = series.iter().position(|other| other.kind == kind).unwrap_or_else(|| {
+                series.push(Series { kind, points: Vec::new() });
+                series.len() - 1
+            });
+            series[at].points.extend(number(&row[x]).zip(number(&row[y])));
+        }
+        series
+    }
+
     /// As Markdown: numbers at three digits or more, spreads as `median [min..max]`.
     pub fn markdown(&self) -> String {
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
@@ -163,6 +198,22 @@ impl Table {
             text += &line(row.iter().map(shown).collect());
         }
         text
+    }
+
+    /// As HTML: the figures of [`markdown`](Table::markdown).
+    pub fn html(&self) -> String {
+        let class = |kind| if kind == Kind::Text { "" } else { " class=\"number\"" };
+        let mut html = String::from("<table><thead><tr>");
+        for column in &self.columns {
+            html += &format!("<th{}>{}</th>", class(column.kind), Text(column.title));
+        }
+        html += "</tr></thead>\n<tbody>\n";
+        for row in &self.rows {
+            let cells = row.iter().zip(&self.columns);
+            let cells = cells.map(|(cell, column)| format!("<td{}>{}</td>", class(column.kind), Text(shown(cell))));
+            html += &format!("<tr>{}</tr>\n", cells.collect::<String>());
+        }
+        html + "</tbody></table>"
     }
 
     /// As CSV with a line of names, in which a spread is `key`, `key_min` and `key_max`.
@@ -253,11 +304,28 @@ mod tests {
         assert_eq!(table().markdown(), markdown);
         let csv = "shape,k,gflops,gflops_min,gflops_max\n\"a, \"\"b\"\"\",7,245.2,9.5,1000.0\nc,,,,\n";
         assert_eq!(table().csv(), csv);
+        let html = table().html();
+        assert!(html.contains("<th>shape</th><th class=\"number\">K</th>"), "{html}");
+        assert!(html.contains("<td>a, &quot;b&quot;</td><td class=\"number\">7</td>"), "{html}");
         let rows = json!([
             { "shape": "a, \"b\"", "k": 7, "gflops": 245.2, "gflops_min": 9.5, "gflops_max": 1000.0 },
             { "shape": "c", "k": null, "gflops": null, "gflops_min": null, "gflops_max": null },
         ]);
         assert_eq!(table().json()["rows"], rows);
+    }
+
+    #[test]
+    fn series_are_the_rows_of_each_kind() {
+        let columns =
+            [Column::text("weights", "weights"), Column::number("k", "K"), Column::spread("gflops", "GFLOP/s")];
+        let mut table = Table::new("gemm", "Products".to_string(), &columns);
+        for (weights, k, rate) in [("f32", 1, 5.0), ("bf16", 1, 9.0), ("f32", 2, 6.0)] {
+            table.push(vec![weights.into(), k.into(), Spread::of([rate, 0.0, 100.0]).into()]);
+        }
+        table.push(vec!["bf16".into(), 2.into(), Cell::Absent]);
+        let expected = [("f32", vec![(1.0, 5.0), (2.0, 6.0)]), ("bf16", vec![(1.0, 9.0)])];
+        let expected = expected.map(|(weights, points)| Series { kind: vec![weights.to_string()], points }).to_vec();
+        assert_eq!(table.series(&["weights"], "k", "gflops"), expected);
     }
 
     #[test]

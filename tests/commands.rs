@@ -280,6 +280,16 @@ fn bench_writes_markdown_csv_and_json() {
         }
     }
 
+    let page = |flags: &[&str]| {
+        output(&[flags, &["--models", "tiny", "--weights", "f32", "--plot", "page.html"]].concat());
+        std::fs::read_to_string(place.path("page.html")).unwrap()
+    };
+    let curves = page(&["decode", "--zeros", "50,90"]);
+    // Sparse, filtered and their ceilings over two shares of zeros; the FFN and its ceiling.
+    assert!(curves.matches("<polyline").count() == 6 && curves.contains("<h3>tiny, f32, 1 thread</h3>"), "{curves}");
+    // An earlier page is replaced.
+    assert_eq!(page(&["decode", "--zeros", "20,50,90"]).matches("<circle").count(), 6 * 3);
+
     let run = place.trained("m");
     let report = json(&["decode", "-m", run.to_str().unwrap(), "--weights", "f32", "-o", "json"]);
     positive(&rows(&report, "decode")[0], &["zeros_percent", "speed_up"]);

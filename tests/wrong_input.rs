@@ -230,6 +230,12 @@ fn benchmarks() {
         &["--tokens 0: must be 1 to 256, the context of tiny"],
     );
     refuse(&mut bench(&["train", "--preset", "huge"]), &["--preset huge", "tiny"]);
+    let taken = place.write("mine.html", "<p>mine</p>");
+    refuse(
+        &mut bench(&["sparse", "--plot", taken.to_str().unwrap()]),
+        &["mine.html: is there already and is not by `silurian bench`"],
+    );
+    refuse(&mut bench(&["decode", "--plot", "nowhere/page.html"]), &["nowhere is not a folder"]);
     refuse(&mut bench(&["train", "--preset", "tiny", "--seq-len", "257"]), &["--seq-len 257", "256"]);
     refuse(&mut bench(&["train", "--preset", "tiny", "--micro-batch", "0"]), &["--micro-batch 0"]);
     refuse(bench(&["gemm"]).env("KERNELS_SIMD", "avx1024"), &["KERNELS_SIMD=avx1024", "portable"]);
@@ -426,9 +432,9 @@ fn reports() {
     refuse(&mut report(&["text.txt"]), &["text.txt", "not a run: not a folder"]);
     refuse(&mut report(&["runs"]), &["runs", "not a run", "config.toml", "; did you mean runs/m?"]);
     refuse(&mut report(&["runs/m", "./runs/m"]), &["./runs/m", "named twice"]);
-    refuse(&mut report(&["runs/m", "-o", "text.txt"]), &["text.txt", "not a report", "choose another"]);
-    refuse(&mut report(&["runs/m", "-o", "runs"]), &["runs", "not a report"]);
-    refuse(&mut report(&["runs/m", "-o", "none/r.html"]), &["error: none/r.html: cannot be written: "]);
+    refuse(&mut report(&["runs/m", "-o", "text.txt"]), &["text.txt", "not by `silurian report`", "choose another"]);
+    refuse(&mut report(&["runs/m", "-o", "runs"]), &["runs", "not by `silurian report`"]);
+    refuse(&mut report(&["runs/m", "-o", "none/r.html"]), &["error: none/r.html: none is not a folder"]);
     assert!(fs::read_to_string(place.path("text.txt")).unwrap().contains("born"), "text.txt was touched");
     // Begun, but no step is done.
     fs::create_dir_all(place.path("runs/new")).unwrap();

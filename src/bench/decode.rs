@@ -1,6 +1,7 @@
 //! `silurian bench decode`: what zeros are worth for whole tokens, of random weights and of real models.
 
 use super::machine::require_memory;
+use super::plot::{self, Picture};
 use super::{Formats, LARGE, Report, Setting, large_block, parse_percent, progress, read_now, read_percent};
 use crate::source::{self, parse_activations, parse_weights};
 use crate::table::{Cell, Column, Spread, Table};
@@ -16,6 +17,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensor::pool::{self, Block};
+use train::html::plot::Look;
 
 /// Whole tokens with the zeros of RELU against all neurons: decoding, dense, sparse and filtered by turns.
 ///
@@ -46,7 +48,30 @@ pub struct Args {
     /// Tokens of a repetition [default: 64, or 16 for a model of more than 1 GiB]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     tokens: Option<u16>,
+
+    /// Also write the curves beside their ceilings to this HTML file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
+
+const TOKENS: Picture = Picture {
+    title: "Whole tokens",
+    by: &["model", "weights", "threads"],
+    x: ("zeros_percent", "zeros, %"),
+    y: "times as fast as dense",
+    curves: &[
+        ("speed_up", "sparse", Look::Heavy),
+        ("byte_ceiling", "sparse: its bytes allow", Look::Dashed),
+        ("filtered_speed_up", "filtered", Look::Heavy),
+        ("filtered_byte_ceiling", "filtered: its bytes allow", Look::Dashed),
+    ],
+};
+
+const FFNS: Picture = Picture {
+    title: "Their FFNs alone",
+    curves: &[("ffn_speed_up", "sparse", Look::Heavy), ("ffn_byte_ceiling", "its bytes allow", Look::Dashed)],
+    ..TOKENS
+};
 
 const METHOD: &str = "Generations, dense, sparse and filtered, and a pass over 512 MiB in huge pages by turns; speed-ups and the shares \
 of reading are medians of the ratios of neighbours. Bytes are those of the weights that a token has to read; the time is that of whole \
@@ -55,6 +80,7 @@ tokens, sampling and all.";
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let tokens = args.tokens.map(usize::from);
     let formats: Vec<Formats> = args.weights.iter().map(|&weights| Formats::new(weights, args.activations)).collect();
+    args.plot.as_deref().map_or(Ok(()), plot::check)?;
     let mut tables = Vec::new();
     if let Some(folder) = &args.model {
         tables.push(of_folder(folder, &formats, tokens, setting)?);
@@ -69,7 +95,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
             tables.push(of_random(model, &zeros, &formats, tokens, setting)?);
         }
     }
-    Ok(Report { method: METHOD.to_string(), tables })
+    Ok(Report { page: args.plot, pictures: vec![("decode", TOKENS), ("decode", FFNS)], ..Report::new(METHOD, tables) })
 }
 
 const COLUMNS: [Column; 21] = [

@@ -158,7 +158,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
             Operands::Bf16 => measure_all(&BF16, &teams, &shapes, repetitions, most, &mut table),
         }
     }
-    Ok(Report { method: METHOD.to_string(), tables: vec![table] })
+    Ok(Report::new(METHOD, vec![table]))
 }
 
 /// A product of operands of one type.

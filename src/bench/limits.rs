@@ -85,5 +85,5 @@ pub(super) fn run(setting: &Setting) -> anyhow::Result<Report> {
             table.push(vec![(*limit).into(), with.into(), threads.into(), (*unit).into(), best, spread.into()]);
         }
     }
-    Ok(Report { method: METHOD.to_string(), tables: vec![table] })
+    Ok(Report::new(METHOD, vec![table]))
 }

@@ -7,6 +7,7 @@ mod decode;
 mod gemm;
 mod limits;
 mod machine;
+mod plot;
 mod prefill;
 mod sparse;
 mod train;
@@ -18,8 +19,10 @@ use infer::{ActivationFormat, WeightFormat};
 use kernels::limits::read_pass_gbs;
 use kernels::{Level, Team};
 use machine::{Disturbance, Machine};
+use plot::Picture;
 use serde_json::{Value, json};
 use std::fmt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use tensor::pool::Block;
@@ -58,6 +61,17 @@ struct Report {
     /// How it was measured, in sentences.
     method: String,
     tables: Vec<Table>,
+    /// Where the page with the curves goes, if one was asked for.
+    page: Option<PathBuf>,
+    /// How it draws the tables of these names.
+    pictures: Vec<(&'static str, Picture)>,
+}
+
+impl Report {
+    /// Without a page.
+    fn new(method: &str, tables: Vec<Table>) -> Report {
+        Report { method: method.to_string(), tables, page: None, pictures: Vec::new() }
+    }
 }
 
 /// What all benchmarks are asked.
@@ -95,11 +109,16 @@ pub fn run(args: Args, threads: Option<usize>) -> anyhow::Result<ExitCode> {
         Some(What::Prefill(args)) => prefill::run(args, &setting)?,
         Some(What::Train(args)) => train::run(args, &setting)?,
     };
-    print(match args.output {
+    let figures = match args.output {
         Format::Md => markdown(&report, &disturbance),
         Format::Csv => report.tables.iter().map(Table::csv).collect::<Vec<_>>().join("\n"),
         Format::Json => format!("{:#}\n", json_of(&report, &disturbance)),
-    })?;
+    };
+    print(figures)?;
+    if let Some(path) = &report.page {
+        plot::page(&report, path)?;
+        complain(format_args!("page      {}", path.display()));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

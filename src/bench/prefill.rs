@@ -99,7 +99,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
             }
         }
     }
-    Ok(Report { method: METHOD.to_string(), tables: vec![table] })
+    Ok(Report::new(METHOD, vec![table]))
 }
 
 /// A way of multiplying, and what it took.

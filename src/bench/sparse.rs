@@ -1,6 +1,7 @@
 //! `silurian bench sparse`: what zeros are worth for the FFN alone. Whole tokens are [`decode`](super::decode)'s.
 
 use super::machine::require_memory;
+use super::plot::{self, Picture};
 use super::{Formats, LARGE, Report, Setting, large_block, parse_percent, progress, read_now, read_percent, seconds};
 use crate::source::{parse_activations, parse_weights};
 use crate::table::{Column, Spread, Table};
@@ -12,7 +13,9 @@ use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::sparse::{FfnScratch, Filtered, ffn_dense, ffn_filtered, ffn_sparse};
 use kernels::{Activation, Level, RowFormat, Team, Weight};
 use silurian::synthetic::FfnLayers;
+use std::path::PathBuf;
 use tensor::pool::Block;
+use train::html::plot::Look;
 
 /// The FFN of one token with the zeros of RELU against all neurons, over a sweep of zeros.
 ///
@@ -44,7 +47,27 @@ pub struct Args {
     /// What q8 and q4 weights are multiplied with: exact, x as it is, or q8, rounded to 8 bits
     #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
     activations: ActivationFormat,
+
+    /// Also write the curves beside their ceilings to this HTML file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
+
+const SPARSE: Picture = Picture {
+    title: "The sparse FFN over the dense one",
+    by: &["weights", "threads"],
+    x: ("zeros_percent", "zeros, %"),
+    y: "times as fast as dense",
+    curves: &[("speed_up", "sparse", Look::Heavy), ("byte_ceiling", "its bytes allow", Look::Dashed)],
+};
+
+const BY_FILTER: Picture = Picture {
+    title: "The FFN with the bounded gate filter over the dense one",
+    by: &["weights", "threads"],
+    x: ("zeros_percent", "zeros, %"),
+    y: "times as fast as dense",
+    curves: &[("speed_up", "filtered", Look::Heavy), ("byte_ceiling", "its bytes allow", Look::Dashed)],
+};
 
 const COLUMNS: [Column; 14] = [
     Column::text("level", "level"),
@@ -101,8 +124,13 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let mut zeros = args.zeros;
     zeros.sort_by(f64::total_cmp);
     let sizes = sizes(args.d_model, args.d_ff, args.layers)?;
+    args.plot.as_deref().map_or(Ok(()), plot::check)?;
     let tables = ffn(&sizes, &zeros, &formats, setting)?.into();
-    Ok(Report { method: METHOD.to_string(), tables })
+    Ok(Report {
+        page: args.plot,
+        pictures: vec![("ffn", SPARSE), ("ffn_filtered", BY_FILTER)],
+        ..Report::new(METHOD, tables)
+    })
 }
 
 fn sizes(d_model: usize, d_ff: usize, layers: Option<usize>) -> anyhow::Result<Sizes> {

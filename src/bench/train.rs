@@ -129,7 +129,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
             table.push(measure(team, size, args.activation, setting.repetitions(5)));
         }
     }
-    Ok(Report { method: METHOD.to_string(), tables: vec![table] })
+    Ok(Report::new(METHOD, vec![table]))
 }
 
 fn measure(team: &Arc<Team>, size: &Size, activation: Psi, repetitions: usize) -> Vec<Cell> {

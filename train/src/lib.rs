@@ -8,7 +8,7 @@
 //!   steps since the last checkpoint.
 //! - [`almanac`]: the generated corpus. [`questions`]: files of questions with their answers.
 //! - [`qa`]: how well a model answers them, greedily and by the best of N samples.
-//! - [`records`]: files of one record a line. [`report`](mod@report): a run, or several, as a page with plots.
+//! - [`records`]: files of one record a line. [`report`](mod@report): a run, or several, as a page; [`html`] draws it.
 #![forbid(unsafe_code)]
 
 pub mod almanac;
@@ -19,6 +19,7 @@ mod error;
 pub mod evaluate;
 pub mod events;
 pub mod files;
+pub mod html;
 mod jsonl;
 pub mod metrics;
 pub mod optimizer;

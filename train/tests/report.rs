@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use train::TrainConfig;
 use train::events::Sample;
+use train::html::PageError;
 use train::metrics::{Evaluation, NORM_QUANTILES, StepMetrics};
 use train::report::{Decoding, Example, Kind, Questions, ReportError, Results, default_output, write};
 use train::run_dir::{read_metrics, read_samples};
@@ -293,7 +294,10 @@ fn only_a_report_is_replaced() {
         let other = dir.path().join(name);
         fs::write(&other, contents).unwrap();
         let error = write(&[&run], &other).unwrap_err();
-        assert!(matches!(error, ReportError::NotAReport { .. }) && error.to_string().contains(name), "{error}");
+        assert!(
+            matches!(error, ReportError::Page(PageError::Taken { .. })) && error.to_string().contains(name),
+            "{error}"
+        );
         assert_eq!(fs::read_to_string(&other).unwrap(), contents);
     }
     let error = write(&[&run, &dir.path().join("book/../book")], &output).unwrap_err();

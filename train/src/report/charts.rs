@@ -1,10 +1,10 @@
 //! What is drawn of one run, and of several over each other.
 
-use super::curve::{self, Point, smooth};
-use super::plot::{Bar, Curve, INTERVALS, Look, Mark, Plot, bars};
 use super::results::Results;
 use super::run::Run;
-use super::scale::{Scale, number, short};
+use crate::html::curve::{self, Point, smooth};
+use crate::html::plot::{Bar, Curve, INTERVALS, Look, Mark, Plot, bars};
+use crate::html::scale::{Scale, number, short};
 use crate::metrics::{Evaluation, SMALL_ROW};
 use crate::words::counted;
 

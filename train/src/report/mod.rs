@@ -8,36 +8,28 @@
 //! # Ok::<(), train::report::ReportError>(())
 //! ```
 //!
-//! [`write()`] reads the folders (`run`), `page` says what is shown, `charts` and `tables` choose it, `plot` draws it, with round numbers from `scale` and
-//! curves thinned by `curve`.
+//! [`write()`] reads the folders (`run`), `page` says what is shown, `charts` and `tables` choose it, [`html`](crate::html) draws it.
 
 mod charts;
-mod curve;
-mod html;
 mod page;
-mod plot;
 mod results;
 mod run;
-mod scale;
 mod tables;
 
 pub use results::{Decoding, Example, Kind, Questions, Results};
 
 use crate::config::ConfigError;
 use crate::files;
+use crate::html;
 use crate::records::RecordsError;
 use run::Run;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The report's name in a run's folder.
 pub const FILE: &str = "report.html";
 
-/// By this, within the first `HEAD` bytes, a file is known as a report, which a later one may replace.
-const GENERATOR: &str = "<meta name=\"generator\" content=\"silurian report\"/>";
-
-/// The first bytes of a file, enough for the head of a page.
-const HEAD: u64 = 1024;
+/// By this a file is known as a report, which a later one may replace.
+const GENERATOR: &str = "silurian report";
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +48,6 @@ pub enum ReportError {
         /// The folder.
         path: PathBuf,
     },
-    /// Something else is where the report would go.
-    #[error("{}: is there already and is not a report: choose another file", path.display())]
-    NotAReport {
-        /// The file.
-        path: PathBuf,
-    },
     /// `config.toml`.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -76,9 +62,12 @@ pub enum ReportError {
         /// What is wrong, and where.
         reason: String,
     },
-    /// A file.
+    /// What is to be read.
     #[error(transparent)]
     File(#[from] files::Error),
+    /// The page.
+    #[error(transparent)]
+    Page(#[from] html::PageError),
 }
 
 /// Writes the report of the runs in these folders. Several are drawn over each other; differences are to the first. An earlier
@@ -97,10 +86,7 @@ pub fn write<P: AsRef<Path>>(runs: &[P], output: &Path) -> Result<(), ReportErro
         read.push(run);
     }
     run::name(&mut read);
-    if output.symlink_metadata().is_ok() && !is_report(output) {
-        return Err(ReportError::NotAReport { path: output.to_path_buf() });
-    }
-    Ok(files::replace(output, page::page(&read).as_bytes())?)
+    Ok(html::write(output, GENERATOR, &page::page(&read))?)
 }
 
 /// Where a report goes if the user does not say: into the folder of a single run, beside several.
@@ -110,10 +96,4 @@ pub fn default_output<P: AsRef<Path>>(runs: &[P]) -> PathBuf {
         [first, ..] => first.as_ref().parent().unwrap_or(Path::new("")).join(FILE),
         [] => PathBuf::from(FILE),
     }
-}
-
-fn is_report(path: &Path) -> bool {
-    let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
-    read.is_ok() && head.windows(GENERATOR.len()).any(|bytes| bytes == GENERATOR.as_bytes())
 }

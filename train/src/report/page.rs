@@ -2,15 +2,14 @@
 
 use super::GENERATOR;
 use super::charts;
-use super::html::{Text, cut};
-use super::plot::{Plot, distributions};
 use super::run::Run;
-use super::scale::number;
 use crate::events::Sample;
+use crate::html::plot::distributions;
+use crate::html::scale::number;
+use crate::html::text::{Text, cut};
+use crate::html::{Figures, document, section};
 use crate::words::{duration, grouped};
 use std::fmt::Write;
-
-const STYLE: &str = include_str!("style.css");
 
 /// Samples of a run that are shown: the first, the last, and some between.
 const SAMPLES: usize = 6;
@@ -25,16 +24,8 @@ pub fn page(runs: &[Run]) -> String {
         [name] => name.to_string(),
         _ => names.join(", "),
     };
-    let mut html = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n{GENERATOR}\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>{}</title>\n<style>\n{STYLE}{}</style>\n\
-         </head>\n<body>\n",
-        Text(cut(&title, 80)),
-        layer_colors(runs.iter().map(Run::layers).max().unwrap_or(0))
-    );
     let mut figures = Figures::default();
-    html += &heading(runs);
+    let mut html = heading(runs);
     html += &super::tables::figures(runs);
     html += &section("Loss", &figures.all(charts::loss(runs)));
     let mut zeros = figures.all(charts::zeros(runs)) + &figures.all(charts::neurons(runs));
@@ -46,30 +37,8 @@ pub fn page(runs: &[Run]) -> String {
     html += &results(runs);
     html += &samples(runs);
     html += &settings(runs);
-    let _ = write!(html, "<footer>Written by silurian {}.</footer>\n</body>\n</html>\n", env!("CARGO_PKG_VERSION"));
-    html
-}
-
-/// Numbers the pictures of a page, and leaves out those of nothing: of evaluations before the first one.
-#[derive(Default)]
-struct Figures(usize);
-
-impl Figures {
-    fn all(&mut self, plots: Vec<Plot>) -> String {
-        let drawn = plots.into_iter().filter_map(|mut plot| {
-            plot.curves.retain(|curve| !curve.points.is_empty());
-            self.0 += 1;
-            (!plot.curves.is_empty()).then(|| plot.figure(self.0))
-        });
-        drawn.collect()
-    }
-}
-
-fn section(title: &str, figures: &str) -> String {
-    if figures.is_empty() {
-        return String::new();
-    }
-    format!("<h2>{}</h2>\n<div class=\"plots\">\n{figures}</div>\n", Text(title))
+    let layers = runs.iter().map(Run::layers).max().unwrap_or(0);
+    document(GENERATOR, cut(&title, 80), &layer_colors(layers), &html)
 }
 
 /// What was trained, on what, and how.

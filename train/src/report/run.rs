@@ -1,12 +1,12 @@
 //! A run as its folder tells it.
 
 use super::ReportError;
-use super::curve::Point;
 use super::results::Results;
 use crate::checkpoint;
 use crate::config::TrainConfig;
 use crate::data::Tokenizer;
 use crate::events::{Sample, Started};
+use crate::html::curve::Point;
 use crate::metrics::{Evaluation, StepMetrics};
 use crate::run_dir::{self, CONFIG};
 use crate::schedule::Phases;

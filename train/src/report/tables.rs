@@ -1,10 +1,10 @@
 //! The tables of the page.
 
 use super::charts::{self, signed};
-use super::html::{Text, cut};
 use super::results::Results;
 use super::run::Run;
-use super::scale::{number, short};
+use crate::html::scale::{number, short};
+use crate::html::text::{Text, cut};
 use crate::words::{bytes, counted, duration, grouped};
 use std::fmt::{Display, Write};
 

@@ -5,8 +5,8 @@
 //! titles: the page needs no script.
 
 use super::curve::{Point, thin};
-use super::html::Text;
 use super::scale::{Scale, labels, short};
+use super::text::Text;
 use std::fmt::Write;
 
 /// Width of a picture in its own units, which are pixels where two columns fit.
@@ -67,6 +67,7 @@ pub struct Curve {
     pub listed: bool,
     /// A CSS colour: `var(--run-0)`.
     pub color: String,
+    /// How it is drawn.
     pub look: Look,
     /// In order of x.
     pub points: Vec<Point>,
@@ -74,14 +75,17 @@ pub struct Curve {
 
 /// A straight line across: at a step, or at a value.
 pub struct Mark {
+    /// The step or the value.
     pub at: f64,
     /// Written at its end; may be empty.
     pub label: String,
+    /// A CSS colour.
     pub color: String,
 }
 
 /// A picture of curves.
 pub struct Plot {
+    /// Above it.
     pub title: String,
     /// A sentence below the title; may be empty.
     pub note: String,
@@ -89,12 +93,15 @@ pub struct Plot {
     pub x_name: &'static str,
     /// What the values are, with their unit.
     pub y_name: String,
+    /// The axis below.
     pub x: Scale,
+    /// The axis on the left.
     pub y: Scale,
     /// Appended to the numbers of the axis: ` %`.
     pub unit: &'static str,
     /// A second axis on the right: its name, and its value for 1 on the left.
     pub right: Option<(String, f64)>,
+    /// Drawn in this order.
     pub curves: Vec<Curve>,
     /// Vertical lines.
     pub marks: Vec<Mark>,
@@ -104,8 +111,8 @@ pub struct Plot {
 
 /// The paper of a picture: where a value lies, and the axes.
 pub struct Frame {
-    pub x: Scale,
-    pub y: Scale,
+    x: Scale,
+    y: Scale,
     right: f64,
 }
 
@@ -115,11 +122,12 @@ impl Frame {
         Frame { x, y, right: WIDTH - right }
     }
 
+    /// The place of an x in the picture.
     pub fn px(&self, x: f64) -> f64 {
         LEFT + self.x.place(x).clamp(-9.0, 9.0) * (self.right - LEFT)
     }
 
-    /// Values far outside stay numbers that a viewer can hold.
+    /// The place of a y. Values far outside stay numbers that a viewer can hold.
     pub fn py(&self, y: f64) -> f64 {
         HEIGHT - BOTTOM - self.y.place(y).clamp(-9.0, 9.0) * (HEIGHT - BOTTOM - TOP)
     }
@@ -360,10 +368,13 @@ pub fn figure(title: &str, note: &str, legend: &str, svg: &str, height: f64) -> 
 
 /// A bar that lies.
 pub struct Bar {
+    /// Above it.
     pub label: String,
+    /// Its length, in the unit of the end that [`bars`] is given.
     pub value: f64,
     /// The value as text, with its unit.
     pub text: String,
+    /// A CSS colour.
     pub color: String,
     /// A value to compare with, and its name.
     pub reference: Option<(f64, String)>,
