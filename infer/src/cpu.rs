@@ -1,6 +1,9 @@
 //! The engine on the CPU: the formulas of the model, one after the other, on slices.
 //!
-//! Several tokens at once run on gemm, a single one on gemv and the FFN of one token, dense or sparse; nothing else differs.
+//! Several tokens at once run on gemm, a single one on gemv and the FFN of one token, dense or sparse; nothing else differs. Tokens of
+//! several sequences are in [`batch`].
+
+mod batch;
 
 use crate::kv_cache::KvCache;
 use crate::matrix::{Matrix, OneToken};
@@ -8,6 +11,7 @@ use crate::recent::Recent;
 use crate::sampler::best;
 use crate::weights::{DecodeWeights, LayerWeights};
 use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill};
+use batch::Batch;
 use kernels::activation::gated_activation;
 use kernels::attention::{AttentionShape, attention};
 use kernels::elementwise::axpy;
@@ -46,6 +50,7 @@ pub struct CpuEngine {
     recent: Vec<Recent>,
     ffn_time: Duration,
     sample: u32,
+    batch: Batch,
 }
 
 impl CpuEngine {
@@ -66,6 +71,7 @@ impl CpuEngine {
             recent: vec![Recent::default(); config.n_layers],
             ffn_time: Duration::ZERO,
             sample: 0,
+            batch: Batch::default(),
             config,
             options,
         };
@@ -103,8 +109,8 @@ impl CpuEngine {
         self.options.prefill = prefill;
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
-        let (position, context) = (self.cache.len(), self.cache.context());
+    fn check(&self, cache: &KvCache, tokens: &[u32]) -> Result<(), Error> {
+        let (position, context) = (cache.len(), cache.context());
         if tokens.len() > context - position {
             return Err(Error::Context { tokens: tokens.len(), position, context });
         }
@@ -143,13 +149,7 @@ impl CpuEngine {
             }
             pass.attention(layer, weights, cache, activations);
             if pass.n == 1 {
-                let way = match options.ffn {
-                    _ if n > 1 => Way::Dense,
-                    FfnMode::Sparse => Way::Sparse,
-                    FfnMode::Filtered => Way::Filtered,
-                    FfnMode::Auto if options.psi == Psi::Relu && recent[layer].sparse_pays() => Way::Sparse,
-                    FfnMode::Dense | FfnMode::Auto => Way::Dense,
-                };
+                let way = if n > 1 { Way::Dense } else { Way::of(options, recent[layer]) };
                 let (Filtered { active, survivors }, time) = pass.ffn_of_one(layer, weights, way, activations);
                 if n == 1 {
                     recent[layer].observe(active, config.d_ff);
@@ -159,6 +159,8 @@ impl CpuEngine {
                     density.active += active as u64;
                     density.neurons += config.d_ff as u64;
                     density.tokens += 1;
+                    density.steps += 1;
+                    density.union += active as u64;
                     density.sparse_tokens += (way != Way::Dense) as u64;
                     density.gate_rows += survivors as u64;
                     *ffn_time += time;
@@ -240,6 +242,7 @@ impl Engine for CpuEngine {
         self.options = options;
         self.make_filters();
         self.reset(0);
+        self.batch.drop_branches();
         Ok(())
     }
 
@@ -251,7 +254,7 @@ impl Engine for CpuEngine {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        self.check(tokens)?;
+        self.check(&self.cache, tokens)?;
         let last = (tokens.len() - 1) / PREFILL_CHUNK;
         for (i, chunk) in tokens.chunks(PREFILL_CHUNK).enumerate() {
             self.append(chunk, if i == last { Rows::Last } else { Rows::None }, false);
@@ -260,15 +263,24 @@ impl Engine for CpuEngine {
     }
 
     fn decode(&mut self, token: u32) -> Result<&[f32], Error> {
-        self.check(&[token])?;
+        self.check(&self.cache, &[token])?;
         self.append(&[token], Rows::Last, true);
         Ok(self.last_logits())
+    }
+
+    fn fork(&mut self, branch: usize) {
+        self.fork_to(branch);
+    }
+
+    fn decode_batch(&mut self, tokens: &[(usize, u32)]) -> Result<&[f32], Error> {
+        self.check_batch(tokens)?;
+        Ok(self.append_batch(tokens))
     }
 
     fn log_probs(&mut self, tokens: &[u32], targets: &[u32], log_probs: &mut Vec<f64>) -> Result<(), Error> {
         let (n, m) = (tokens.len(), targets.len());
         assert_eq!(n, m, "CpuEngine::log_probs: {n} tokens and {m} targets");
-        self.check(tokens)?;
+        self.check(&self.cache, tokens)?;
         self.check_vocab(targets, self.cache.len() + 1)?;
         let (before, scored) = (self.cache.len(), log_probs.len());
         for (tokens, targets) in tokens.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
@@ -353,6 +365,18 @@ enum Way {
     Dense,
     Sparse,
     Filtered,
+}
+
+impl Way {
+    /// For a token of a layer whose active share was `recent`.
+    fn of(options: &EngineOptions, recent: Recent) -> Way {
+        match options.ffn {
+            FfnMode::Sparse => Way::Sparse,
+            FfnMode::Filtered => Way::Filtered,
+            FfnMode::Auto if options.psi == Psi::Relu && recent.sparse_pays() => Way::Sparse,
+            FfnMode::Dense | FfnMode::Auto => Way::Dense,
+        }
+    }
 }
 
 /// The tokens at positions `position .. position + n` on their way through the blocks.

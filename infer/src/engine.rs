@@ -4,7 +4,7 @@ use crate::Error;
 use model::{Config, Psi};
 use std::time::Duration;
 
-/// A model on a device, with the key-value cache of one sequence.
+/// A model on a device, with the key-value cache of one sequence, and of branches of it.
 ///
 /// Positions count from 0. A call that fails leaves the engine as it was. The same tokens after the same [`reset`](Engine::reset)
 /// give the same logits, bit for bit, for any number of threads; how the tokens are split between `prefill` and `decode` calls
@@ -50,6 +50,19 @@ pub trait Engine {
     /// Errors: [`Error::Context`], [`Error::Token`].
     fn decode(&mut self, token: u32) -> Result<&[f32], Error>;
 
+    /// Makes branch number `branch` a copy of the positions held, with the sample's number, whatever it was before. Branches live beside the
+    /// engine's own sequence: `reset`, `truncate` and `decode` leave them as they are, [`set_activation`](Engine::set_activation) drops
+    /// them. They may have different prompts and lengths.
+    fn fork(&mut self, branch: usize);
+
+    /// Appends a token to each of several branches, given as (branch, token); returns the logits `[B, V]` after them, a row for each in this
+    /// order, with the bits that [`decode`](Engine::decode) would give for its positions and sample: whatever the others are, and how many.
+    /// Each weight is read once for all. Allocates nothing once such a batch was there, while the caches have room.
+    ///
+    /// Errors: [`Error::Context`], [`Error::Token`]; then no branch has changed. Panics if there is no token, a branch was never forked, or
+    /// one is named twice.
+    fn decode_batch(&mut self, tokens: &[(usize, u32)]) -> Result<&[f32], Error>;
+
     /// Appends `tokens` and adds to `log_probs`, for each of them, `ln P(targets[i])` given all positions up to its own: the
     /// logits' log-softmax at temperature 1. One pass for all, as in [`prefill`](Engine::prefill); the logits exist for a few
     /// positions at a time.
@@ -58,11 +71,12 @@ pub trait Engine {
     /// there are not as many targets as tokens.
     fn log_probs(&mut self, tokens: &[u32], targets: &[u32], log_probs: &mut Vec<f64>) -> Result<(), Error>;
 
-    /// For each layer, how many neurons were active in the [`decode`](Engine::decode) calls since the last reset.
+    /// For each layer, how many neurons were active in the [`decode`](Engine::decode) and [`decode_batch`](Engine::decode_batch) calls since
+    /// the last reset.
     fn density(&self) -> &[LayerDensity];
 
-    /// Time spent in the FFNs of the [`decode`](Engine::decode) calls since the last reset, all layers together: from the
-    /// normalised x to y. The norm before and the addition to the residual stream after are not in it.
+    /// Time spent in the FFNs of the [`decode`](Engine::decode) and [`decode_batch`](Engine::decode_batch) calls since the last reset, all
+    /// layers together: from the normalised x to y. The norm before and the addition to the residual stream after are not in it.
     fn ffn_time(&self) -> Duration;
 }
 
@@ -147,7 +161,7 @@ pub enum FfnMode {
     /// same bits as [`FfnMode::Dense`].
     Sparse,
     /// As [`FfnMode::Sparse`], and gate_proj only in the rows that an 8-bit copy of it cannot prove to be inactive: a byte more of memory
-    /// for each of its elements. For RELU only, with the same bits, and for weights that [have a filter](WeightFormat::has_filter).
+    /// for each of its elements. In a [batch](Engine::decode_batch) as [`FfnMode::Sparse`]. For RELU only, with the same bits, and for weights that [have a filter](WeightFormat::has_filter).
     Filtered,
     /// Layer by layer: sparse under RELU while few enough neurons of the layer were active in the last tokens, else dense. The
     /// bits are the same whatever is chosen.
@@ -282,6 +296,10 @@ pub struct LayerDensity {
     pub neurons: u64,
     /// Tokens.
     pub tokens: u64,
+    /// Steps: a token, or a batch of them.
+    pub steps: u64,
+    /// Neurons that were active for any token of a step, summed over steps: rows that up_proj and down_proj are needed in.
+    pub union: u64,
     /// Tokens for which the layer's FFN ran sparse or filtered.
     pub sparse_tokens: u64,
     /// Rows of gate_proj that were read: F for each token, but under [`FfnMode::Filtered`] the filter's survivors.
@@ -297,6 +315,13 @@ impl LayerDensity {
     /// The share of the gate's rows that was read, 0 to 1; `None` before the first decoded token.
     pub fn gate_share(&self) -> Option<f64> {
         (self.neurons > 0).then(|| self.gate_rows as f64 / self.neurons as f64)
+    }
+
+    /// The share of neurons that any token of a step needs, 0 to 1: [`share`](LayerDensity::share) for single tokens. `None` before the first
+    /// decoded token.
+    pub fn union_share(&self) -> Option<f64> {
+        // F for each token.
+        (self.neurons > 0).then(|| self.union as f64 * self.tokens as f64 / (self.neurons as f64 * self.steps as f64))
     }
 
     /// Whether the layer's FFN ran sparse for more than half of the tokens.

@@ -78,6 +78,18 @@ impl KvCache {
         self.len += n;
     }
 
+    /// Holds what `other`, a cache of the same model, holds.
+    pub fn copy_from(&mut self, other: &KvCache) {
+        self.len = 0;
+        self.reserve(other.len);
+        let held = other.len * self.width;
+        for (to, from) in self.layers.iter_mut().zip(&other.layers) {
+            to.k[..held].copy_from_slice(&from.k[..held]);
+            to.v[..held].copy_from_slice(&from.v[..held]);
+        }
+        self.len = other.len;
+    }
+
     /// Forgets the positions from `len` on, if there are any. Keeps the memory.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -105,6 +117,33 @@ mod tests {
             let (k, v) = cache.rows(layer, 0);
             let expected = (0..1000).flat_map(|position| [(position * 2 + layer) as f32; 3]);
             assert!(k.iter().copied().eq(expected.clone()) && v.iter().copied().eq(expected.map(|x| -x)));
+        }
+    }
+
+    #[test]
+    fn a_copy_holds_the_same_and_goes_its_own_way() {
+        let append = |cache: &mut KvCache, value: f32| {
+            cache.reserve(1);
+            let (k, v) = cache.new_rows(0, 1);
+            k.fill(value);
+            v.fill(-value);
+            cache.advance(1);
+        };
+        let new = || KvCache::new(1, 2, 600, CacheMemory::Growing);
+        let (mut cache, mut copy) = (new(), new());
+        (0..9).for_each(|_| append(&mut copy, 99.0));
+        // More positions than a cache begins with room for, then fewer.
+        for len in [300, 4] {
+            cache.truncate(len);
+            (cache.len()..len).for_each(|position| append(&mut cache, position as f32));
+            copy.copy_from(&cache);
+            append(&mut copy, 7.0);
+            append(&mut cache, 8.0);
+            let expected = |last| (0..len).map(|position| position as f32).chain([last]).flat_map(|x| [x; 2]);
+            for (cache, last) in [(&copy, 7.0), (&cache, 8.0)] {
+                let (k, v) = cache.rows(0, 0);
+                assert!(k.iter().copied().eq(expected(last)) && v.iter().copied().eq(expected(last).map(|x| -x)));
+            }
         }
     }
 

@@ -9,7 +9,10 @@ use kernels::gemv::gemv;
 use kernels::gemv_batch::{FEW_ROWS, gemv_batch};
 use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::row_format::widen_rows;
-use kernels::sparse::{FfnScratch, FfnWeights, Filtered, GateFilter, ffn_dense, ffn_filtered, ffn_sparse};
+use kernels::sparse::{
+    BatchCounts, FfnScratch, FfnWeights, Filtered, GateFilter, ffn_dense, ffn_dense_batch, ffn_filtered, ffn_sparse,
+    ffn_sparse_batch,
+};
 use kernels::{Activation, Beta, Mat, MatMut, RowFormat, Team, Weight};
 use std::ops::Range;
 use tensor::Tensor;
@@ -69,6 +72,21 @@ impl Matrix {
     /// `y = W x`. Shapes: x `[cols]`, y `[rows]`.
     pub fn gemv(&self, team: &Team, x: &[f32], y: &mut [f32]) {
         in_any_format!(self, w => gemv(team, w, x, y));
+    }
+
+    /// [`gemv`](Matrix::gemv) of each row of x, bit for bit; `Y += ..` with [`Beta::One`]. Shapes: X `[N, cols]`, Y `[N, rows]`.
+    pub fn gemv_batch(&self, team: &Team, x: &[f32], n: usize, beta: Beta, y: &mut [f32]) {
+        match &self.elements {
+            Elements::F32(w) => gemv_batch(team, w, x, n, beta, y),
+            Elements::Bf16(w) => gemv_batch(team, w, x, n, beta, y),
+            _ => {
+                let mut product = vec![0.0; self.rows];
+                for (x, y) in x.chunks(self.cols).zip(y.chunks_mut(self.rows)) {
+                    self.gemv(team, x, &mut product);
+                    y.iter_mut().zip(&product).for_each(|(y, p)| *y = if beta == Beta::One { *y + p } else { *p });
+                }
+            }
+        }
     }
 
     /// `Y = X W`, or `Y += X W`. Shapes: X `[N, rows]`, Y `[N, cols]`. Activations are what `prefill` says in every format.
@@ -186,6 +204,14 @@ pub(crate) struct OneToken<'a> {
     pub y: &'a mut [f32],
 }
 
+/// Several tokens on their way through an FFN: x, y `[N, C]`.
+pub(crate) struct Tokens<'a> {
+    pub n: usize,
+    pub x: &'a [f32],
+    pub scratch: &'a mut FfnScratch,
+    pub y: &'a mut [f32],
+}
+
 /// The same expression for the weights of an FFN of every format.
 macro_rules! ffn_in_any_format {
     ($ffn:expr, $weights:ident => $result:expr) => {{
@@ -208,6 +234,18 @@ impl FfnMatrices {
     pub fn sparse(&self, team: &Team, token: OneToken) -> usize {
         let OneToken { x, scratch, y } = token;
         ffn_in_any_format!(self, weights => ffn_sparse(team, weights, x, scratch, y))
+    }
+
+    /// [`ffn_sparse_batch`].
+    pub fn sparse_batch(&self, team: &Team, tokens: Tokens) -> BatchCounts {
+        let Tokens { n, x, scratch, y } = tokens;
+        ffn_in_any_format!(self, weights => ffn_sparse_batch(team, weights, n, x, scratch, y))
+    }
+
+    /// [`ffn_dense_batch`].
+    pub fn dense_batch(&self, team: &Team, acts: &[Activation], tokens: Tokens) -> BatchCounts {
+        let Tokens { x, scratch, y, .. } = tokens;
+        ffn_in_any_format!(self, weights => ffn_dense_batch(team, weights, acts, x, scratch, y))
     }
 
     /// Makes the filter, unless it is there. Panics unless the [format has one](WeightFormat::has_filter).

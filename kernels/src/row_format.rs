@@ -2,6 +2,7 @@
 //! and behind it in [`Weight`] and [`quant`](mod@crate::quant).
 
 use crate::gemv::dot_group;
+use crate::scratch;
 use crate::simd::{Kernel, Level, Simd};
 use crate::sparse::axpy_group;
 use crate::{Team, Weight};
@@ -79,8 +80,20 @@ mod loops {
             level.dispatch(kernel)
         }
 
+        /// Elements of an x of `cols` elements as `dot_group` takes it.
+        fn x_len(cols: usize) -> usize;
+
+        /// Brings x into the order of `dot_group`. `out` has [`x_len`](Loops::x_len) places.
+        fn sort_x(level: Level, x: &[f32], out: &mut [f32]);
+
         /// Calls `f` with x as `dot_group` takes it.
-        fn with_x<R>(level: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R;
+        #[inline(always)]
+        fn with_x<R>(level: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
+            scratch::with(Self::x_len(x.len()), |out| {
+                Self::sort_x(level, x, out);
+                f(out)
+            })
+        }
 
         /// Units of a row that belongs to such an x.
         fn row_len_for(x: &[f32]) -> usize;
@@ -137,6 +150,15 @@ impl<W: Weight> RowFormat for W {
 const SHORT_ROW: usize = 4096;
 
 impl<W: Weight> Loops for W {
+    #[inline(always)]
+    fn x_len(cols: usize) -> usize {
+        cols
+    }
+    #[inline(always)]
+    fn sort_x(_: Level, x: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(x);
+    }
+    /// As it is.
     #[inline(always)]
     fn with_x<R>(_: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
         f(x)

@@ -4,7 +4,6 @@ use super::exact::hint_scales;
 use super::{BLOCK, GROUP_BLOCKS, Quantized, RUNS, blocks_of, groups};
 use crate::RowFormat;
 use crate::row_format::Loops;
-use crate::scratch;
 use crate::simd::{Kernel, Level, Simd};
 use bytemuck::{Pod, Zeroable, cast, cast_slice, cast_slice_mut};
 use half::f16;
@@ -195,11 +194,12 @@ impl<const BITS: u32> Loops for I8Dot<BITS> {
         level.dispatch_dot_i8(kernel)
     }
     #[inline(always)]
-    fn with_x<R>(level: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
-        scratch::with(blocks_of(x.len()) * WORDS, |out| {
-            level.dispatch(RoundX { x, offset: Self::OFFSET, out });
-            f(out)
-        })
+    fn x_len(cols: usize) -> usize {
+        blocks_of(cols) * WORDS
+    }
+    #[inline(always)]
+    fn sort_x(level: Level, x: &[f32], out: &mut [f32]) {
+        level.dispatch(RoundX { x, offset: Self::OFFSET, out });
     }
     #[inline(always)]
     fn row_len_for(x: &[f32]) -> usize {

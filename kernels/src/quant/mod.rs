@@ -243,11 +243,12 @@ impl<const BITS: u32> Kernel for WidenRow<'_, BITS> {
 
 impl<const BITS: u32> Loops for Quantized<BITS> {
     #[inline(always)]
-    fn with_x<R>(_: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
-        scratch::with(Self::sum_len(x.len()), |sorted| {
-            sort_x(x, sorted);
-            f(sorted)
-        })
+    fn x_len(cols: usize) -> usize {
+        Self::sum_len(cols)
+    }
+    #[inline(always)]
+    fn sort_x(_: Level, x: &[f32], out: &mut [f32]) {
+        sort_x(x, out);
     }
     #[inline(always)]
     fn row_len_for(x: &[f32]) -> usize {

@@ -38,7 +38,7 @@ impl<'a, W: RowFormat> FfnWeights<'a, W> {
     }
 
     /// The rows of some neurons, of `row_len` units each.
-    fn of(&self, neurons: Range<usize>, row_len: usize) -> Self {
+    pub(super) fn of(&self, neurons: Range<usize>, row_len: usize) -> Self {
         let part = |w: &'a [W]| &w[neurons.start * row_len..neurons.end * row_len];
         FfnWeights { gate: part(self.gate), up: part(self.up), down_t: part(self.down_t) }
     }
@@ -76,7 +76,7 @@ pub fn ffn_sparse<W: RowFormat>(
     let chunk = chunk_len(d_ff);
     let active = AtomicUsize::new(0);
     W::with_x(team.level(), x, |x| {
-        sum_chunks::<W>(team, d_ff, y, &mut scratch.partial, |task, sum| {
+        sum_chunks::<W>(team, d_ff, 1, y, &mut scratch.partial, |task, sum| {
             let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
             let n = W::dispatch(team.level(), SparseChunk { weights, x, first, len, sum });
             active.fetch_add(n, Ordering::Relaxed);
@@ -151,7 +151,7 @@ pub fn ffn_dense<W: RowFormat>(
     let active = AtomicUsize::new(0);
     let row_len = W::row_len(x.len());
     W::with_x(team.level(), x, |x| {
-        sum_chunks::<W>(team, d_ff, y, &mut scratch.partial, |task, sum| {
+        sum_chunks::<W>(team, d_ff, 1, y, &mut scratch.partial, |task, sum| {
             let neurons = task * chunk..d_ff.min((task + 1) * chunk);
             let n = dense_chunk(team.level(), weights.of(neurons.clone(), row_len), act, (neurons.start, d_ff), x, sum);
             active.fetch_add(n, Ordering::Relaxed);

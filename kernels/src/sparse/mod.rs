@@ -8,12 +8,14 @@
 //! perhaps for the sign of a zero, which the last addition drops. So leaving such neurons out changes no bit of y,
 //! provided that weights and x are finite (0 times infinity is NaN).
 
+mod batch;
 mod ffn;
 mod filter;
 mod rows_axpy;
 mod rows_dot;
 mod select;
 
+pub use batch::{BatchCounts, ffn_dense_batch, ffn_sparse_batch};
 pub use ffn::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
 pub use filter::{Filtered, GateFilter, ffn_filtered};
 pub(crate) use rows_axpy::axpy_group;

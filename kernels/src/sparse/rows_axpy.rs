@@ -29,7 +29,7 @@ pub fn rows_axpy<W: RowFormat>(team: &Team, w: &[W], rows: &[u32], h: &[f32], y:
     let last = rows.last().copied();
     assert!(last.is_none_or(|row| (row as usize) < d_ff), "rows_axpy: row {last:?} of w with {d_ff}");
     let chunk = chunk_len(d_ff);
-    sum_chunks::<W>(team, d_ff, y, partial, |task, sum| {
+    sum_chunks::<W>(team, d_ff, 1, y, partial, |task, sum| {
         let before = |row: usize| rows.partition_point(|&r| (r as usize) < row);
         let last = if (task + 1) * chunk >= d_ff { rows.len() } else { before((task + 1) * chunk) };
         let part = before(task * chunk)..last;
@@ -37,24 +37,31 @@ pub fn rows_axpy<W: RowFormat>(team: &Team, w: &[W], rows: &[u32], h: &[f32], y:
     });
 }
 
-/// Calls `f(task, sum)` for every chunk of neurons, in parallel; `f` writes the chunk's sum, in the order of the format, which may
-/// be stale before. Then `y = +0 + sum of chunk 0 + sum of chunk 1 ...`.
+/// Calls `f(task, sums)` for every chunk of neurons, in parallel; `f` writes the chunk's sum for each of `n` tokens, in the order of the
+/// format, which may be stale before. Then `y = +0 + sum of chunk 0 + sum of chunk 1 ...` for each row of y `[n, C]`.
 pub(super) fn sum_chunks<W: RowFormat>(
     team: &Team,
     d_ff: usize,
+    n: usize,
     y: &mut [f32],
     partial: &mut Vec<f32>,
     f: impl Fn(usize, &mut [f32]) + Sync,
 ) {
-    let stride = W::sum_len(y.len());
+    let c = y.len() / n;
+    let sum_len = W::sum_len(c);
+    let stride = n * sum_len;
     partial.resize(d_ff.div_ceil(chunk_len(d_ff)) * stride, 0.0);
     team.run_chunks_mut(partial, stride, f);
-    team.run_chunks_mut(y, GROUP, |task, y| {
-        let first = task * GROUP;
-        let mut sum = [0.0; GROUP];
-        let sum = &mut sum[..GROUP.min(stride - first)];
-        team.level().dispatch(AddChunks { partial, stride, first, sum });
-        W::sort_sum(sum, y);
+    // A row for each task, but a part of it if there is one row.
+    let per_task = if n == 1 { GROUP } else { c };
+    team.run_chunks_mut(y, per_task, |task, y| {
+        for (i, y) in y.chunks_mut(GROUP).enumerate() {
+            let (token, column) = if n == 1 { (0, task * GROUP) } else { (task, i * GROUP) };
+            let mut sum = [0.0; GROUP];
+            let sum = &mut sum[..GROUP.min(sum_len - column)];
+            team.level().dispatch(AddChunks { partial, stride, first: token * sum_len + column, sum });
+            W::sort_sum(sum, y);
+        }
     });
 }
 

@@ -131,7 +131,7 @@ pub fn ffn_filtered<W: Weight, Q: Deref<Target = [i8]> + Sync>(
     let token = Token { x, quants, bound };
     let chunk = chunk_len(d_ff);
     let [survivors, active] = [(); 2].map(|_| AtomicUsize::new(0));
-    sum_chunks::<W>(team, d_ff, y, partial, |task, sum| {
+    sum_chunks::<W>(team, d_ff, 1, y, partial, |task, sum| {
         let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
         let copy = Copy8 {
             quants: &filter.quants[first * x.len()..][..len * x.len()],
