@@ -4,6 +4,7 @@
 use super::{BLOCK, GROUP_BLOCKS, LINE, Quantized, RUNS, block_bytes, groups};
 use crate::RowFormat;
 use crate::simd::Simd;
+use bytemuck::cast_slice;
 use half::f16;
 
 /// Hints at what lies behind the weights of the groups: the scales.
@@ -25,16 +26,16 @@ pub(super) fn dot<S: Simd, const BITS: u32>(
     let blocks = x.len() / BLOCK;
     let mut total = s.splat(0.0);
     for (first, n) in groups(blocks) {
-        // SAFETY: the row has `blocks` blocks, by the assert, and x as many; the group is within both.
-        let group = unsafe { Group::of(row, hint, blocks, first) };
+        let group = Group::of(s, row, blocks, (first, n), 1.0);
+        let hint = hint.cast::<u8>().wrapping_add(first * block_bytes(BITS));
         let x = &x[first * BLOCK..][..n * BLOCK];
         // A whole group in code of its own, where all places are constants.
         // SAFETY: the group has n blocks, and x is as long.
         total = unsafe {
             if n == GROUP_BLOCKS {
-                group.dot(s, GROUP_BLOCKS, x.as_ptr(), total)
+                group.dot(s, GROUP_BLOCKS, hint, x.as_ptr(), total)
             } else {
-                group.dot(s, n, x.as_ptr(), total)
+                group.dot(s, n, hint, x.as_ptr(), total)
             }
         };
     }
@@ -55,27 +56,22 @@ pub(super) fn axpy<S: Simd, const BITS: u32, const R: usize>(
         assert_eq!(row.len(), Quantized::<BITS>::row_len(sum.len()), "rows_axpy: a row of another length");
     }
     let blocks = sum.len() / BLOCK;
-    let row_len = Quantized::<BITS>::len_of(blocks);
-    let mut ahead = Ahead { rows: hints, row: 0, line: 0, bytes: 0 };
+    // The scales are wanted first.
+    hints.iter().for_each(|&hint| hint_scales(s, hint, blocks));
+    let mut ahead = Ahead { rows: hints, lines: Quantized::<BITS>::quant_bytes(blocks) / LINE, row: 0, line: 0 };
     for (first, n) in groups(blocks) {
-        // SAFETY: the rows have `blocks` blocks, by the assert, and the group is among them.
-        let mut group = [unsafe { Group::of(rows[0], hints[0], blocks, first) }; R];
-        for (r, group) in group.iter_mut().enumerate().skip(1) {
-            // SAFETY: as above.
-            *group = unsafe { Group::of(rows[r], hints[r], blocks, first) };
+        let mut group = [Group::of(s, rows[0], blocks, (first, n), h[0]); R];
+        for r in 1..R {
+            group[r] = Group::of(s, rows[r], blocks, (first, n), h[r]);
         }
         let sum = &mut sum[first * BLOCK..][..n * BLOCK];
         // SAFETY: the groups have n blocks, and the sum is as long.
         unsafe {
-            if n == GROUP_BLOCKS {
-                Group::axpy(s, GROUP_BLOCKS, group, &mut ahead, row_len, h, sum.as_mut_ptr())
-            } else {
-                Group::axpy(s, n, group, &mut ahead, row_len, h, sum.as_mut_ptr())
+            match n {
+                GROUP_BLOCKS => Group::axpy(s, GROUP_BLOCKS, &group, &mut ahead, sum.as_mut_ptr()),
+                n => Group::axpy(s, n, &group, &mut ahead, sum.as_mut_ptr()),
             }
         }
-    }
-    while ahead.row < R {
-        ahead.hint(s, row_len);
     }
 }
 
@@ -84,55 +80,61 @@ pub(super) fn axpy<S: Simd, const BITS: u32, const R: usize>(
 /// rows in this way: q8 32 GB/s and q4 21; with hints in the order of use 23 and 16; one row at a time 29 and 18.
 struct Ahead<const BITS: u32, const R: usize> {
     rows: [*const Quantized<BITS>; R],
+    /// Of the weights of a row.
+    lines: usize,
+    /// The place that is next.
     row: usize,
     line: usize,
-    /// Read, and not hinted for yet.
-    bytes: usize,
+}
+
+/// A few lines of [`Ahead`]: line i is the one at `first + i` for the first `n`, at `then + i` for the others.
+struct Lines<const BITS: u32> {
+    first: *const Quantized<BITS>,
+    n: usize,
+    then: *const Quantized<BITS>,
+}
+
+impl<const BITS: u32> Lines<BITS> {
+    #[inline(always)]
+    fn hint<S: Simd>(&self, s: S, i: usize) {
+        s.prefetch(if i < self.n { self.first } else { self.then }.wrapping_add(i).cast());
+    }
 }
 
 impl<const BITS: u32, const R: usize> Ahead<BITS, R> {
+    /// The next `lines`. Behind the last row it is that row again.
     #[inline(always)]
-    fn hint<S: Simd>(&mut self, s: S, row_len: usize) {
-        s.prefetch(self.rows[self.row].wrapping_add(self.line).cast());
-        self.line += 1;
-        if self.line == row_len {
-            (self.row, self.line) = (self.row + 1, 0);
+    fn take(&mut self, lines: usize) -> Lines<BITS> {
+        let (first, n) = (self.rows[self.row].wrapping_add(self.line), self.lines - self.line);
+        let next = (self.row + 1).min(R - 1);
+        let then = self.rows[next].wrapping_sub(n);
+        if lines < n {
+            self.line += lines;
+        } else {
+            (self.row, self.line) = (next, (lines - n).min(self.lines - 1));
         }
-    }
-
-    /// For a vector of each row that is read: never more lines than the rows have, because their scales are not counted.
-    #[inline(always)]
-    fn read<S: Simd>(&mut self, s: S, row_len: usize) {
-        self.bytes += R * S::LANES;
-        if self.bytes >= LINE {
-            self.bytes -= LINE;
-            self.hint(s, row_len);
-        }
+        Lines { first, n, then }
     }
 }
 
-/// A group of a row: its weights and scales, and the place where another row has the same weights.
+/// A group of a row: its weights, and its scales times a factor.
 #[derive(Clone, Copy)]
 struct Group<const BITS: u32> {
     quants: *const u8,
-    scales: *const f16,
-    hint: *const u8,
+    factors: [f32; GROUP_BLOCKS],
 }
 
 impl<const BITS: u32> Group<BITS> {
-    /// # Safety
-    /// The row has `blocks` blocks, and block `first` among them.
+    /// The `n` blocks from `first` on of a row of `blocks`.
     #[inline(always)]
-    unsafe fn of(row: &[Quantized<BITS>], hint: *const Quantized<BITS>, blocks: usize, first: usize) -> Self {
-        let (quants, at) = (row.as_ptr().cast::<u8>(), first * block_bytes(BITS));
-        // SAFETY: the caller's contract: weights and scales of the block are in the row.
-        unsafe {
-            Group {
-                quants: quants.add(at),
-                scales: quants.add(Quantized::<BITS>::quant_bytes(blocks)).cast::<f16>().add(first),
-                hint: hint.cast::<u8>().wrapping_add(at),
-            }
+    fn of<S: Simd>(s: S, row: &[Quantized<BITS>], blocks: usize, (first, n): (usize, usize), factor: f32) -> Self {
+        let (quants, rest) = cast_slice::<_, u8>(row).split_at(Quantized::<BITS>::quant_bytes(blocks));
+        let scales = &cast_slice::<u8, f16>(rest)[first..first + n];
+        let mut factors = [0.0; GROUP_BLOCKS];
+        for (scales, factors) in scales.chunks(S::LANES).zip(factors.chunks_mut(S::LANES)) {
+            s.store_partial(s.mul(s.splat(factor), s.load_f16_partial(scales)), factors);
         }
+        Group { quants: quants[first * block_bytes(BITS)..][..n * block_bytes(BITS)].as_ptr(), factors }
     }
 
     /// `total + ` the products of the group.
@@ -140,18 +142,18 @@ impl<const BITS: u32> Group<BITS> {
     /// # Safety
     /// The group has `n` blocks, and `x` is valid for reading as many.
     #[inline(always)]
-    unsafe fn dot<S: Simd>(self, s: S, n: usize, x: *const f32, mut total: S::F32) -> S::F32 {
+    unsafe fn dot<S: Simd>(&self, s: S, n: usize, hint: *const u8, x: *const f32, mut total: S::F32) -> S::F32 {
         let run = 4 * n;
         for v in (0..run).step_by(S::LANES) {
             // Two sums for q4: of the runs in the low halves of bytes, and of those in the high halves.
             let mut sum = [s.splat(0.0); 2];
             // SAFETY: a run has 4 n bytes and elements of x, a multiple of the lanes (n is one of 4); q8 has 8 of them, q4 4 of bytes
-            // and 8 of x: the caller's contract. The scales of the blocks in lanes v .. v + LANES are those of the group.
+            // and 8 of x: the caller's contract. The lanes v .. v + LANES belong to blocks of the group.
             unsafe {
                 for j in 0..block_bytes(BITS) / 4 {
                     let quants = self.quants.add(j * run + v);
                     if v == 0 {
-                        s.prefetch(self.hint.wrapping_add(j * run).cast());
+                        s.prefetch(hint.wrapping_add(j * run).cast());
                     }
                     if BITS == 8 {
                         sum[0] = s.mul_add(s.load_i8_ptr(quants.cast()), s.load_ptr(x.add(j * run + v)), sum[0]);
@@ -162,13 +164,13 @@ impl<const BITS: u32> Group<BITS> {
                     }
                 }
                 let sum = if BITS == 8 { sum[0] } else { s.add(sum[0], sum[1]) };
-                total = s.mul_add(sum, s.load_f16_by_4_ptr(self.scales, v), total);
+                total = s.mul_add(sum, s.load_by_4_ptr(self.factors.as_ptr(), v), total);
             }
         }
         total
     }
 
-    /// `sum[..] += h[r] * group[r]`.
+    /// `sum[..] += group[r]`, times its factors.
     ///
     /// # Safety
     /// The groups have `n` blocks, and `sum` is valid for reading and writing as many.
@@ -176,21 +178,23 @@ impl<const BITS: u32> Group<BITS> {
     unsafe fn axpy<S: Simd, const R: usize>(
         s: S,
         n: usize,
-        group: [Self; R],
+        group: &[Self; R],
         ahead: &mut Ahead<BITS, R>,
-        row_len: usize,
-        h: &[f32],
         sum: *mut f32,
     ) {
         let run = 4 * n;
+        let runs = block_bytes(BITS) / 4;
+        // Lines of R rows that are read in one turn; less than one counts as one.
+        let lines = (runs * R * S::LANES / LINE).max(1);
         for v in (0..run).step_by(S::LANES) {
             let mut factors = [s.splat(0.0); R];
             for r in 0..R {
                 // SAFETY: as in `dot`.
-                factors[r] = s.mul(s.splat(h[r]), unsafe { s.load_f16_by_4_ptr(group[r].scales, v) });
+                factors[r] = unsafe { s.load_by_4_ptr(group[r].factors.as_ptr(), v) };
             }
-            for j in 0..block_bytes(BITS) / 4 {
-                ahead.read(s, row_len);
+            let hints = ahead.take(lines);
+            for j in 0..runs {
+                (j * lines / runs..(j + 1) * lines / runs).for_each(|line| hints.hint(s, line));
                 // SAFETY: as in `dot`, with the sum for x.
                 unsafe {
                     let low_dst = sum.add(j * run + v);

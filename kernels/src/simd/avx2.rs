@@ -133,12 +133,12 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> __m256 {
+    unsafe fn load_by_4_ptr(self, src: *const f32, at: usize) -> __m256 {
         // SAFETY: the caller's contract: the two values that the lanes from a multiple of 4 on have can be read; the token
         // proves the features.
         unsafe {
-            let two = _mm_cvtph_ps(_mm_cvtsi32_si128(src.add(at / 4).cast::<i32>().read_unaligned()));
-            _mm256_permutevar8x32_ps(_mm256_castps128_ps256(two), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
+            let src = src.add(at / 4);
+            _mm256_set_m128(_mm_broadcast_ss(&*src.add(1)), _mm_broadcast_ss(&*src))
         }
     }
     #[inline(always)]

@@ -96,13 +96,12 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> __m512 {
+    unsafe fn load_by_4_ptr(self, src: *const f32, at: usize) -> __m512 {
         // SAFETY: the caller's contract: the four values that the lanes from a multiple of 4 on have can be read; the token
         // proves the features.
         unsafe {
-            let four = _mm_loadl_epi64(src.add(at / 4).cast());
-            let by_4 = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-            _mm512_permutexvar_ps(by_4, _mm512_cvtph_ps(_mm256_zextsi128_si256(four)))
+            let four = _mm512_broadcast_f32x4(_mm_loadu_ps(src.add(at / 4)));
+            _mm512_permutevar_ps(four, _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3))
         }
     }
     #[inline(always)]

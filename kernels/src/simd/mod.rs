@@ -120,11 +120,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `src` is valid for reading `LANES` bytes.
     unsafe fn load_u4_pair_ptr(self, src: *const u8) -> [Self::F32; 2];
 
-    /// Lane i is `src[(at + i) / 4]`, widened: a number for every four lanes.
+    /// Lane i is `src[(at + i) / 4]`: a number for every four lanes.
     ///
     /// # Safety
-    /// `src` is valid for reading those values, and `at` is a multiple of `LANES`. Any alignment will do.
-    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> Self::F32;
+    /// `src` is valid for reading those values, and `at` is a multiple of `LANES`.
+    unsafe fn load_by_4_ptr(self, src: *const f32, at: usize) -> Self::F32;
 
     /// The values of `src`, at most `LANES`, widened; the lanes beyond them are 0.
     fn load_f16_partial(self, src: &[f16]) -> Self::F32;
@@ -296,16 +296,17 @@ mod tests {
             for (at, src) in self.0.chunks_exact(4 * lanes).enumerate() {
                 let halves: Vec<f16> =
                     src.chunks(2).map(|b| f16::from_bits(u16::from_le_bytes([b[0], b[1]]) & 0xBFFF)).collect();
-                // SAFETY: there are 4 LANES bytes, and 2 LANES numbers of 16 bits.
+                let floats: Vec<f32> = halves.iter().map(|half| half.to_f32()).collect();
+                // SAFETY: there are 4 LANES bytes, and 2 LANES numbers.
                 let (i8s, [low, high], by_4) = unsafe {
-                    let by_4 = s.load_f16_by_4_ptr(halves.as_ptr(), lanes);
+                    let by_4 = s.load_by_4_ptr(floats.as_ptr(), lanes);
                     (s.load_i8_ptr(src.as_ptr().cast()), s.load_u4_pair_ptr(src.as_ptr()), by_4)
                 };
                 let expected = |f: &dyn Fn(usize) -> f32| -> Vec<f32> { (0..lanes).map(f).collect() };
                 assert_eq!(show(i8s), expected(&|i| src[i] as i8 as f32), "load_i8_ptr");
                 assert_eq!(show(low), expected(&|i| (src[i] % 16) as f32 - 8.0), "load_u4_pair_ptr, low");
                 assert_eq!(show(high), expected(&|i| (src[i] / 16) as f32 - 8.0), "load_u4_pair_ptr, high");
-                assert_eq!(show(by_4), expected(&|i| halves[(lanes + i) / 4].to_f32()), "load_f16_by_4_ptr");
+                assert_eq!(show(by_4), expected(&|i| floats[(lanes + i) / 4]), "load_by_4_ptr");
                 let words = |shift: usize| -> Vec<u32> {
                     let words = src.chunks_exact(4).cycle().skip(shift).take(lanes);
                     words.map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect()

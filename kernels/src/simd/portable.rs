@@ -68,9 +68,9 @@ impl Simd for Portable {
         [bytes.map(|b| (b & 15) as f32 - 8.0), bytes.map(|b| (b >> 4) as f32 - 8.0)].map(f32x8::from)
     }
     #[inline(always)]
-    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> f32x8 {
+    unsafe fn load_by_4_ptr(self, src: *const f32, at: usize) -> f32x8 {
         // SAFETY: the caller's contract: the two values that the lanes from a multiple of 4 on have can be read.
-        let [a, b] = unsafe { src.add(at / 4).cast::<[f16; 2]>().read_unaligned() }.map(f16::to_f32);
+        let [a, b] = unsafe { *src.add(at / 4).cast::<[f32; 2]>() };
         f32x8::from([a, a, a, a, b, b, b, b])
     }
     #[inline(always)]

@@ -59,9 +59,9 @@ impl Simd for Scalar {
         [(byte & 15) as f32 - 8.0, (byte >> 4) as f32 - 8.0]
     }
     #[inline(always)]
-    unsafe fn load_f16_by_4_ptr(self, src: *const f16, at: usize) -> f32 {
+    unsafe fn load_by_4_ptr(self, src: *const f32, at: usize) -> f32 {
         // SAFETY: the caller's contract: the lane's value can be read.
-        unsafe { src.add(at / 4).read_unaligned() }.to_f32()
+        unsafe { *src.add(at / 4) }
     }
     #[inline(always)]
     fn load_f16_partial(self, src: &[f16]) -> f32 {

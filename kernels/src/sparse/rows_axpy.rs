@@ -122,7 +122,7 @@ fn axpy_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(s: S, w: &[W],
     // A sum is as long as a row that is filled up.
     let (row_len, n) = (W::row_len(sum.len()), h.len());
     sum.fill(0.0);
-    let ahead = if G == 1 { rows_ahead::<W>(row_len) } else { G };
+    let ahead = rows_ahead::<W>(row_len, G);
     let now = |j: usize| &w[rows.at(j) * row_len..][..row_len];
     let hint = |j: usize| w.as_ptr().wrapping_add(rows.at(j + ahead) * row_len);
     let mut j = 0;
