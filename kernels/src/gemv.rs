@@ -30,7 +30,7 @@ pub fn gemv<W: RowFormat>(team: &Team, w: &[W], x: &[f32], y: &mut [f32]) {
     W::with_x(team.level(), x, |x| {
         team.run_chunks_mut(y, rows, |task, y| {
             let w = &w[task * rows * row_len..][..y.len() * row_len];
-            W::dispatch(team.level(), Dots { w, x, y });
+            W::dispatch(team.level(), Dots { w, then: w.as_ptr_range().end, x, y });
         });
     });
 }
@@ -44,6 +44,8 @@ pub(crate) fn rows_per_task<W: RowFormat>(k: usize) -> usize {
 /// `y = W x`, for x as [`Loops::with_x`](crate::row_format::Loops::with_x) gives it.
 pub(crate) struct Dots<'a, W> {
     pub(crate) w: &'a [W],
+    /// The rows that are read after these begin here: to be hinted at.
+    pub(crate) then: *const W,
     pub(crate) x: &'a [f32],
     pub(crate) y: &'a mut [f32],
 }
@@ -53,7 +55,9 @@ impl<W: RowFormat> Kernel for Dots<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        dots(s, self.w, RowsFrom(0), self.x, self.y);
+        let Dots { w, then, x, y } = self;
+        let row_len = W::row_len_for(x);
+        dots_then(s, w, &RowsFrom(0), |i| then.wrapping_add(i * row_len), x, y);
     }
 }
 
@@ -76,12 +80,12 @@ impl Rows for RowsFrom {
     }
 }
 
-/// The rows of a list; the last one stands in for those beyond it.
+/// The rows of a list; the last one stands in for those beyond it, and row 0 for those of none.
 impl Rows for &[u32] {
     const SCATTERED: bool = true;
     #[inline(always)]
     fn at(&self, i: usize) -> usize {
-        self[i.min(self.len() - 1)] as usize
+        self.get(i).or(self.last()).map_or(0, |&row| row as usize)
     }
 }
 
@@ -91,26 +95,50 @@ impl Rows for &[u32] {
 /// [some way on](rows_ahead) is hinted at. A row's bits do not depend on its group.
 #[inline(always)]
 pub(crate) fn dots<S: Simd, W: RowFormat, R: Rows>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
+    let (row_len, n) = (W::row_len_for(x), out.len());
+    dots_then(s, w, &rows, |i| w.as_ptr().wrapping_add(rows.at(n + i) * row_len), x, out);
+}
+
+/// [`dots`], and hints at what is read after them: `then(i)` is where row number i behind the last begins.
+#[inline(always)]
+pub(crate) fn dots_then<S: Simd, W: RowFormat, R: Rows>(
+    s: S,
+    w: &[W],
+    rows: &R,
+    then: impl Fn(usize) -> *const W,
+    x: &[f32],
+    out: &mut [f32],
+) {
     match W::dots_at_once::<S>(W::row_len_for(x), R::SCATTERED) {
-        4 => dots_in_groups::<S, W, R, 4>(s, w, rows, x, out),
-        2 => dots_in_groups::<S, W, R, 2>(s, w, rows, x, out),
-        _ => dots_in_groups::<S, W, R, 1>(s, w, rows, x, out),
+        4 => dots_in_groups::<S, W, R, 4>(s, w, rows, then, x, out),
+        2 => dots_in_groups::<S, W, R, 2>(s, w, rows, then, x, out),
+        _ => dots_in_groups::<S, W, R, 1>(s, w, rows, then, x, out),
     }
 }
 
 /// How many rows of `row_len` units lie between those in use and those hinted at, where rows go in groups of `group`: whole groups, and
-/// about 8 KiB, a sixth of L1, and 200 ns at 40 GB/s, twice what memory takes to answer.
+/// some 8 KiB, a sixth of L1, and 200 ns at 40 GB/s, twice what memory takes to answer.
 pub(crate) fn rows_ahead<W>(row_len: usize, group: usize) -> usize {
     const AHEAD: usize = 8192;
-    (AHEAD / (group * row_bytes::<W>(row_len))).max(1) * group
+    AHEAD.div_ceil(group * row_bytes::<W>(row_len)) * group
 }
 
 #[inline(always)]
-fn dots_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(s: S, w: &[W], rows: R, x: &[f32], out: &mut [f32]) {
+fn dots_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(
+    s: S,
+    w: &[W],
+    rows: &R,
+    then: impl Fn(usize) -> *const W,
+    x: &[f32],
+    out: &mut [f32],
+) {
     let (row_len, n) = (W::row_len_for(x), out.len());
     let ahead = rows_ahead::<W>(row_len, G);
     let now = |i: usize| &w[rows.at(i) * row_len..][..row_len];
-    let hint = |i: usize| w.as_ptr().wrapping_add(rows.at(i + ahead) * row_len);
+    let hint = |i: usize| match i + ahead {
+        i if i < n => w.as_ptr().wrapping_add(rows.at(i) * row_len),
+        i => then(i - n),
+    };
     let mut i = 0;
     while i + G <= n {
         let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);

@@ -152,8 +152,8 @@ fn dots_of_bytes_have_the_bits_of_their_emulation() {
     for level in Level::available() {
         I8Dot::<8>::with_x(level, &x, |x| {
             let (mut y, mut emulated) = ([0.0; 5], [1.0; 5]);
-            level.dispatch_dot_i8(Dots { w: i8_dot(&w), x, y: &mut y });
-            level.dispatch(Dots { w: i8_dot(&w), x, y: &mut emulated });
+            level.dispatch_dot_i8(Dots { w: i8_dot(&w), then: std::ptr::null(), x, y: &mut y });
+            level.dispatch(Dots { w: i8_dot(&w), then: std::ptr::null(), x, y: &mut emulated });
             assert_eq!(y, emulated, "gemv q8 x i8 {level}: with VNNI and without");
         });
     }

@@ -1,8 +1,8 @@
-use super::rows_axpy::{axpy, sum_chunks};
+use super::rows_axpy::{axpy_then, sum_chunks};
 use super::select::{MAX_LANES, select};
 use super::{MAX_CHUNK, chunk_len};
 use crate::activation::gated_activation_from;
-use crate::gemv::{Dots, RowsFrom, dots};
+use crate::gemv::{Dots, Rows, RowsFrom, dots, dots_then, rows_ahead};
 use crate::simd::{Kernel, Level, Simd};
 use crate::{Activation, RowFormat, Team};
 use std::ops::Range;
@@ -101,30 +101,40 @@ impl<W: RowFormat> Kernel for SparseChunk<'_, W> {
         let SparseChunk { weights, x, first, len, sum } = self;
         let (mut g, mut rows) = ([0.0; MAX_CHUNK], [0; MAX_CHUNK + MAX_LANES]);
         let g = &mut g[..len];
-        dots(s, weights.gate, RowsFrom(first), x, g);
+        // While the last rows of the gate are read, the first active ones are known, and hinted at in up_proj.
+        let row_len = W::row_len_for(x);
+        let early = len - rows_ahead::<W>(row_len, 1).min(len);
+        dots(s, weights.gate, RowsFrom(first), x, &mut g[..early]);
+        let known = select(s, &g[..early], first as u32, &mut rows);
+        let up = |i: usize| weights.up.as_ptr().wrapping_add((&rows[..known]).at(i) * row_len);
+        dots_then(s, weights.gate, &RowsFrom(first + early), up, x, &mut g[early..]);
         let n = select(s, g, first as u32, &mut rows);
         let rows = &rows[..n];
-        sum_active(s, weights, rows, |j| g[rows[j] as usize - first], x, sum);
+        let gate = |i: usize| weights.gate.as_ptr().wrapping_add((first + len + i) * row_len);
+        sum_active(s, weights, rows, |j| g[rows[j] as usize - first], gate, x, sum);
         n
     }
 }
 
-/// The sum over the active neurons `rows` of a chunk; `g(j)` is that of `rows[j]`.
+/// The sum over the active neurons `rows` of a chunk; `g(j)` is that of `rows[j]`. Behind them the rows at `then(0)`, `then(1)`, ... are
+/// hinted at.
 #[inline(always)]
 pub(super) fn sum_active<S: Simd, W: RowFormat>(
     s: S,
     FfnWeights { up, down_t, .. }: FfnWeights<W>,
     rows: &[u32],
     g: impl Fn(usize) -> f32,
+    then: impl Fn(usize) -> *const W,
     x: &[f32],
     sum: &mut [f32],
 ) {
     let mut h = [0.0; MAX_CHUNK];
     let h = &mut h[..rows.len()];
-    dots(s, up, rows, x, h);
+    let row_len = W::row_len_for(x);
+    dots_then(s, up, &rows, |i| down_t.as_ptr().wrapping_add(rows.at(i) * row_len), x, h);
     // One multiplication, as in `gated_activation`: relu(g) is g here.
     h.iter_mut().enumerate().for_each(|(j, h)| *h *= g(j));
-    axpy(s, down_t, rows, h, sum);
+    axpy_then(s, down_t, &rows, then, h, sum);
 }
 
 /// The FFN of one token over all neurons, under any activation: `y = W2 (psi(g) * u)`, `g = W1 x`, `u = W3 x`. Returns how
@@ -172,10 +182,10 @@ fn dense_chunk<W: RowFormat>(
     let len = weights.gate.len() / W::row_len_for(x);
     let [mut g, mut u, mut h] = [[0.0; MAX_CHUNK]; 3];
     let (g, u, h) = (&mut g[..len], &mut u[..len], &mut h[..len]);
-    W::dispatch(level, Dots { w: weights.gate, x, y: g });
-    W::dispatch(level, Dots { w: weights.up, x, y: u });
+    W::dispatch(level, Dots { w: weights.gate, then: weights.up.as_ptr(), x, y: g });
+    W::dispatch(level, Dots { w: weights.up, then: weights.down_t.as_ptr(), x, y: u });
     gated_activation_from(level, act, first, d_ff, g, u, h);
-    W::dispatch(level, Axpy { w: weights.down_t, h, sum });
+    W::dispatch(level, Axpy { w: weights.down_t, then: weights.gate.as_ptr_range().end, h, sum });
     match act {
         Activation::Relu | Activation::Relu2 => g.iter().filter(|&&g| g > 0.0 || g.is_nan()).count(),
         _ => h.iter().filter(|&&h| h != 0.0).count(),
@@ -185,6 +195,8 @@ fn dense_chunk<W: RowFormat>(
 /// `sum = sum_i h[i] * w[i, :]`.
 struct Axpy<'a, W> {
     w: &'a [W],
+    /// As in [`Dots`].
+    then: *const W,
     h: &'a [f32],
     sum: &'a mut [f32],
 }
@@ -194,7 +206,9 @@ impl<W: RowFormat> Kernel for Axpy<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        axpy(s, self.w, RowsFrom(0), self.h, self.sum);
+        let Axpy { w, then, h, sum } = self;
+        let row_len = W::row_len(sum.len());
+        axpy_then(s, w, &RowsFrom(0), |i| then.wrapping_add(i * row_len), h, sum);
     }
 }
 

@@ -100,31 +100,50 @@ impl<W: RowFormat> Kernel for RowsAxpy<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        axpy(s, self.w, self.rows, self.h, self.sum);
+        let RowsAxpy { w, rows, h, sum } = self;
+        let last = w.as_ptr().wrapping_add(rows.at(rows.len()) * W::row_len(sum.len()));
+        axpy_then(s, w, &rows, |_| last, h, sum);
     }
 }
 
 /// `sum = sum_j h[j] * w[rows.at(j), :]` from +0 on, row by row, in the order of the format; grouping changes the traffic and no bit.
 ///
 /// Rows go in groups of as many as the [format](crate::row_format::Loops::axpys_at_once) likes, and hint as in
-/// [`dots`](crate::gemv::dots).
+/// [`dots_then`](crate::gemv::dots_then).
 #[inline(always)]
-pub(super) fn axpy<S: Simd, W: RowFormat, R: Rows>(s: S, w: &[W], rows: R, h: &[f32], sum: &mut [f32]) {
+pub(super) fn axpy_then<S: Simd, W: RowFormat, R: Rows>(
+    s: S,
+    w: &[W],
+    rows: &R,
+    then: impl Fn(usize) -> *const W,
+    h: &[f32],
+    sum: &mut [f32],
+) {
     match W::axpys_at_once(W::row_len(sum.len()), R::SCATTERED) {
-        8 => axpy_in_groups::<S, W, R, 8>(s, w, rows, h, sum),
-        4 => axpy_in_groups::<S, W, R, 4>(s, w, rows, h, sum),
-        _ => axpy_in_groups::<S, W, R, 1>(s, w, rows, h, sum),
+        8 => axpy_in_groups::<S, W, R, 8>(s, w, rows, then, h, sum),
+        4 => axpy_in_groups::<S, W, R, 4>(s, w, rows, then, h, sum),
+        _ => axpy_in_groups::<S, W, R, 1>(s, w, rows, then, h, sum),
     }
 }
 
 #[inline(always)]
-fn axpy_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(s: S, w: &[W], rows: R, h: &[f32], sum: &mut [f32]) {
+fn axpy_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(
+    s: S,
+    w: &[W],
+    rows: &R,
+    then: impl Fn(usize) -> *const W,
+    h: &[f32],
+    sum: &mut [f32],
+) {
     // A sum is as long as a row that is filled up.
     let (row_len, n) = (W::row_len(sum.len()), h.len());
     sum.fill(0.0);
     let ahead = rows_ahead::<W>(row_len, G);
     let now = |j: usize| &w[rows.at(j) * row_len..][..row_len];
-    let hint = |j: usize| w.as_ptr().wrapping_add(rows.at(j + ahead) * row_len);
+    let hint = |j: usize| match j + ahead {
+        j if j < n => w.as_ptr().wrapping_add(rows.at(j) * row_len),
+        j => then(j - n),
+    };
     let mut j = 0;
     while j + G <= n {
         let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);

@@ -213,7 +213,8 @@ impl<W: Weight> Kernel for FilteredChunk<'_, W> {
             // A NaN counts, as in `select`.
             active += (g[j] > 0.0 || g[j].is_nan()) as usize;
         }
-        sum_active(s, weights, &rows[..active], |j| g[j], token.x, sum);
+        let next = copy.quants.as_ptr_range().end;
+        sum_active(s, weights, &rows[..active], |j| g[j], |_| next.cast(), token.x, sum);
         Filtered { survivors, active }
     }
 }
