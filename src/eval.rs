@@ -2,11 +2,14 @@
 
 mod qa;
 
-use crate::source::{self, Source, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_weights};
+use crate::source::{
+    self, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_resident, parse_weights,
+};
 use crate::terminal::{complain, grouped, progress_bar, say};
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
+use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, Prefill, Resident, WeightFormat};
 use kernels::Team;
+use model::hf::Folder;
 use model::{Psi, Transformer};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,6 +66,11 @@ pub struct Args {
     #[arg(long, value_name = "WAY", default_value = "exact", value_parser = parse_prefill, requires = "weights")]
     prefill: Prefill,
 
+    /// Whether the weights, as --weights keeps them, are read from and written to disk beside the model (MODEL/resident/): auto, for
+    /// models of 64 MiB or more, always, or never
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = parse_resident, requires = "weights")]
+    disk_cache: Resident,
+
     /// The field of a .jsonl record that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
@@ -78,14 +86,14 @@ const MICRO_BATCH: usize = 16;
 
 /// The loss by the engine that generates.
 fn by_engine(
-    source: &Source,
-    options: EngineOptions,
+    folder: &Folder,
+    (options, resident): (EngineOptions, Resident),
     batches: &mut Batches,
     shape: EvalShape,
 ) -> anyhow::Result<ExitCode> {
     let words = format!("{}, under {}", formats_in_words(&options, Team::current().level()), options.psi);
     let one_by_one = options.activations == ActivationFormat::Q8;
-    let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
+    let mut engine = source::engine(folder, options, resident)?;
     let (mut log_probs, mut sum) = (Vec::new(), 0.0);
     let bar = progress_bar(shape.sequences as u64);
     for sequence in 0..shape.sequences {
@@ -104,7 +112,7 @@ fn by_engine(
     let tokens = shape.sequences * shape.seq_len;
     let loss = sum / tokens as f64;
     let bits = loss / std::f64::consts::LN_2;
-    let folder = source.folder.display();
+    let folder = folder.dir().display();
     say(format_args!("{folder}: {} tokens in windows of {}", grouped(tokens as u64), shape.seq_len))?;
     say(format_args!("{words}: loss {loss:.4} nats, {bits:.4} bits a token, perplexity {:.3}", loss.exp()))?;
     Ok(ExitCode::SUCCESS)
@@ -124,10 +132,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             questions.display()
         );
     }
-    let source = source::load(&args.model.expect("clap demands it"))?;
-    source::require_bytes(&source)?;
-    let psi = args.activation.unwrap_or_else(|| source.checkpoint.meta.hidden_act().into());
-    let config = source.checkpoint.weights.config().clone();
+    let folder = source::open(&args.model.expect("clap demands it"))?;
+    source::require_bytes(&folder)?;
+    let psi = args.activation.unwrap_or_else(|| folder.meta().hidden_act().into());
+    let config = folder.config().clone();
     let seq_len = args.seq_len.unwrap_or(config.max_seq_len.min(256));
     if seq_len == 0 || seq_len > config.max_seq_len {
         bail!("--seq-len {seq_len}: must be 1 to {}, the model's context", config.max_seq_len);
@@ -150,12 +158,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let ffn = FfnMode::of(psi);
         let (activations, prefill, seed, context) = (args.activations, args.prefill, args.seed, Some(seq_len));
         let options = EngineOptions { ffn, weights, activations, prefill, seed, context, ..EngineOptions::new(psi) };
-        return by_engine(&source, options, &mut batches, shape);
+        return by_engine(&folder, (options, args.disk_cache), &mut batches, shape);
     }
-    let model = Transformer::new(source.checkpoint.weights);
+    let model = Transformer::new(folder.load_all()?);
     let e = evaluate(&model, &mut batches, shape, psi, args.seed, 0)?;
 
-    say(format_args!("{}: {} tokens in windows of {seq_len}", source.folder.display(), grouped(e.tokens)))?;
+    say(format_args!("{}: {} tokens in windows of {seq_len}", folder.dir().display(), grouped(e.tokens)))?;
     let mut losses = vec![("RELU".to_string(), e.relu_loss)];
     if psi != Psi::Relu {
         losses.insert(0, (e.activation.clone(), e.loss));

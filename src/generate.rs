@@ -1,12 +1,14 @@
 //! `silurian generate`: continues a prompt, streaming, or ranks several continuations.
 
-use crate::source::{self, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_weights};
+use crate::source::{
+    self, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_resident, parse_weights,
+};
 use crate::terminal::{bytes, complain, counted, grouped, print, progress_bar, say};
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Generation, Prefill, Ranked, Sampler, Samples,
-    Sampling, StopReason, Utf8Stream, WeightFormat, rank,
+    ActivationFormat, Engine, EngineOptions, FfnMode, Generation, Prefill, Ranked, Residence, Resident, Sampler,
+    Samples, Sampling, StopReason, Utf8Stream, WeightFormat, rank,
 };
 use kernels::Team;
 use model::Psi;
@@ -83,6 +85,11 @@ pub struct Args {
     #[arg(long, value_name = "WAY", default_value = "exact", value_parser = parse_prefill)]
     prefill: Prefill,
 
+    /// Whether the weights are read from and written to disk beside the model (MODEL/resident/), as decoding reads them, for the next
+    /// start: auto, for models of 64 MiB or more, always, or never
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = parse_resident)]
+    disk_cache: Resident,
+
     /// Positions of the context [default: the model's]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -150,9 +157,9 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     if args.prompt == "-" {
         args.prompt = io::read_to_string(io::stdin()).context("--prompt -: standard input cannot be read")?;
     }
-    let source = source::load(&args.model)?;
-    source::require_bytes(&source)?;
-    let hidden_act: Psi = source.checkpoint.meta.hidden_act().into();
+    let folder = source::open(&args.model)?;
+    source::require_bytes(&folder)?;
+    let hidden_act: Psi = folder.meta().hidden_act().into();
     let psi = args.activation.unwrap_or(hidden_act);
     if args.rank {
         source::require_draws("--rank", psi, args.temp)?;
@@ -172,7 +179,11 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     }
     (options.weights, options.activations, options.prefill) = (args.weights, args.activations, args.prefill);
     let formats = formats_in_words(&options, Team::current().level());
-    let mut engine = CpuEngine::new(&source.checkpoint.weights, options)?;
+    let mut engine = source::engine(&folder, options, args.disk_cache)?;
+    let formats = match engine.residence() {
+        Residence::Converted => formats,
+        from_disk => format!("{formats}, {from_disk} from disk"),
+    };
     let filter_bytes = engine.filter_bytes();
     let prompt = Tokenizer::Bytes.encode(&args.prompt);
 
@@ -188,7 +199,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         if streams && args.samples > 1 {
             say(format_args!("{}--- sample {} of {}", if sample > 0 { "\n" } else { "" }, sample + 1, args.samples))?;
         }
-        let text = write(&args, &source.checkpoint.meta.eos_token_ids, &mut samples, &mut sampler, sample, streams)?;
+        let text = write(&args, &folder.meta().eos_token_ids, &mut samples, &mut sampler, sample, streams)?;
         if streams {
             report(&text.generation, psi, &formats, filter_bytes);
         }

@@ -38,13 +38,13 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (name, config) = match (&args.model, &args.preset) {
         (Some(path), _) => {
-            let source = source::load(path)?;
-            let meta = &source.checkpoint.meta;
+            let folder = source::open(path)?;
+            let meta = folder.meta();
             let act = match meta.psi {
                 psi if psi.hidden_act() == meta.hidden_act() && psi == meta.hidden_act().into() => psi.to_string(),
                 psi => format!("saved under {psi}, meant to run with {}", model::Psi::from(meta.hidden_act())),
             };
-            (format!("{} ({act})", source.folder.display()), source.checkpoint.weights.config().clone())
+            (format!("{} ({act})", folder.dir().display()), folder.config().clone())
         }
         (None, Some(name)) => {
             let names = || PRESETS.map(|(name, _)| name).join(", ");

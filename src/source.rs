@@ -1,25 +1,21 @@
 //! Which model a `-m` means, and which activation a flag means.
 
+use crate::terminal::complain;
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, EngineOptions, Prefill, WeightFormat};
+use infer::{ActivationFormat, CpuEngine, EngineOptions, Prefill, Resident, WeightFormat};
 use kernels::Level;
-use model::hf::{self, Checkpoint};
+use model::hf::Folder;
 use model::{HiddenAct, Positive, Psi};
 use std::path::{Path, PathBuf};
 
-/// A loaded model and where it came from.
-pub struct Source {
-    /// The folder with `config.json` and `model.safetensors`.
-    pub folder: PathBuf,
-    /// Weights and what the config says beside the sizes.
-    pub checkpoint: Checkpoint,
+/// Opens a Hugging Face folder, or the newest checkpoint of a run folder.
+pub fn open(path: &Path) -> anyhow::Result<Folder> {
+    Ok(Folder::open(folder(path)?)?)
 }
 
-/// Loads a model from a Hugging Face folder, or from the newest checkpoint of a run folder.
-pub fn load(path: &Path) -> anyhow::Result<Source> {
-    let folder = folder(path)?;
-    let checkpoint = hf::load(&folder)?;
-    Ok(Source { folder, checkpoint })
+/// The model in the folder, to generate with; tells what was kept on disk.
+pub fn engine(folder: &Folder, options: EngineOptions, resident: Resident) -> anyhow::Result<CpuEngine> {
+    Ok(CpuEngine::open(folder.dir(), options, resident, &mut |text| complain(format_args!("note: {text}")))?)
 }
 
 /// The Hugging Face folder that `path` names.
@@ -63,12 +59,12 @@ pub fn runs_in(path: &Path) -> String {
 }
 
 /// Bytes are the only tokens so far: anything else needs a tokenizer that is not there.
-pub fn require_bytes(source: &Source) -> anyhow::Result<()> {
-    let vocab_size = source.checkpoint.weights.config().vocab_size;
+pub fn require_bytes(folder: &Folder) -> anyhow::Result<()> {
+    let vocab_size = folder.config().vocab_size;
     if vocab_size != 256 {
         bail!(
             "{}: vocab_size = {vocab_size}: only byte models (256) can read and write text so far",
-            source.folder.display()
+            folder.dir().display()
         );
     }
     Ok(())
@@ -149,6 +145,16 @@ pub fn parse_activations(name: &str) -> Result<ActivationFormat, String> {
 pub fn parse_prefill(name: &str) -> Result<Prefill, String> {
     let ways = [Prefill::Exact, Prefill::Bf16];
     ways.into_iter().find(|way| way.to_string() == name).ok_or_else(|| "expected exact or bf16".to_string())
+}
+
+/// The value of a `--disk-cache` flag.
+pub fn parse_resident(name: &str) -> Result<Resident, String> {
+    match name {
+        "auto" => Ok(Resident::DEFAULT),
+        "always" => Ok(Resident::From(0)),
+        "never" => Ok(Resident::Off),
+        _ => Err("expected auto, always or never".to_string()),
+    }
 }
 
 /// How an engine computes with its weights, for reports: `q8 weights, activations q8 (VNNI), prefill bf16 (dot product)`.

@@ -8,9 +8,11 @@ mod batch;
 use crate::kv_cache::KvCache;
 use crate::matrix::{Matrix, OneToken};
 use crate::recent::Recent;
+use crate::resident::{self, Opened};
+use crate::rows::FromTensors;
 use crate::sampler::best;
 use crate::weights::{DecodeWeights, LayerWeights};
-use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill};
+use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill, Residence, Resident};
 use batch::Batch;
 use kernels::activation::gated_activation;
 use kernels::attention::{AttentionShape, attention};
@@ -20,6 +22,7 @@ use kernels::rope::{RopeShape, Rotation, rope};
 use kernels::sparse::{FfnScratch, Filtered, GateFilter};
 use kernels::{Beta, Team};
 use model::{Config, Psi, PsiAt, Weights, attention_scale};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +43,7 @@ pub struct CpuEngine {
     options: EngineOptions,
     team: Arc<Team>,
     weights: DecodeWeights,
+    residence: Residence,
     cache: KvCache,
     activations: Activations,
     logits: Vec<f32>,
@@ -54,15 +58,45 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
-    /// Copies the weights into decode layout. Runs on the [`Team::current`] of this call from then on.
+    /// Converts the weights to decode layout. Runs on the [`Team::current`] of this call from then on.
     ///
     /// Errors: those of [`EngineOptions::validate`]; [`Error::Device`] if a weight cannot be read from its device.
     pub fn new(weights: &Weights, options: EngineOptions) -> Result<CpuEngine, Error> {
-        let config = weights.config().clone();
+        let context = options.validate(weights.config())?;
+        let tensors = FromTensors(|index: usize| Ok(weights.tensors()[index].clone()));
+        let layout = DecodeWeights::new(weights.config(), &options, context, &tensors)?;
+        Ok(CpuEngine::of(weights.config().clone(), options, context, layout, Residence::Converted))
+    }
+
+    /// The model in the Hugging Face folder `dir`, whose weights are mapped from disk in decode layout if they were kept there, and else
+    /// converted one at a time, and then kept if `resident` says so. `note` hears, in words, what was written, and what was there and not
+    /// used.
+    ///
+    /// Errors: those of [`EngineOptions::validate`]; [`Error::Checkpoint`].
+    pub fn open(
+        dir: &Path,
+        options: EngineOptions,
+        resident: Resident,
+        note: &mut dyn FnMut(String),
+    ) -> Result<CpuEngine, Error> {
+        let Opened { folder, weights, residence } = resident::open(dir, &options, resident, note)?;
+        let config = folder.config().clone();
         let context = options.validate(&config)?;
+        Ok(CpuEngine::of(config, options, context, weights, residence))
+    }
+
+    /// Of weights in the layout of these options, which fit the config.
+    pub(crate) fn of(
+        config: Config,
+        options: EngineOptions,
+        context: usize,
+        weights: DecodeWeights,
+        residence: Residence,
+    ) -> CpuEngine {
         let mut engine = CpuEngine {
             team: Team::current(),
-            weights: DecodeWeights::new(weights, &options, context)?,
+            weights,
+            residence,
             cache: KvCache::new(config.n_layers, config.kv_width(), context, options.cache),
             activations: Activations::default(),
             logits: vec![0.0; config.vocab_size],
@@ -76,7 +110,12 @@ impl CpuEngine {
             options,
         };
         engine.make_filters();
-        Ok(engine)
+        engine
+    }
+
+    /// Where the weights lie.
+    pub fn residence(&self) -> Residence {
+        self.residence
     }
 
     /// The filters of the gates, if they are asked for and not there yet.

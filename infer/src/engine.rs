@@ -1,6 +1,9 @@
 //! What a device offers to generation.
 
 use crate::Error;
+use half::bf16;
+use kernels::RowFormat;
+use kernels::quant::{Q4, Q8};
 use model::{Config, Psi};
 use std::time::Duration;
 
@@ -219,11 +222,25 @@ impl WeightFormat {
 }
 
 impl WeightFormat {
+    /// Bytes of a row of `cols` weights, as they are kept.
+    pub fn row_bytes(self, cols: usize) -> usize {
+        match self {
+            WeightFormat::F32 => row_bytes::<f32>(cols),
+            WeightFormat::Bf16 => row_bytes::<bf16>(cols),
+            WeightFormat::Q8 => row_bytes::<Q8>(cols),
+            WeightFormat::Q4 => row_bytes::<Q4>(cols),
+        }
+    }
+
     /// Whether [`FfnMode::Filtered`] is there: an 8-bit copy beside quantised weights would not pay, and the filter's proof is about
     /// dots of f32 and bf16 weights.
     pub fn has_filter(self) -> bool {
         matches!(self, WeightFormat::F32 | WeightFormat::Bf16)
     }
+}
+
+fn row_bytes<W: RowFormat>(cols: usize) -> usize {
+    W::row_len(cols) * size_of::<W>()
 }
 
 impl std::fmt::Display for WeightFormat {

@@ -60,6 +60,9 @@ pub enum Error {
         /// NaN, or infinity; or minus infinity, if no logit is above it.
         value: f32,
     },
+    /// A model's folder could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] model::hf::Error),
     /// A weight could not be read from a device.
     #[error(transparent)]
     Device(#[from] cuda::Error),

@@ -36,6 +36,8 @@ mod kv_cache;
 mod matrix;
 mod rank;
 mod recent;
+mod resident;
+mod rows;
 mod sampler;
 mod utf8;
 mod weights;
@@ -45,5 +47,6 @@ pub use engine::{ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, 
 pub use error::Error;
 pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, generate, score};
 pub use rank::{Ranked, rank};
+pub use resident::{Residence, Resident, resident_bytes, resident_path};
 pub use sampler::{Sampler, Sampling};
 pub use utf8::Utf8Stream;

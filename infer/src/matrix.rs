@@ -1,6 +1,7 @@
 //! A weight matrix in the format that was asked for, and the products of the token path with it.
 
 use crate::buffer::Buffer;
+use crate::rows::{Parameter, Parameters, Rows};
 use crate::{ActivationFormat, EngineOptions, Error, Prefill, WeightFormat};
 use half::bf16;
 use kernels::embedding::embedding;
@@ -15,7 +16,6 @@ use kernels::sparse::{
 };
 use kernels::{Activation, Beta, Mat, MatMut, RowFormat, Team, Weight};
 use std::ops::Range;
-use tensor::Tensor;
 use tensor::pool::Block;
 
 /// A row-major matrix W `[rows, cols]`.
@@ -26,13 +26,13 @@ pub(crate) struct Matrix {
 }
 
 enum Elements {
-    F32(Buffer<f32>),
-    Bf16(Buffer<bf16>),
-    Q8(Buffer<Q8>),
-    Q4(Buffer<Q4>),
+    F32(Rows<f32>),
+    Bf16(Rows<bf16>),
+    Q8(Rows<Q8>),
+    Q4(Rows<Q4>),
     /// To be multiplied with activations of 8 bits.
-    Q8ByI8(Buffer<I8Dot<8>>),
-    Q4ByI8(Buffer<I8Dot<4>>),
+    Q8ByI8(Rows<I8Dot<8>>),
+    Q4ByI8(Rows<I8Dot<4>>),
 }
 
 /// The same expression for the elements of every format.
@@ -50,18 +50,22 @@ macro_rules! in_any_format {
 }
 
 impl Matrix {
-    /// The elements of an f32 tensor of rank 2, rounded to the format that the options name.
-    pub fn from_tensor(tensor: &Tensor, options: &EngineOptions) -> Result<Matrix, Error> {
-        let shape = tensor.shape();
+    /// A parameter of rank 2 from where it is, in the format that the options name.
+    pub fn new(source: &impl Parameters, parameter: Parameter, options: &EngineOptions) -> Result<Matrix, Error> {
         let elements = match (options.weights, options.activations) {
-            (WeightFormat::F32, _) => Elements::F32(Buffer::from_tensor(tensor)?),
-            (WeightFormat::Bf16, _) => Elements::Bf16(Buffer::from_tensor(tensor)?),
-            (WeightFormat::Q8, ActivationFormat::Exact) => Elements::Q8(Buffer::from_tensor(tensor)?),
-            (WeightFormat::Q4, ActivationFormat::Exact) => Elements::Q4(Buffer::from_tensor(tensor)?),
-            (WeightFormat::Q8, ActivationFormat::Q8) => Elements::Q8ByI8(Buffer::from_tensor(tensor)?),
-            (WeightFormat::Q4, ActivationFormat::Q8) => Elements::Q4ByI8(Buffer::from_tensor(tensor)?),
+            (WeightFormat::F32, _) => Elements::F32(source.rows(parameter)?),
+            (WeightFormat::Bf16, _) => Elements::Bf16(source.rows(parameter)?),
+            (WeightFormat::Q8, ActivationFormat::Exact) => Elements::Q8(source.rows(parameter)?),
+            (WeightFormat::Q4, ActivationFormat::Exact) => Elements::Q4(source.rows(parameter)?),
+            (WeightFormat::Q8, ActivationFormat::Q8) => Elements::Q8ByI8(source.rows(parameter)?),
+            (WeightFormat::Q4, ActivationFormat::Q8) => Elements::Q4ByI8(source.rows(parameter)?),
         };
-        Ok(Matrix { rows: shape[0], cols: shape[1], elements })
+        Ok(Matrix { rows: parameter.rows, cols: parameter.cols, elements })
+    }
+
+    /// Of its elements, as they lie there.
+    pub fn bytes(&self) -> &[u8] {
+        in_any_format!(self, w => w.bytes())
     }
 
     /// `out[n, :] = W[tokens[n], :]`.
@@ -287,10 +291,12 @@ impl FfnMatrices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::FromTensors;
     use kernels::Level;
     use kernels::testing::{assert_within, dot_bound, uniform, widened_rows};
     use kernels::{reference, row_format};
     use model::Psi;
+    use tensor::Tensor;
 
     /// A matrix of more rows than are widened at once.
     #[test]
@@ -302,7 +308,9 @@ mod tests {
             row_format::round_rows(team, &w, cols, &mut stored);
             let wide = widened_rows(&stored, cols);
             let options = EngineOptions { weights: format, ..EngineOptions::new(Psi::Relu) };
-            let matrix = Matrix::from_tensor(&Tensor::from_slice(&w, [rows, cols]), &options).unwrap();
+            let source = FromTensors(|_| Ok(Tensor::from_slice(&w, [rows, cols])));
+            let parameter = Parameter { index: 0, rows, cols, transposed: false, is_gain: false };
+            let matrix = Matrix::new(&source, parameter, &options).unwrap();
             for (k, m, transposed) in [(rows, cols, false), (cols, rows, true)] {
                 let x = uniform(2, n * k);
                 let w = Mat::new(&wide, rows, cols);

@@ -2,10 +2,11 @@
 
 use crate::buffer::Buffer;
 use crate::matrix::{FfnMatrices, Matrix};
+use crate::rows::{Parameter, Parameters, Rows};
 use crate::{EngineOptions, Error};
-use model::{Config, LayerNames, RopeTable, Weights};
+use model::{Config, LayerNames, RopeTable};
 
-/// All parameters, taken out of their tensors once: matrices in the format asked for, gains and the RoPE table, which are small,
+/// All parameters, in decode layout: matrices in the format asked for, gains and the RoPE table, which are small,
 /// in f32. Projections are `[out, in]` as in the checkpoint, so that a decoded token reads their rows in order; only down_proj
 /// is turned.
 pub(crate) struct DecodeWeights {
@@ -13,7 +14,7 @@ pub(crate) struct DecodeWeights {
     pub embed_tokens: Matrix,
     pub layers: Vec<LayerWeights>,
     /// `[C]`.
-    pub norm: Buffer,
+    pub norm: Rows,
     /// `[V, C]`; absent if it is the embedding table.
     lm_head: Option<Matrix>,
     /// `[context, D / 2]`.
@@ -25,7 +26,7 @@ pub(crate) struct DecodeWeights {
 /// A block of the model.
 pub(crate) struct LayerWeights {
     /// `[C]`.
-    pub input_layernorm: Buffer,
+    pub input_layernorm: Rows,
     /// `[H D, C]`.
     pub q_proj: Matrix,
     /// `[K D, C]`.
@@ -35,23 +36,45 @@ pub(crate) struct LayerWeights {
     /// `[C, H D]`.
     pub o_proj: Matrix,
     /// `[C]`.
-    pub post_attention_layernorm: Buffer,
+    pub post_attention_layernorm: Rows,
     pub ffn: FfnMatrices,
 }
 
 impl DecodeWeights {
-    /// Copies the weights, with a RoPE table for `context` positions.
-    pub fn new(weights: &Weights, options: &EngineOptions, context: usize) -> Result<DecodeWeights, Error> {
-        let config = weights.config();
-        let layers =
-            (0..config.n_layers).map(|layer| LayerWeights::new(weights, options, layer)).collect::<Result<_, _>>()?;
-        let lm_head = (!config.tie_embeddings).then(|| Matrix::from_tensor(weights.lm_head(), options)).transpose()?;
+    /// Takes the parameters from where they are, and makes a RoPE table for `context` positions.
+    pub fn new(
+        config: &Config,
+        options: &EngineOptions,
+        context: usize,
+        source: &impl Parameters,
+    ) -> Result<DecodeWeights, Error> {
+        let all = Parameter::all(config);
+        let matrix = |index: usize| Matrix::new(source, all[index], options);
+        let gain = |index: usize| source.rows(all[index]);
+        let layer = |layer| {
+            let at = LayerNames::new(layer);
+            Ok(LayerWeights {
+                input_layernorm: gain(at.input_layernorm)?,
+                q_proj: matrix(at.q_proj)?,
+                k_proj: matrix(at.k_proj)?,
+                v_proj: matrix(at.v_proj)?,
+                o_proj: matrix(at.o_proj)?,
+                post_attention_layernorm: gain(at.post_attention_layernorm)?,
+                ffn: FfnMatrices {
+                    gate_proj: matrix(at.gate_proj)?,
+                    up_proj: matrix(at.up_proj)?,
+                    down_proj_t: matrix(at.down_proj)?,
+                    filter: None,
+                },
+            })
+        };
+        let after_layers = LayerNames::new(config.n_layers).input_layernorm;
         let rope = RopeTable::new(&Config { max_seq_len: context, ..config.clone() });
         Ok(DecodeWeights {
-            embed_tokens: Matrix::from_tensor(weights.embed_tokens(), options)?,
-            layers,
-            norm: Buffer::from_tensor(weights.norm())?,
-            lm_head,
+            embed_tokens: matrix(0)?,
+            layers: (0..config.n_layers).map(layer).collect::<Result<_, Error>>()?,
+            norm: gain(after_layers)?,
+            lm_head: (!config.tie_embeddings).then(|| matrix(after_layers + 1)).transpose()?,
             cos: Buffer::from_tensor(&rope.cos)?,
             sin: Buffer::from_tensor(&rope.sin)?,
         })
@@ -61,26 +84,25 @@ impl DecodeWeights {
     pub fn lm_head(&self) -> &Matrix {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
-}
 
-impl LayerWeights {
-    fn new(weights: &Weights, options: &EngineOptions, layer: usize) -> Result<LayerWeights, Error> {
-        let at = LayerNames::new(layer);
-        let tensor = |index: usize| &weights.tensors()[index];
-        let matrix = |index| Matrix::from_tensor(tensor(index), options);
-        Ok(LayerWeights {
-            input_layernorm: Buffer::from_tensor(tensor(at.input_layernorm))?,
-            q_proj: matrix(at.q_proj)?,
-            k_proj: matrix(at.k_proj)?,
-            v_proj: matrix(at.v_proj)?,
-            o_proj: matrix(at.o_proj)?,
-            post_attention_layernorm: Buffer::from_tensor(tensor(at.post_attention_layernorm))?,
-            ffn: FfnMatrices {
-                gate_proj: matrix(at.gate_proj)?,
-                up_proj: matrix(at.up_proj)?,
-                down_proj_t: Matrix::from_tensor(&tensor(at.down_proj).t(), options)?,
-                filter: None,
-            },
-        })
+    /// The bytes of every parameter, in the fixed order.
+    pub fn bytes(&self) -> Vec<&[u8]> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let LayerWeights { input_layernorm, q_proj, k_proj, v_proj, o_proj, post_attention_layernorm, ffn } = layer;
+            let FfnMatrices { gate_proj, up_proj, down_proj_t, filter: _ } = ffn;
+            [
+                input_layernorm.bytes(),
+                q_proj.bytes(),
+                k_proj.bytes(),
+                v_proj.bytes(),
+                o_proj.bytes(),
+                post_attention_layernorm.bytes(),
+                gate_proj.bytes(),
+                up_proj.bytes(),
+                down_proj_t.bytes(),
+            ]
+        });
+        let last = [Some(self.norm.bytes()), self.lm_head.as_ref().map(Matrix::bytes)];
+        std::iter::once(self.embed_tokens.bytes()).chain(layers).chain(last.into_iter().flatten()).collect()
     }
 }

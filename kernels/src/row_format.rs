@@ -9,6 +9,9 @@ use crate::{Team, Weight};
 use bytemuck::Pod;
 use std::fmt::Debug;
 
+/// Changes with the bytes that a format gives for a row, so that rows on disk of another layout are not read.
+pub const LAYOUT_VERSION: u32 = 1;
+
 /// The unit in which the rows of a weight matrix `[rows, cols]` are stored, one after the other: an element for `f32` and
 /// [`bf16`](half::bf16) (every [`Weight`]), 64 bytes for [`Quantized`](crate::quant::Quantized) rows. A matrix is a slice of
 /// `rows * row_len(cols)` units.
@@ -203,5 +206,35 @@ impl<W: Weight> Loops for W {
     #[inline(always)]
     fn sort_sum(sum: &[f32], y: &mut [f32]) {
         y.copy_from_slice(sum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Q4, Q8};
+    use crate::testing::uniform;
+    use half::bf16;
+
+    /// FNV-1a of the rows of a matrix.
+    fn layout<W: RowFormat>() -> (&'static str, u64) {
+        let (rows, cols) = (3, 700);
+        let mut stored = vec![W::zeroed(); rows * W::row_len(cols)];
+        round_rows(&Team::new(Level::best(), 1), &uniform(1, rows * cols), cols, &mut stored);
+        let bytes: &[u8] = bytemuck::cast_slice(&stored);
+        (W::NAME, bytes.iter().fold(0xcbf29ce484222325, |hash, &byte| (hash ^ byte as u64).wrapping_mul(0x100000001b3)))
+    }
+
+    #[test]
+    fn rows_have_the_layout_that_layout_version_names() {
+        let found = [layout::<f32>(), layout::<bf16>(), layout::<Q8>(), layout::<Q4>()];
+        let version_1 = [
+            ("f32", 5357773969493804715),
+            ("bf16", 15837164314476780219),
+            ("q8", 12605308250276357859),
+            ("q4", 2139135482402317999),
+        ];
+        assert_eq!(found, version_1, "rows are stored otherwise: raise LAYOUT_VERSION, and name their hashes here");
+        assert_eq!(LAYOUT_VERSION, 1);
     }
 }

@@ -174,11 +174,11 @@ fn of_random(
 
 /// A real model, with the zeros that it has under RELU.
 fn of_folder(folder: &Path, formats: &[Formats], tokens: Option<usize>, setting: &Setting) -> anyhow::Result<Table> {
-    let source = source::load(folder)?;
-    let (weights, meta) = (&source.checkpoint.weights, &source.checkpoint.meta);
+    let model = source::open(folder)?;
+    let (weights, meta) = (&model.load_all()?, model.meta());
     let config = weights.config();
     require_memory(
-        &format!("bench decode: an engine's copy of {}", source.folder.display()),
+        &format!("bench decode: an engine's copy of {}", model.dir().display()),
         config.inference_memory().weights.saturating_add(filter_bytes(config) + 4 * LARGE as u64),
     )?;
     let meant: Psi = meta.hidden_act().into();

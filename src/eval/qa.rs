@@ -1,12 +1,13 @@
 //! `silurian eval qa`: questions with known answers, greedily and by the best of N samples.
 
 use crate::generate::parse_budget;
-use crate::source::{self, Source, parse_psi};
+use crate::source::{self, parse_psi, parse_resident};
 use crate::table::{Cell, Column, Format, Table};
 use crate::terminal::{complain, counted, print, progress_bar, say};
 use anyhow::bail;
-use infer::{CpuEngine, EngineOptions, Sampling};
+use infer::{EngineOptions, Resident, Sampling};
 use model::Psi;
+use model::hf::Folder;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,6 +94,11 @@ pub struct Args {
     #[arg(long, value_name = "K", default_value_t = 0)]
     show: usize,
 
+    /// Whether the weights are read from and written to disk beside the model (MODEL/resident/), as decoding reads them: auto, for models
+    /// of 64 MiB or more, always, or never
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = parse_resident)]
+    disk_cache: Resident,
+
     /// How the figures are written; json holds every answer
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
@@ -119,11 +125,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut questions = questions::read(&args.questions)?;
     questions.truncate(args.limit.map_or(usize::MAX, |n| n as usize));
-    let source = source::load(&args.model)?;
-    source::require_bytes(&source)?;
-    let options = options(&args, &source, &questions)?;
+    let folder = source::open(&args.model)?;
+    source::require_bytes(&folder)?;
+    let options = options(&args, &folder, &questions)?;
     let engine = EngineOptions { seed: args.seed, ..EngineOptions::new(options.psi) };
-    let mut engine = CpuEngine::new(&source.checkpoint.weights, engine)?;
+    let mut engine = source::engine(&folder, engine, args.disk_cache)?;
     let bar = progress_bar(questions.len() as u64);
     let report = evaluate_questions(&mut engine, Tokenizer::Bytes, &questions, &options, &mut |done| {
         bar.set_position(done as u64);
@@ -134,7 +140,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let tables = tables(&report);
     match args.output {
         Format::Md => {
-            say(method(&args, &source, &options, questions.len()))?;
+            say(method(&args, &folder, &options, questions.len()))?;
             for table in &tables {
                 say(format_args!("\n{}\n\n{}", table.title, table.markdown().trim_end()))?;
             }
@@ -142,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Format::Csv => print(tables.iter().map(Table::csv).collect::<Vec<_>>().join("\n"))?,
         Format::Json => {
-            let method = method(&args, &source, &options, questions.len());
+            let method = method(&args, &folder, &options, questions.len());
             let QaReport { all, kinds, answered } = &report;
             let report = json!({ "method": method, "all": all, "kinds": kinds, "answered": answered });
             say(format_args!("{report:#}"))?;
@@ -159,8 +165,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The flags as the library takes them.
-fn options(args: &Args, source: &Source, questions: &[Question]) -> anyhow::Result<QaOptions> {
-    let meta = &source.checkpoint.meta;
+fn options(args: &Args, folder: &Folder, questions: &[Question]) -> anyhow::Result<QaOptions> {
+    let meta = folder.meta();
     let hidden_act: Psi = meta.hidden_act().into();
     let drawn_with = args.activation.unwrap_or(hidden_act);
     let psi = args.rank_under.unwrap_or(if drawn_with.draws() { hidden_act } else { drawn_with });
@@ -195,10 +201,10 @@ fn options(args: &Args, source: &Source, questions: &[Question]) -> anyhow::Resu
 }
 
 /// What was done, in a line or two.
-fn method(args: &Args, source: &Source, options: &QaOptions, questions: usize) -> String {
+fn method(args: &Args, folder: &Folder, options: &QaOptions, questions: usize) -> String {
     let mut text = format!(
         "{}: {} of {}, answered greedily under {}.",
-        source.folder.display(),
+        folder.dir().display(),
         counted(questions as u64, "question"),
         args.questions.display(),
         options.psi

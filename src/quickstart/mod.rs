@@ -66,9 +66,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(code);
     }
 
-    let source = source::load(&folder)?;
-    let engine =
-        |ffn| CpuEngine::new(&source.checkpoint.weights, EngineOptions { ffn, ..EngineOptions::new(Psi::Relu) });
+    let weights = source::open(&folder)?.load_all()?;
+    let engine = |ffn| CpuEngine::new(&weights, EngineOptions { ffn, ..EngineOptions::new(Psi::Relu) });
     let (mut dense, mut sparse) = (engine(FfnMode::Dense)?, engine(FfnMode::Sparse)?);
     let questions = closed_book::ask(&mut sparse, &almanac.questions())?;
     let (decoding, samples) = speed::compare(&mut dense, &mut sparse, args.steps)?;

@@ -130,6 +130,35 @@ impl MappedFile {
         self.len() == 0
     }
 
+    /// All of it, without asking whether the file was truncated meanwhile: for what is read again and again. The
+    /// [module](self) says what a truncation does then.
+    pub fn bytes(&self) -> &[u8] {
+        self.contents.bytes()
+    }
+
+    /// Brings the file into memory and maps all of it, in huge pages where the system's cache of the file has them. Returns whether
+    /// it has: for nine tenths of the file at least. False where that cannot be known (other systems than Linux), and for a file
+    /// that was read into memory.
+    ///
+    /// A pass over a file in pages of 4 KiB runs at three quarters of the speed (33 against 42 GB/s on one thread of a Zen 5). Linux has
+    /// huge pages of files since 5.18 on XFS and since 6.16 on ext4, if the file was written, or is read for the first time, in large
+    /// pieces.
+    pub fn populate(&self) -> bool {
+        match &self.contents {
+            Contents::InMemory(_) => false,
+            #[cfg(target_os = "linux")]
+            Contents::Mapped(map, _) => {
+                // Advice: a refusal (an old kernel) leaves the pages to be mapped as they are touched.
+                let _ = map.advise(memmap2::Advice::HugePage);
+                let _ = map.advise(memmap2::Advice::PopulateRead);
+                let huge = huge_kib(map.as_ptr() as usize).unwrap_or(0);
+                huge * 1024 >= map.len() as u64 / 10 * 9
+            }
+            #[cfg(not(target_os = "linux"))]
+            Contents::Mapped(..) => false,
+        }
+    }
+
     /// The elements in the bytes `range`: borrowed where they are aligned for `T`, else copied.
     pub fn as_slice<T: Pod>(&self, range: Range<usize>) -> Result<Cow<'_, [T]>, Error> {
         if let Contents::Mapped(map, identity) = &self.contents
@@ -152,6 +181,23 @@ impl MappedFile {
             Err(_) => Cow::Owned(bytes.chunks_exact(size).map(bytemuck::pod_read_unaligned).collect()),
         })
     }
+}
+
+/// KiB of the mapping at `address` that lie in huge pages of a file, as the system counts them.
+#[cfg(target_os = "linux")]
+fn huge_kib(address: usize) -> Option<u64> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    // A line `7f0000000000-7f0000200000 r--s ...`, then one `Name: value kB` for each figure.
+    let begins = |line: &str| {
+        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+        Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+    };
+    let mut lines = smaps.lines().skip_while(|line| !begins(line).is_some_and(|range| range.contains(&address)));
+    lines.next()?;
+    let figures = lines.take_while(|line| begins(line).is_none());
+    let huge =
+        figures.filter_map(|line| line.split_once("PmdMapped:")).filter(|(of, _)| matches!(*of, "File" | "Shmem"));
+    huge.map(|(_, value)| value.trim().trim_end_matches(" kB").parse::<u64>().ok()).sum()
 }
 
 impl Contents {
@@ -210,6 +256,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn populating_changes_nothing_and_files_in_memory_have_no_huge_pages() {
+        for len in [100, IN_MEMORY_BELOW as usize, 5 << 20] {
+            let (_dir, path) = file_of(len);
+            let file = MappedFile::open(&path).unwrap();
+            let huge = file.populate();
+            assert!(!huge || len > 2 << 20, "{len} bytes fill no huge page");
+            assert!(file.bytes().iter().enumerate().all(|(i, &byte)| byte == (i % 251) as u8));
+        }
+    }
+
+    /// The system's figures of a mapping that is known to lie in huge pages, and of one that is not.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn huge_pages_are_counted_for_the_mapping_asked_about() {
+        let (_dir, path) = file_of(1 << 20);
+        let file = MappedFile::open(&path).unwrap();
+        file.populate();
+        assert_eq!(huge_kib(file.bytes().as_ptr() as usize), Some(0), "1 MiB");
+        assert_eq!(huge_kib(file.bytes().as_ptr() as usize + 8192), Some(0), "an address within");
+        assert_eq!(huge_kib(1), None, "no mapping holds address 1");
     }
 
     #[test]

@@ -172,6 +172,11 @@ impl File {
         self.file.path()
     }
 
+    /// All of the file, header and elements: to be hashed.
+    pub fn bytes(&self) -> &[u8] {
+        self.file.bytes()
+    }
+
     /// The names of its tensors, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

@@ -182,10 +182,55 @@ pub fn save(dir: impl AsRef<Path>, weights: &Weights, meta: &Meta) -> Result<(),
 /// Embeddings that `tie_word_embeddings` ties are handled as by transformers 5: a `lm_head.weight` that equals the embedding
 /// table is dropped, and one that differs makes the model untied (`weights.config().tie_embeddings` says which it is).
 pub fn load(dir: impl AsRef<Path>) -> Result<Checkpoint, Error> {
-    let dir = dir.as_ref();
-    let (config, meta) = load_config(dir)?;
-    let weights = tensors::load(dir, config)?;
-    Ok(Checkpoint { weights, meta })
+    let folder = Folder::open(dir)?;
+    Ok(Checkpoint { weights: folder.load_all()?, meta: folder.meta })
+}
+
+/// A folder whose config and tensors have been checked, with the parameters still in their files, which are mapped: to take them
+/// out one at a time, or only some.
+pub struct Folder {
+    dir: PathBuf,
+    parameters: tensors::Parameters,
+    meta: Meta,
+}
+
+impl Folder {
+    /// Checks all but the elements. Errors are those of [`load`].
+    pub fn open(dir: impl AsRef<Path>) -> Result<Folder, Error> {
+        let dir = dir.as_ref();
+        let (config, meta) = load_config(dir)?;
+        Ok(Folder { dir: dir.to_path_buf(), parameters: tensors::Parameters::open(dir, config)?, meta })
+    }
+
+    /// The path that it was opened by.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The sizes, as [`load`] gives them.
+    pub fn config(&self) -> &Config {
+        &self.parameters.config
+    }
+
+    /// The rest.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Parameter number `index` of the fixed order of [`parameter_specs`]. Panics if there are not so many.
+    pub fn load(&self, index: usize) -> Result<tensor::Tensor, Error> {
+        self.parameters.load(index)
+    }
+
+    /// All parameters.
+    pub fn load_all(&self) -> Result<Weights, Error> {
+        self.parameters.load_all()
+    }
+
+    /// The files with the parameters, in the order in which they are named first.
+    pub fn weight_files(&self) -> &[tensor::safetensors::File] {
+        &self.parameters.files.files
+    }
 }
 
 /// Reads [`CONFIG`] only.

@@ -11,29 +11,45 @@ use tensor::safetensors::File;
 /// Tensors that old checkpoints carry and transformers ignores: they follow from the config.
 const IGNORED_SUFFIX: &str = ".self_attn.rotary_emb.inv_freq";
 
-/// The parameters for `config` in the folder `dir`.
-pub(super) fn load(dir: &Path, mut config: Config) -> Result<Weights, Error> {
-    let files = Files::open(dir)?;
-    // A tied checkpoint with a head of its own is read as untied, and tied again if the two are equal.
-    let said_tied = config.tie_embeddings;
-    config.tie_embeddings = said_tied && !files.at.contains_key(LM_HEAD);
+/// The parameters of a folder, looked up and checked, but still in their files.
+pub(super) struct Parameters {
+    pub files: Files,
+    /// With `tie_embeddings` as it is handled here: see [`load`](super::load).
+    pub config: Config,
+    names: Vec<String>,
+}
 
-    let mismatch = files.compare(&config)?;
-    if !mismatch.is_empty() {
-        return Err(Error::Tensors { path: files.path, mismatch });
-    }
-    let mut tensors = Vec::new();
-    for spec in parameter_specs(&config) {
-        tensors.push(files.file(&spec.name).load(&spec.name)?);
-    }
-    if said_tied && !config.tie_embeddings {
-        let (embedding, head) = (&tensors[0], tensors.last().expect("the LM head is there"));
-        if elements(embedding, EMBED_TOKENS)? == elements(head, LM_HEAD)? {
-            tensors.pop();
-            config.tie_embeddings = true;
+impl Parameters {
+    /// Those for `config` in the folder `dir`.
+    pub fn open(dir: &Path, mut config: Config) -> Result<Parameters, Error> {
+        let files = Files::open(dir)?;
+        // A tied checkpoint with a head of its own is read as untied, and tied again if the two are equal.
+        let said_tied = config.tie_embeddings;
+        config.tie_embeddings = said_tied && !files.at.contains_key(LM_HEAD);
+
+        let mismatch = files.compare(&config)?;
+        if !mismatch.is_empty() {
+            return Err(Error::Tensors { path: files.path, mismatch });
         }
+        if said_tied && !config.tie_embeddings {
+            let values = |name| elements(&files.file(name).load(name)?, name);
+            config.tie_embeddings = values(EMBED_TOKENS)? == values(LM_HEAD)?;
+        }
+        let names = parameter_specs(&config).map(|spec| spec.name).collect();
+        Ok(Parameters { files, config, names })
     }
-    Ok(Weights::from_tensors(&config, tensors))
+
+    /// Parameter number `index` of the fixed order.
+    pub fn load(&self, index: usize) -> Result<Tensor, Error> {
+        let name = &self.names[index];
+        Ok(self.files.file(name).load(name)?)
+    }
+
+    /// All of them.
+    pub fn load_all(&self) -> Result<Weights, Error> {
+        let tensors = (0..self.names.len()).map(|index| self.load(index)).collect::<Result<_, _>>()?;
+        Ok(Weights::from_tensors(&self.config, tensors))
+    }
 }
 
 fn elements(tensor: &Tensor, name: &str) -> Result<Vec<f32>, Error> {
@@ -42,10 +58,10 @@ fn elements(tensor: &Tensor, name: &str) -> Result<Vec<f32>, Error> {
 }
 
 /// Open files, and which of them holds which tensor.
-struct Files {
+pub(super) struct Files {
     /// The one file, or the index.
-    path: PathBuf,
-    files: Vec<File>,
+    pub path: PathBuf,
+    pub files: Vec<File>,
     at: BTreeMap<String, usize>,
 }
 

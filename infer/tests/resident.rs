@@ -1,0 +1,347 @@
+//! The weights in decode layout on disk: read back to the last bit, and never used when anything about them is wrong.
+
+mod common;
+
+use common::{bits, configs, engine_on, options, tokens, weights};
+use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Residence, Resident, WeightFormat};
+use infer::{resident_bytes, resident_path};
+use kernels::{Level, Team};
+use model::hf::{self, Meta};
+use model::{Config, Psi, Weights, parameter_specs};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// A model's folder, of sizes that no format's row length divides.
+fn place(seed: u64) -> (TempDir, Weights) {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = weights(&configs()[1], seed);
+    hf::save(dir.path(), &weights, &Meta::new(Psi::Relu)).unwrap();
+    (dir, weights)
+}
+
+/// The logits of a prompt and of tokens after it.
+fn logits(engine: &mut CpuEngine) -> Vec<Vec<u32>> {
+    let ids = tokens(engine.config(), 0, 12);
+    let mut all = vec![bits(engine.prefill(&ids[..5]).unwrap())];
+    all.extend(ids[5..].iter().map(|&token| bits(engine.decode(token).unwrap())));
+    all
+}
+
+/// Opens the model; what it computes, where its weights lie, and what was told.
+#[track_caller]
+fn open(dir: &Path, options: &EngineOptions) -> (Vec<Vec<u32>>, Residence, String) {
+    let mut notes = String::new();
+    let mut engine =
+        CpuEngine::open(dir, options.clone(), Resident::From(0), &mut |note| notes += &format!("{note}\n")).unwrap();
+    (logits(&mut engine), engine.residence(), notes)
+}
+
+fn of_format(weights: WeightFormat, activations: ActivationFormat) -> EngineOptions {
+    EngineOptions { weights, activations, ..options(Psi::Relu, FfnMode::Sparse) }
+}
+
+fn bf16() -> EngineOptions {
+    of_format(WeightFormat::Bf16, ActivationFormat::Exact)
+}
+
+/// Everything in the folder of the layouts.
+fn listing(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("resident")).unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_format_reads_back_to_the_last_bit() {
+    let (dir, weights) = place(1);
+    let dir = dir.path();
+    for (format, activations) in [
+        (WeightFormat::F32, ActivationFormat::Exact),
+        (WeightFormat::Bf16, ActivationFormat::Exact),
+        (WeightFormat::Q8, ActivationFormat::Exact),
+        (WeightFormat::Q8, ActivationFormat::Q8),
+        (WeightFormat::Q4, ActivationFormat::Exact),
+        (WeightFormat::Q4, ActivationFormat::Q8),
+    ] {
+        let options = of_format(format, activations);
+        let expected = logits(&mut CpuEngine::new(&weights, options.clone()).unwrap());
+        let (first, residence, notes) = open(dir, &options);
+        let written = activations == ActivationFormat::Exact;
+        assert_eq!(residence == Residence::Converted, written, "{format}: rows of q8 and q4 serve both activations");
+        assert_eq!(
+            notes.contains(&format!("{format}.bin: ")) && notes.contains(" MiB written in "),
+            written,
+            "{notes}"
+        );
+        let (second, residence, notes) = open(dir, &options);
+        assert_ne!(residence, Residence::Converted, "{format}");
+        assert_eq!(notes, "", "{format}");
+        assert!(first == expected && second == expected, "{format} x {activations}: logits of the file");
+        let bytes = fs::metadata(resident_path(dir, format)).unwrap().len();
+        let most = (2 << 20)
+            + resident_bytes(weights.config(), format)
+            + 64 * parameter_specs(weights.config()).count() as u64;
+        assert!(bytes <= most, "{format}: {bytes} bytes");
+    }
+    assert_eq!(listing(dir), ["bf16.bin", "f32.bin", "q4.bin", "q8.bin", "source.json"]);
+    // Filters are made of what was read.
+    let filtered = EngineOptions { ffn: FfnMode::Filtered, ..bf16() };
+    assert!(open(dir, &filtered).0 == open(dir, &bf16()).0, "filtered over weights from disk");
+}
+
+/// Rows are the same whatever level rounds them, so a file serves all.
+#[test]
+fn a_file_of_one_level_serves_the_others() {
+    for format in WeightFormat::ALL {
+        let (dir, weights) = place(2);
+        let options = of_format(format, ActivationFormat::Exact);
+        for (number, level) in Level::available().into_iter().enumerate() {
+            let expected = logits(&mut engine_on(level, 1, &weights, options.clone()));
+            let (found, _, notes) = Arc::new(Team::new(level, 2)).install(|| open(dir.path(), &options));
+            assert_eq!(notes.is_empty(), number > 0, "{notes}");
+            assert!(found == expected, "{format} at {level}");
+        }
+    }
+}
+
+#[test]
+fn off_and_small_models_touch_nothing() {
+    let (dir, weights) = place(1);
+    let bytes = resident_bytes(weights.config(), WeightFormat::Bf16);
+    for resident in [Resident::Off, Resident::From(bytes + 1), Resident::DEFAULT] {
+        let mut note = |note| panic!("{note}");
+        let engine = CpuEngine::open(dir.path(), bf16(), resident, &mut note).unwrap();
+        assert_eq!(engine.residence(), Residence::Converted);
+        assert!(!dir.path().join("resident").exists(), "{resident:?}");
+    }
+    let mut told = 0;
+    CpuEngine::open(dir.path(), bf16(), Resident::From(bytes), &mut |_| told += 1).unwrap();
+    assert!(told == 1 && resident_path(dir.path(), WeightFormat::Bf16).exists());
+}
+
+#[test]
+fn a_file_with_anything_wrong_is_made_again() {
+    let (dir, _) = place(3);
+    let dir = dir.path();
+    let path = resident_path(dir, WeightFormat::Bf16);
+    let (expected, ..) = open(dir, &bf16());
+    let good = fs::read(&path).unwrap();
+    open(dir, &of_format(WeightFormat::Q8, ActivationFormat::Exact));
+    let other = fs::read(resident_path(dir, WeightFormat::Q8)).unwrap();
+    let with = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let data = 2 << 20;
+    for (bytes, words) in [
+        (good[..good.len() - 1].to_vec(), "expected"),
+        (good[..data + 1].to_vec(), "truncated"),
+        (good[..30].to_vec(), "30 bytes, shorter than its header"),
+        (Vec::new(), "0 bytes, shorter than its header"),
+        ([&good[..], &[0; 64]].concat(), "expected"),
+        (vec![7; good.len()], "not a file of weights in decode layout"),
+        (other, "of another weight format"),
+        (with(0), "not a file of weights in decode layout"),
+        (with(8), "of another version of Silurian"),
+        (with(12), "of another version of Silurian"),
+        (with(24), "made from other weights"),
+        (with(40), "bytes, expected"),
+        (with(48), "its header is damaged"),
+        (with(60), "its header is damaged"),
+        (with(64), "its header is damaged"),
+        (with(data), "damaged in bytes 2097152 to"),
+        (with(data + (good.len() - data) / 2), "damaged in bytes 2097152 to"),
+        (with(good.len() - 1), "damaged in bytes"),
+    ] {
+        fs::write(&path, &bytes).unwrap();
+        let (logits, residence, notes) = open(dir, &bf16());
+        assert_eq!(residence, Residence::Converted, "{notes}");
+        assert!(notes.contains(words) && notes.contains("bf16.bin: ") && notes.contains("it is made again"), "{notes}");
+        assert!(logits == expected, "{words}: logits");
+        assert!(fs::read(&path).unwrap() == good, "{words}: the file that was made again");
+    }
+}
+
+/// Replaces the weights by others of the same size, with the same modification time.
+fn rewrite(dir: &Path, seed: u64) -> Weights {
+    let path = dir.join(hf::WEIGHTS);
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let len = fs::metadata(&path).unwrap().len();
+    let weights = weights(&configs()[1], seed);
+    hf::save(dir, &weights, &Meta::new(Psi::Relu)).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), len);
+    weights
+}
+
+fn memo(dir: &Path) -> Value {
+    serde_json::from_slice(&fs::read(dir.join("resident/source.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn rewritten_weights_are_noticed() {
+    let (dir, _) = place(4);
+    let dir = dir.path();
+    for (seed, settled) in [(5, true), (6, false)] {
+        open(dir, &bf16());
+        // As if the files had rested for two seconds before they were hashed.
+        let mut memo = memo(dir);
+        memo["settled"] = settled.into();
+        fs::write(dir.join("resident/source.json"), memo.to_string()).unwrap();
+        let weights = rewrite(dir, seed);
+        let (found, residence, notes) = open(dir, &bf16());
+        assert_eq!(residence, Residence::Converted);
+        assert!(
+            notes.contains("bf16.bin: made from other weights than those that are here now; it is made again"),
+            "{notes}"
+        );
+        assert!(found == logits(&mut CpuEngine::new(&weights, bf16()).unwrap()), "logits of the new weights");
+    }
+    // The same sizes, with another rotation.
+    let path = dir.join(hf::CONFIG);
+    let config = fs::read_to_string(&path).unwrap();
+    assert!(config.contains("500.0"));
+    fs::write(&path, config.replace("500.0", "600.0")).unwrap();
+    assert!(open(dir, &bf16()).2.contains("made from other weights"), "config.json");
+    // The same contents at another time.
+    fs::write(&path, fs::read(&path).unwrap()).unwrap();
+    let (_, residence, notes) = open(dir, &bf16());
+    assert!(residence != Residence::Converted && notes.is_empty(), "{notes}");
+}
+
+#[test]
+fn the_hash_is_taken_once_of_files_that_rest() {
+    let (dir, _) = place(7);
+    let dir = dir.path();
+    open(dir, &bf16());
+    assert_eq!(memo(dir)["settled"], false, "written a moment ago");
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    open(dir, &bf16());
+    let known = memo(dir);
+    assert_eq!(known["settled"], true, "{known:#}");
+    // From here on it is believed: another hash there means other weights.
+    let mut wrong = known.clone();
+    wrong["hash"] = json!(format!("{:032x}", 1));
+    fs::write(dir.join("resident/source.json"), wrong.to_string()).unwrap();
+    let (_, residence, notes) = open(dir, &bf16());
+    assert!(residence == Residence::Converted && notes.contains("made from other weights"), "{notes}");
+    // And not when it cannot be read, or is of other states.
+    for text in ["", "{", "[1]", "{\"version\":1}", "null"] {
+        fs::write(dir.join("resident/source.json"), text).unwrap();
+        open(dir, &bf16());
+        assert_eq!(memo(dir), known, "after {text:?}");
+    }
+}
+
+#[test]
+fn shards_are_hashed_too() {
+    let (dir, weights) = place(8);
+    let dir = dir.path();
+    fs::remove_file(dir.join(hf::WEIGHTS)).unwrap();
+    let names: Vec<String> = parameter_specs(weights.config()).map(|spec| spec.name).collect();
+    let half = names.len() / 2;
+    let write = |weights: &Weights| {
+        for (file, range) in [("a.safetensors", 0..half), ("b.safetensors", half..names.len())] {
+            let tensors = names[range.clone()].iter().zip(&weights.tensors()[range]);
+            tensor::safetensors::write(dir.join(file), tensors, &BTreeMap::new()).unwrap();
+        }
+    };
+    write(&weights);
+    let shard = |i| if i < half { "a.safetensors" } else { "b.safetensors" };
+    let map: serde_json::Map<_, _> =
+        names.iter().enumerate().map(|(i, name)| (name.clone(), shard(i).into())).collect();
+    fs::write(dir.join(hf::INDEX), json!({ "weight_map": map }).to_string()).unwrap();
+    let (expected, ..) = open(dir, &bf16());
+    let (found, residence, notes) = open(dir, &bf16());
+    assert!(found == expected && residence != Residence::Converted && notes.is_empty(), "{notes}");
+    let files = memo(dir)["files"].as_array().unwrap().clone();
+    let listed: Vec<&str> = files.iter().map(|file| file["name"].as_str().unwrap()).collect();
+    assert_eq!(listed, ["config.json", hf::INDEX, "a.safetensors", "b.safetensors"]);
+    write(&common::weights(weights.config(), 9));
+    let (_, residence, notes) = open(dir, &bf16());
+    assert!(residence == Residence::Converted && notes.contains("made from other weights"), "{notes}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_told_and_no_error() {
+    let (dir, weights) = place(10);
+    let dir = dir.path();
+    let expected = logits(&mut CpuEngine::new(&weights, bf16()).unwrap());
+    // A file where the folder should be: nobody can write into it, not even root.
+    fs::write(dir.join("resident"), "").unwrap();
+    let (found, residence, notes) = open(dir, &bf16());
+    assert!(found == expected && residence == Residence::Converted);
+    assert!(notes.contains("bf16.bin: not written: ") && notes.contains("the next start converts again"), "{notes}");
+    fs::remove_file(dir.join("resident")).unwrap();
+    // A folder where the file should be.
+    fs::create_dir_all(resident_path(dir, WeightFormat::Bf16)).unwrap();
+    let (found, _, notes) = open(dir, &bf16());
+    assert!(found == expected && notes.contains("cannot be read") && notes.contains("not written"), "{notes}");
+    assert_eq!(listing(dir), ["bf16.bin"], "nothing half-written is left");
+}
+
+#[test]
+fn many_may_start_at_once() {
+    let (dir, weights) = place(11);
+    let dir = dir.path();
+    let expected = logits(&mut CpuEngine::new(&weights, bf16()).unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    assert!(open(dir, &bf16()).0 == expected, "logits of one of many");
+                    let _ = fs::remove_file(resident_path(dir, WeightFormat::Bf16));
+                }
+            });
+        }
+    });
+    open(dir, &bf16());
+    let (found, residence, notes) = open(dir, &bf16());
+    assert!(found == expected && residence != Residence::Converted && notes.is_empty(), "{notes}");
+    assert_eq!(listing(dir), ["bf16.bin", "source.json"]);
+}
+
+#[test]
+fn what_a_killed_writer_left_is_removed_and_a_live_one_is_let_be() {
+    let (dir, _) = place(12);
+    let dir = dir.path();
+    fs::create_dir(dir.join("resident")).unwrap();
+    let left: PathBuf = dir.join("resident/bf16.bin.1-0.writing");
+    fs::write(&left, "half").unwrap();
+    let live = fs::File::open(&left).unwrap();
+    live.lock().unwrap();
+    let (_, _, notes) = open(dir, &bf16());
+    assert!(notes.contains("another process is writing it") && left.exists(), "{notes}");
+    drop(live);
+    let (_, _, notes) = open(dir, &bf16());
+    assert!(notes.contains("written in"), "{notes}");
+    assert_eq!(listing(dir), ["bf16.bin", "source.json"]);
+}
+
+#[test]
+fn sizes_are_those_of_the_parameters() {
+    let config = Config {
+        d_model: 128,
+        n_heads: 2,
+        n_kv_heads: 2,
+        head_dim: 64,
+        d_ff: 256,
+        n_layers: 1,
+        vocab_size: 10,
+        ..configs()[0].clone()
+    };
+    // Tied; of each row of 128 weights, 128 or 64 bytes and four scales of 2, in lines of 64.
+    let gains = 4 * 3 * 128;
+    let matrices = 10 + 4 * 128 + 3 * 256;
+    for (format, row) in
+        [(WeightFormat::F32, 512), (WeightFormat::Bf16, 256), (WeightFormat::Q8, 192), (WeightFormat::Q4, 128)]
+    {
+        assert_eq!(resident_bytes(&config, format), gains + matrices * row, "{format}");
+    }
+}
