@@ -147,6 +147,61 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
 }
 
 #[test]
+fn weights_are_kept_on_disk_for_the_next_start() {
+    let place = Place::new();
+    let run = place.trained("m");
+    let model = run.to_str().unwrap();
+    let generate = |cache: &[&str]| {
+        let flags = ["generate", "-m", model, "-p", "In ", "--max-tokens", "20", "--weights", "q8"];
+        let output = succeed(&mut place.silurian(&[&flags[..], cache].concat()));
+        (output.stdout, String::from_utf8(output.stderr).unwrap())
+    };
+    let resident = run.join("checkpoints/step-20/resident");
+    let (text, report) = generate(&[]);
+    assert!(!report.contains("resident") && !resident.exists(), "auto, of a small model: {report}");
+    let (first, report) = generate(&["--disk-cache", "always"]);
+    let note = "note: runs/m/checkpoints/step-20/resident/q8.bin: 2 MiB written in ";
+    assert!(first == text && report.contains(&note.replace("runs/m", model)), "{report}");
+    let (second, report) = generate(&["--disk-cache", "always"]);
+    assert!(second == text && report.contains(", copied from disk, FFN ") && !report.contains("note: "), "{report}");
+    let file = resident.join("q8.bin");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let (never, report) = generate(&["--disk-cache", "never"]);
+    assert!(never == text && !report.contains("note: "), "{report}");
+    assert!(fs::read(&file).unwrap() == bytes, "never writes");
+    let (again, report) = generate(&["--disk-cache", "always"]);
+    assert!(
+        again == text && report.contains("q8.bin: damaged in bytes 2097152 to ") && report.contains(" written in ")
+    );
+    // A disk that is full after the first MiB.
+    #[cfg(unix)]
+    {
+        fs::remove_dir_all(&resident).unwrap();
+        let script = format!(
+            "trap '' XFSZ; ulimit -f 2048; exec {} generate -m {model} -p 'In ' --max-tokens 20 --weights q8 --disk-cache always",
+            env!("CARGO_BIN_EXE_silurian")
+        );
+        let output = succeed(std::process::Command::new("sh").args(["-c", &script]));
+        let report = said(&output);
+        assert!(output.stdout == text && report.contains("q8.bin: not written: File too large"), "{report}");
+        assert_eq!(fs::read_dir(&resident).unwrap().count(), 0, "a part of a file was left behind");
+    }
+    let text = said(&succeed(&mut place.silurian(&[
+        "eval",
+        "-m",
+        model,
+        "text.txt",
+        "--weights",
+        "q4",
+        "--disk-cache",
+        "always",
+    ])));
+    assert!(text.contains("q4.bin: 2 MiB written in "), "{text}");
+}
+
+#[test]
 fn eval_and_inspect() {
     let place = Place::new();
     let run = place.trained("m");

@@ -99,6 +99,11 @@ fn configuration() {
     refuse(&mut place.silurian(&["inspect", "--preset", "tiny", "--micro-batch", &most]), &["--micro-batch", "2^32"]);
     let output = place.silurian(&["inspect", "runs/r", "--vocab-size", "3"]).output().unwrap();
     assert!(said(&output).contains("cannot be used with '--vocab-size <V>'"), "{}", said(&output));
+    for flags in [&["generate", "-m", "runs/r"][..], &["eval", "-m", "runs/r", "text.txt", "--weights", "q8"]] {
+        let output = place.silurian(&[flags, &["--disk-cache", "sometimes"]].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains("'sometimes' for '--disk-cache <WHEN>': expected auto, always or never"));
+    }
     for flags in [["--seq-len", "5"], ["--micro-batch", "2"], ["--vocab-size", "300"]] {
         let output = place.silurian(&[&["inspect"], &flags[..]].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "inspect {flags:?} of no model: {}", said(&output));

@@ -62,8 +62,14 @@ pub enum Error {
     },
     /// A model's folder could not be read.
     #[error(transparent)]
-    Checkpoint(#[from] model::hf::Error),
+    Checkpoint(Box<model::hf::Error>),
     /// A weight could not be read from a device.
     #[error(transparent)]
     Device(#[from] cuda::Error),
+}
+
+impl From<model::hf::Error> for Error {
+    fn from(error: model::hf::Error) -> Error {
+        Error::Checkpoint(Box::new(error)) // boxed: it is three times as large as the others
+    }
 }

@@ -100,7 +100,7 @@ fn a_file_of_one_level_serves_the_others() {
     for format in WeightFormat::ALL {
         let (dir, weights) = place(2);
         let options = of_format(format, ActivationFormat::Exact);
-        for (number, level) in Level::available().into_iter().enumerate() {
+        for (number, level) in Level::available().enumerate() {
             let expected = logits(&mut engine_on(level, 1, &weights, options.clone()));
             let (found, _, notes) = Arc::new(Team::new(level, 2)).install(|| open(dir.path(), &options));
             assert_eq!(notes.is_empty(), number > 0, "{notes}");
