@@ -80,17 +80,7 @@ impl Matrix {
 
     /// [`gemv`](Matrix::gemv) of each row of x, bit for bit; `Y += ..` with [`Beta::One`]. Shapes: X `[N, cols]`, Y `[N, rows]`.
     pub fn gemv_batch(&self, team: &Team, x: &[f32], n: usize, beta: Beta, y: &mut [f32]) {
-        match &self.elements {
-            Elements::F32(w) => gemv_batch(team, w, x, n, beta, y),
-            Elements::Bf16(w) => gemv_batch(team, w, x, n, beta, y),
-            _ => {
-                let mut product = vec![0.0; self.rows];
-                for (x, y) in x.chunks(self.cols).zip(y.chunks_mut(self.rows)) {
-                    self.gemv(team, x, &mut product);
-                    y.iter_mut().zip(&product).for_each(|(y, p)| *y = if beta == Beta::One { *y + p } else { *p });
-                }
-            }
-        }
+        in_any_format!(self, w => gemv_batch(team, w, x, n, beta, y));
     }
 
     /// `Y = X W`, or `Y += X W`. Shapes: X `[N, rows]`, Y `[N, cols]`. Activations are what `prefill` says in every format.

@@ -63,6 +63,18 @@ fn decode_and_sample_allocate_nothing() {
                     } else {
                         assert!((0..ROUNDS).any(|_| round() == 0), "{what}: allocates in every round of 60 steps");
                     }
+                    let mut round = || {
+                        engine.truncate(3);
+                        (0..4).for_each(|branch| engine.fork(branch));
+                        let before = ALLOCATOR.allocations();
+                        for token in 0..20 {
+                            engine.decode_batch(&[(2, token), (0, 1), (1, 2), (3, token)]).unwrap();
+                        }
+                        ALLOCATOR.allocations() - before
+                    };
+                    round();
+                    let free = if threads == 1 { round() == 0 } else { (0..ROUNDS).any(|_| round() == 0) };
+                    assert!(free, "{what}, 4 at once: allocates in every round of 20 steps");
                 }
             }
         }

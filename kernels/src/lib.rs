@@ -21,6 +21,7 @@ pub mod gemv;
 pub mod gemv_batch;
 pub mod limits;
 pub mod lm_head_loss;
+mod panel;
 pub mod philox;
 mod pointwise;
 pub mod quant;

@@ -2,6 +2,7 @@
 //! and behind it in [`Weight`] and [`quant`](mod@crate::quant).
 
 use crate::gemv::dot_group;
+use crate::panel::{self, LinesAhead, Panel, dot_block};
 use crate::scratch;
 use crate::simd::{Kernel, Level, Simd};
 use crate::sparse::axpy_group;
@@ -109,6 +110,15 @@ mod loops {
         fn dot_group<S: Simd, const R: usize>(s: S, rows: [&[Self]; R], hints: [*const Self; R], x: &[f32])
         -> [f32; R];
 
+        /// Elements that a sorted x of `x_len` elements takes in a panel.
+        fn panel_len(x_len: usize) -> usize;
+
+        /// Puts a sorted x into the panel of `tokens` tokens, as number `token`.
+        fn to_panel<S: Simd>(s: S, x: &[f32], token: usize, tokens: usize, panel: &mut [f32]);
+
+        /// The dots of rows that lie one after the other with a panel: out `[rows, tokens]`. Each has the bits of `dot_group`.
+        fn dot_block<S: Simd>(s: S, rows: &[Self], panel: Panel, ahead: &mut LinesAhead, out: &mut [f32]);
+
         /// Elements of a sum of rows of `cols` weights.
         fn sum_len(cols: usize) -> usize;
 
@@ -184,6 +194,26 @@ impl<W: Weight> Loops for W {
     #[inline(always)]
     fn dot_group<S: Simd, const R: usize>(s: S, rows: [&[W]; R], hints: [*const W; R], x: &[f32]) -> [f32; R] {
         dot_group(s, rows, hints, x)
+    }
+    #[inline(always)]
+    fn panel_len(x_len: usize) -> usize {
+        panel::panel_len(x_len)
+    }
+    #[inline(always)]
+    fn to_panel<S: Simd>(s: S, x: &[f32], token: usize, tokens: usize, panel: &mut [f32]) {
+        panel::to_panel(s, x, token, tokens, panel);
+    }
+    #[inline(always)]
+    fn dot_block<S: Simd>(s: S, rows: &[W], panel: Panel, ahead: &mut LinesAhead, out: &mut [f32]) {
+        // 24 accumulators in 32 registers, or 8 in 16; 16 for two tokens, which are limited by memory.
+        match (panel.tokens, S::LANES) {
+            (8, 16) => dot_block::<S, W, 3, 8>(s, rows, panel, ahead, out),
+            (8, _) => dot_block::<S, W, 1, 8>(s, rows, panel, ahead, out),
+            (4, 16) => dot_block::<S, W, 6, 4>(s, rows, panel, ahead, out),
+            (4, _) => dot_block::<S, W, 2, 4>(s, rows, panel, ahead, out),
+            (_, 16) => dot_block::<S, W, 8, 2>(s, rows, panel, ahead, out),
+            _ => dot_block::<S, W, 4, 2>(s, rows, panel, ahead, out),
+        }
     }
     #[inline(always)]
     fn sum_len(cols: usize) -> usize {

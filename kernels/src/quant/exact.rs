@@ -3,6 +3,7 @@
 
 use super::{BLOCK, GROUP_BLOCKS, LINE, Quantized, RUNS, block_bytes, groups};
 use crate::RowFormat;
+use crate::panel::{LinesAhead, Panel};
 use crate::simd::Simd;
 use bytemuck::cast_slice;
 use half::f16;
@@ -41,6 +42,120 @@ pub(super) fn dot<S: Simd, const BITS: u32>(
     }
     hint_scales(s, hint, blocks);
     s.reduce_sum(total)
+}
+
+/// The dots of rows one after the other with a panel of `T` tokens, `R` rows at a time; each in the order of [`dot`].
+#[inline(always)]
+pub(super) fn dot_block<S: Simd, const BITS: u32, const R: usize, const T: usize>(
+    s: S,
+    rows: &[Quantized<BITS>],
+    panel: Panel,
+    ahead: &mut LinesAhead,
+    out: &mut [f32],
+) {
+    let row_len = panel.row_len;
+    let mut tiles = rows.chunks_exact(R * row_len);
+    let mut outs = out.chunks_exact_mut(R * T);
+    for (rows, out) in (&mut tiles).zip(&mut outs) {
+        dot_tile::<S, BITS, R, T>(s, rows, panel, ahead, out);
+    }
+    for (row, out) in tiles.remainder().chunks_exact(row_len).zip(outs.into_remainder().chunks_exact_mut(T)) {
+        dot_tile::<S, BITS, 1, T>(s, row, panel, ahead, out);
+    }
+}
+
+/// The dots of `R` rows with `T` tokens: out `[R, T]`. Panel: `[vector, token, lane]`.
+#[inline(always)]
+fn dot_tile<S: Simd, const BITS: u32, const R: usize, const T: usize>(
+    s: S,
+    rows: &[Quantized<BITS>],
+    panel: Panel,
+    ahead: &mut LinesAhead,
+    out: &mut [f32],
+) {
+    let blocks = panel.x.len() / (T * BLOCK);
+    let row_len = Quantized::<BITS>::len_of(blocks);
+    assert!(
+        rows.len() == R * row_len && panel.x.len() == blocks * BLOCK * T && out.len() == R * T,
+        "gemv_batch: a tile of another size"
+    );
+    let mut totals = [[s.splat(0.0); T]; R];
+    for (first, n) in groups(blocks) {
+        let x = panel.x[first * BLOCK * T..][..n * BLOCK * T].as_ptr();
+        // SAFETY: each row has `blocks` blocks, by the assert, and x the T tokens of the group's n.
+        unsafe {
+            if n == GROUP_BLOCKS {
+                tile_of_group::<S, BITS, R, T>(s, GROUP_BLOCKS, rows, (blocks, first), x, ahead, &mut totals);
+            } else {
+                tile_of_group::<S, BITS, R, T>(s, n, rows, (blocks, first), x, ahead, &mut totals);
+            }
+        }
+    }
+    for (total, out) in totals.iter().flatten().zip(out) {
+        *out = s.reduce_sum(*total);
+    }
+}
+
+/// `totals + ` the products of the group of `n` blocks from `first` on.
+///
+/// # Safety
+/// There are `R` rows of `blocks` blocks, this group among them, and `x` is valid for reading the group's elements of `T` tokens.
+#[allow(clippy::needless_range_loop)] // sums[half][r][t], as in the formula
+#[inline(always)]
+unsafe fn tile_of_group<S: Simd, const BITS: u32, const R: usize, const T: usize>(
+    s: S,
+    n: usize,
+    rows: &[Quantized<BITS>],
+    (blocks, first): (usize, usize),
+    x: *const f32,
+    ahead: &mut LinesAhead,
+    totals: &mut [[S::F32; T]; R],
+) {
+    let (run, row_len) = (4 * n, rows.len() / R);
+    // SAFETY: the caller's contract.
+    let mut group = [unsafe { Group::of(rows, rows.as_ptr(), blocks, first) }; R];
+    for (r, group) in group.iter_mut().enumerate().skip(1) {
+        // SAFETY: as above.
+        *group = unsafe { Group::of(&rows[r * row_len..], rows.as_ptr(), blocks, first) };
+    }
+    for v in (0..run).step_by(S::LANES) {
+        // As in `Group::dot`.
+        let mut sums = [[[s.splat(0.0); T]; R]; 2];
+        for j in 0..block_bytes(BITS) / 4 {
+            // SAFETY: as in `Group::dot`; x has T vectors where a row has one.
+            unsafe {
+                let mut quants = [[s.splat(0.0); R]; 2];
+                for r in 0..R {
+                    let at = group[r].quants.add(j * run + v);
+                    if BITS == 8 {
+                        quants[0][r] = s.load_i8_ptr(at.cast());
+                    } else {
+                        [quants[0][r], quants[1][r]] = s.load_u4_pair_ptr(at);
+                    }
+                }
+                for half in 0..if BITS == 8 { 1 } else { 2 } {
+                    let x = x.add(((j + half * RUNS / 2) * run + v) * T);
+                    for t in 0..T {
+                        let x = s.load_ptr(x.add(t * S::LANES));
+                        for r in 0..R {
+                            sums[half][r][t] = s.mul_add(quants[half][r], x, sums[half][r][t]);
+                        }
+                    }
+                }
+            }
+            if (j * S::LANES).is_multiple_of(LINE) {
+                ahead.step(s, R);
+            }
+        }
+        for r in 0..R {
+            // SAFETY: as in `Group::dot`.
+            let scales = unsafe { s.load_f16_by_4_ptr(group[r].scales, v) };
+            for t in 0..T {
+                let sum = if BITS == 8 { sums[0][r][t] } else { s.add(sums[0][r][t], sums[1][r][t]) };
+                totals[r][t] = s.mul_add(sum, scales, totals[r][t]);
+            }
+        }
+    }
 }
 
 /// `sum += h[r] * rows[r]`, in the sum's sorted order.

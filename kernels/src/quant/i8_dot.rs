@@ -1,8 +1,9 @@
 //! Dots of quantised rows with an x that is rounded as q8 rounds weights: integers within a block, floats between blocks.
 
 use super::exact::hint_scales;
-use super::{BLOCK, GROUP_BLOCKS, Quantized, RUNS, blocks_of, groups};
+use super::{BLOCK, GROUP_BLOCKS, LINE, Quantized, RUNS, blocks_of, groups};
 use crate::RowFormat;
+use crate::panel::{LinesAhead, Panel};
 use crate::row_format::Loops;
 use crate::simd::{Kernel, Level, Simd};
 use bytemuck::{Pod, Zeroable, cast, cast_slice, cast_slice_mut};
@@ -144,6 +145,98 @@ impl<const BITS: u32> I8Dot<BITS> {
     }
 }
 
+impl<const BITS: u32> I8Dot<BITS> {
+    /// The dots of `R` rows, one after the other, with `T` tokens: out `[R, T]`; each in the order of [`dot`](I8Dot::dot). A panel is
+    /// `T` rounded x, which stay in L1, one after the other.
+    #[allow(clippy::needless_range_loop)] // sums[half][r][t], as in the formula
+    #[inline(always)]
+    fn dot_tile<S: Simd, const R: usize, const T: usize>(
+        s: S,
+        rows: &[Self],
+        panel: &[f32],
+        ahead: &mut LinesAhead,
+        out: &mut [f32],
+    ) {
+        let x_len = panel.len() / T;
+        let blocks = x_len / WORDS;
+        let quant_bytes = Quantized::<BITS>::quant_bytes(blocks);
+        let row_bytes = rows.len() / R * LINE;
+        let rows: &[u8] = cast_slice(rows);
+        let mut totals = [[s.splat(0.0); T]; R];
+        for (first, n) in groups(blocks) {
+            for lane in (0..n).step_by(S::LANES) {
+                let lanes = n.min(lane + S::LANES) - lane;
+                let run = |j: usize| j * n + lane..j * n + lane + lanes;
+                let x_of = |t: usize| &panel[t * x_len..][..x_len];
+                let x_quants = |t: usize| -> &[u32] { cast_slice(&x_of(t)[first * RUNS..][..n * RUNS]) };
+                let mut sums = [[s.splat_u32(0); T]; R];
+                for t in 0..T {
+                    let starts: &[u32] = cast_slice(&x_of(t)[blocks * (RUNS + 1) + first + lane..][..lanes]);
+                    let start = s.load_u32_partial(starts);
+                    for r in 0..R {
+                        sums[r][t] = start;
+                    }
+                }
+                for j in 0..BITS as usize {
+                    // One half of the bytes of q8, both of q4.
+                    let mut quants = [[s.splat_u32(0); R]; 2];
+                    for r in 0..R {
+                        let of_group = &rows[r * row_bytes + first * BITS as usize * 4..][..n * BITS as usize * 4];
+                        let words = s.load_u32_partial(&cast_slice::<u8, u32>(of_group)[run(j)]);
+                        if BITS == 8 {
+                            quants[0][r] = s.xor_u32(words, s.splat_u32(0x8080_8080));
+                        } else {
+                            [quants[0][r], quants[1][r]] = s.u4_pair(words);
+                        }
+                    }
+                    for half in 0..if BITS == 8 { 1 } else { 2 } {
+                        for t in 0..T {
+                            let x = s.load_u32_partial(&x_quants(t)[run(j + half * RUNS / 2)]);
+                            for r in 0..R {
+                                sums[r][t] = s.dot_i8(sums[r][t], quants[half][r], x);
+                            }
+                        }
+                    }
+                    // A run of a group is a line.
+                    if lane == 0 {
+                        ahead.step(s, R);
+                    }
+                }
+                for r in 0..R {
+                    let scales: &[f16] = cast_slice(&rows[r * row_bytes + quant_bytes..][..2 * blocks]);
+                    let w_scale = s.load_f16_partial(&scales[first + lane..][..lanes]);
+                    for t in 0..T {
+                        let x_scale = s.load_partial(&x_of(t)[blocks * RUNS + first + lane..][..lanes]);
+                        totals[r][t] = s.mul_add(s.i32_to_f32(sums[r][t]), s.mul(w_scale, x_scale), totals[r][t]);
+                    }
+                }
+            }
+        }
+        for (total, out) in totals.iter().flatten().zip(out) {
+            *out = s.reduce_sum(*total);
+        }
+    }
+
+    #[inline(always)]
+    fn dot_tiles<S: Simd, const R: usize, const T: usize>(
+        s: S,
+        rows: &[Self],
+        panel: Panel,
+        ahead: &mut LinesAhead,
+        out: &mut [f32],
+    ) {
+        let mut tiles = rows.chunks_exact(R * panel.row_len);
+        let mut outs = out.chunks_exact_mut(R * T);
+        for (rows, out) in (&mut tiles).zip(&mut outs) {
+            Self::dot_tile::<S, R, T>(s, rows, panel.x, ahead, out);
+        }
+        let rest = tiles.remainder().chunks_exact(panel.row_len);
+        for (row, out) in rest.zip(outs.into_remainder().chunks_exact_mut(T)) {
+            Self::dot_tile::<S, 1, T>(s, row, panel.x, ahead, out);
+        }
+    }
+}
+
 /// A group of a row and of x. A word has four numbers of a block.
 struct Group<'a> {
     quants: &'a [u32],
@@ -216,6 +309,22 @@ impl<const BITS: u32> Loops for I8Dot<BITS> {
             dots[r] = Self::dot(s, rows[r], hints[r], x);
         }
         dots
+    }
+    #[inline(always)]
+    fn panel_len(x_len: usize) -> usize {
+        x_len
+    }
+    #[inline(always)]
+    fn to_panel<S: Simd>(_: S, x: &[f32], token: usize, _: usize, panel: &mut [f32]) {
+        panel[token * x.len()..][..x.len()].copy_from_slice(x);
+    }
+    #[inline(always)]
+    fn dot_block<S: Simd>(s: S, rows: &[Self], panel: Panel, ahead: &mut LinesAhead, out: &mut [f32]) {
+        match panel.tokens {
+            8 => Self::dot_tiles::<S, 2, 8>(s, rows, panel, ahead, out),
+            4 => Self::dot_tiles::<S, 4, 4>(s, rows, panel, ahead, out),
+            _ => Self::dot_tiles::<S, 4, 2>(s, rows, panel, ahead, out),
+        }
     }
     #[inline(always)]
     fn sum_len(cols: usize) -> usize {

@@ -42,6 +42,7 @@ mod i8_dot;
 pub use i8_dot::{I8Dot, i8_dot};
 
 use crate::RowFormat;
+use crate::panel::{LinesAhead, Panel};
 use crate::row_format::Loops;
 use crate::scratch;
 use crate::simd::{Kernel, Level, Simd};
@@ -266,6 +267,27 @@ impl<const BITS: u32> Loops for Quantized<BITS> {
             dots[r] = exact::dot(s, rows[r], hints[r], x);
         }
         dots
+    }
+    #[inline(always)]
+    fn panel_len(x_len: usize) -> usize {
+        x_len
+    }
+    #[inline(always)]
+    fn to_panel<S: Simd>(s: S, x: &[f32], token: usize, tokens: usize, panel: &mut [f32]) {
+        for (i, x) in x.chunks_exact(S::LANES).enumerate() {
+            s.store(s.load(x), &mut panel[(i * tokens + token) * S::LANES..]);
+        }
+    }
+    #[inline(always)]
+    fn dot_block<S: Simd>(s: S, rows: &[Self], panel: Panel, ahead: &mut LinesAhead, out: &mut [f32]) {
+        // Sums of q4 are two each.
+        match (panel.tokens, BITS) {
+            (8, 8) => exact::dot_block::<S, BITS, 2, 8>(s, rows, panel, ahead, out),
+            (8, _) => exact::dot_block::<S, BITS, 1, 8>(s, rows, panel, ahead, out),
+            (4, 8) => exact::dot_block::<S, BITS, 4, 4>(s, rows, panel, ahead, out),
+            (4, _) => exact::dot_block::<S, BITS, 2, 4>(s, rows, panel, ahead, out),
+            _ => exact::dot_block::<S, BITS, 4, 2>(s, rows, panel, ahead, out),
+        }
     }
     #[inline(always)]
     fn sum_len(cols: usize) -> usize {

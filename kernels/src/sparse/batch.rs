@@ -4,12 +4,12 @@
 //! need it, some rows at a time, so that the others find them in the L2 cache. Each token keeps the order of its own sums, whatever tokens
 //! are beside it: so a sequence has the same bits in any batch.
 
-use super::ffn::{FfnScratch, FfnWeights};
+use super::ffn::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
 use super::rows_axpy::sum_chunks;
 use super::select::{MAX_LANES, select};
 use super::{MAX_CHUNK, chunk_len};
 use crate::activation::gated_activation_from;
-use crate::gemv::{RowsFrom, dots};
+use crate::panel::{Panels, dots_of_batch, with_panels, with_panels_of_sorted, with_sorted};
 use crate::row_format::row_bytes;
 use crate::simd::{Kernel, Simd};
 use crate::{Activation, RowFormat, Team, scratch};
@@ -61,15 +61,23 @@ pub fn ffn_sparse_batch<W: RowFormat>(
     y: &mut [f32],
 ) -> BatchCounts {
     let d_ff = d_ff("ffn_sparse_batch", weights, n, x, y);
-    let chunk = chunk_len(d_ff);
+    if n == 1 {
+        let active = ffn_sparse(team, weights, x, scratch, y);
+        return BatchCounts { active, union: active };
+    }
+    let (chunk, row_len) = (chunk_len(d_ff), W::row_len(x.len() / n));
     let counts = Counts::default();
-    with_sorted::<W, _>(team, n, x, |x| {
-        sum_chunks::<W>(team, d_ff, n, y, &mut scratch.partial, |task, sums| {
-            let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
-            scratch::with(n * len + Lists::len_of(n, len), |memory| {
-                let (g, lists) = memory.split_at_mut(n * len);
-                let lists = Lists::new(n, len, cast_slice_mut(lists));
-                counts.add(W::dispatch(team.level(), SparseChunk { weights, x, first, g, lists, sums }));
+    with_sorted::<W, _>(team, x, n, |x| {
+        with_panels_of_sorted::<W, _>(team.level(), x, n, |panels| {
+            sum_chunks::<W>(team, d_ff, n, y, &mut scratch.partial, |task, sums| {
+                let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
+                let gate = &weights.gate[first * row_len..][..len * row_len];
+                scratch::with(n * len + Lists::len_of(n, len), |memory| {
+                    let (g, lists) = memory.split_at_mut(n * len);
+                    W::dispatch(team.level(), Dots { w: gate, x: panels, len, out: &mut *g });
+                    let lists = Lists::new(n, len, cast_slice_mut(lists));
+                    counts.add(W::dispatch(team.level(), SparseChunk { weights, x, first, g, lists, sums }));
+                });
             });
         });
     });
@@ -94,17 +102,21 @@ pub fn ffn_dense_batch<W: RowFormat>(
 ) -> BatchCounts {
     let n = acts.len();
     let d_ff = d_ff("ffn_dense_batch", weights, n, x, y);
-    let chunk = chunk_len(d_ff);
+    if let [act] = *acts {
+        let active = ffn_dense(team, weights, act, x, scratch, y);
+        return BatchCounts { active, union: active };
+    }
+    let (chunk, row_len) = (chunk_len(d_ff), W::row_len(x.len() / n));
     let counts = Counts::default();
-    with_sorted::<W, _>(team, n, x, |x| {
+    with_panels::<W, _>(team, x, n, |x| {
         sum_chunks::<W>(team, d_ff, n, y, &mut scratch.partial, |task, sums| {
             let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
             scratch::with(3 * n * len, |memory| {
                 let (g, rest) = memory.split_at_mut(n * len);
                 let (u, h) = rest.split_at_mut(n * len);
-                for (w, out) in [(weights.gate, &mut *g), (weights.up, &mut *u)] {
-                    W::dispatch(team.level(), Dots { w, first, x, n, out });
-                }
+                let weights = weights.of(first..first + len, row_len);
+                W::dispatch(team.level(), Dots { w: weights.gate, x, len, out: &mut *g });
+                W::dispatch(team.level(), Dots { w: weights.up, x, len, out: &mut *u });
                 for (t, &act) in acts.iter().enumerate() {
                     let part = t * len..(t + 1) * len;
                     gated_activation_from(
@@ -117,7 +129,7 @@ pub fn ffn_dense_batch<W: RowFormat>(
                         &mut h[part],
                     );
                 }
-                W::dispatch(team.level(), Axpys { w: weights.down_t, first, h, n, sums });
+                W::dispatch(team.level(), Axpys { w: weights.down_t, h, n, sums });
                 counts.add(count(acts, g, h));
             });
         });
@@ -136,15 +148,6 @@ fn d_ff<W: RowFormat>(op: &str, weights: FfnWeights<W>, n: usize, x: &[f32], y: 
     );
     let c = x.len() / n;
     weights.d_ff(op, &x[..c], &y[..c])
-}
-
-/// Calls `f` with the rows of x as [`Loops::sort_x`](crate::row_format::Loops::sort_x) gives them.
-fn with_sorted<W: RowFormat, R>(team: &Team, n: usize, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
-    let c = x.len() / n;
-    scratch::with(n * W::x_len(c), |sorted| {
-        team.run_chunks_mut(sorted, W::x_len(c), |token, out| W::sort_x(team.level(), &x[token * c..][..c], out));
-        f(sorted)
-    })
 }
 
 /// As [`ffn_dense`](super::ffn_dense) counts. Shapes: g and h `[N, chunk]`.
@@ -169,12 +172,11 @@ fn rows_per_block<W>(row_len: usize) -> usize {
     (BYTES / row_bytes::<W>(row_len)).clamp(8, MAX_CHUNK)
 }
 
-/// `out[n, i] = dot(w[first + i, :], x[n, :])`. Shapes: x `[N, sorted]`, out `[N, rows]`.
+/// `out[n, i] = dot(w[i, :], x[n, :])`. Shapes: out `[N, rows]`.
 struct Dots<'a, W> {
     w: &'a [W],
-    first: usize,
-    x: &'a [f32],
-    n: usize,
+    x: Panels<'a>,
+    len: usize,
     out: &'a mut [f32],
 }
 
@@ -183,22 +185,14 @@ impl<W: RowFormat> Kernel for Dots<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Dots { w, first, x, n, out } = self;
-        let (x_len, len) = (x.len() / n, out.len() / n);
-        let block = rows_per_block::<W>(W::row_len_for(&x[..x_len]));
-        for at in (0..len).step_by(block) {
-            let rows = at..len.min(at + block);
-            for (x, out) in x.chunks_exact(x_len).zip(out.chunks_exact_mut(len)) {
-                dots(s, w, RowsFrom(first + at), x, &mut out[rows.clone()]);
-            }
-        }
+        let Dots { w, x, len, out } = self;
+        dots_of_batch(s, w, x, |i, token, dot| out[token * len + i] = dot);
     }
 }
 
-/// `sums[n, :] = sum_i h[n, i] * w[first + i, :]`. Shapes: h `[N, rows]`, sums `[N, sum_len]`.
+/// `sums[n, :] = sum_i h[n, i] * w[i, :]`. Shapes: h `[N, rows]`, sums `[N, sum_len]`.
 struct Axpys<'a, W> {
     w: &'a [W],
-    first: usize,
     h: &'a [f32],
     n: usize,
     sums: &'a mut [f32],
@@ -209,7 +203,7 @@ impl<W: RowFormat> Kernel for Axpys<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Axpys { w, first, h, n, sums } = self;
+        let Axpys { w, h, n, sums } = self;
         let (len, sum_len) = (h.len() / n, sums.len() / n);
         // A sum is as long as a row that is filled up.
         let row_len = W::row_len(sum_len);
@@ -218,7 +212,7 @@ impl<W: RowFormat> Kernel for Axpys<'_, W> {
             let rows = AXPY_ROWS.min(len - at);
             for (h, sum) in h.chunks_exact(len).zip(sums.chunks_exact_mut(sum_len)) {
                 for i in at..at + rows {
-                    let row = &w[(first + i) * row_len..][..row_len];
+                    let row = &w[i * row_len..][..row_len];
                     W::axpy_group(s, [row], [row.as_ptr_range().end], &h[i..=i], sum);
                 }
             }
@@ -295,7 +289,7 @@ struct SparseChunk<'a, W> {
     /// `[N, sorted]`.
     x: &'a [f32],
     first: usize,
-    /// `[N, chunk]`; overwritten.
+    /// The gate's dots, `[N, chunk]`; overwritten.
     g: &'a mut [f32],
     lists: Lists<'a>,
     /// `[N, sum_len]`.
@@ -311,7 +305,6 @@ impl<W: RowFormat> Kernel for SparseChunk<'_, W> {
         let SparseChunk { weights, x, first, g, mut lists, sums } = self;
         let n = lists.n;
         let (x_len, len, sum_len) = (x.len() / n, g.len() / n, sums.len() / n);
-        Dots { w: weights.gate, first, x, n, out: &mut *g }.run(s);
         let counts = lists.fill(s, first, g);
         let union = lists.union;
         let union = &union[..counts.union];

@@ -1,0 +1,284 @@
+//! Dots of many rows with the x of a few tokens: the inner loops of [`gemv_batch`](crate::gemv_batch) and of the FFN of a batch.
+//!
+//! ```text
+//! w     24 rows at a time, the next ones hinted at              in L2 meanwhile
+//! x     panels of 8, 4 or 2 tokens, vector beside vector        a quarter of a panel in L1
+//! tile  3 rows x 8 tokens (6 x 4, 8 x 2): 24 accumulators       registers
+//! ```
+//!
+//! A dot of [`gemv`](crate::gemv::gemv) has four accumulators, which take turns along the row. A tile has one for each of its dots: it goes over the row four
+//! times, each time with a quarter of the vectors, and adds the four up at the end. So each dot has the bits of `gemv`.
+
+use crate::gemv::LINE;
+use crate::simd::{Kernel, Simd};
+use crate::{Level, RowFormat, Team, Weight, scratch};
+use std::marker::PhantomData;
+
+/// Rows that all tokens meet before the next ones: with those that are hinted at they take a third of L2 at 2048 columns of f32. A
+/// multiple of the rows of each tile.
+pub const BLOCK: usize = 24;
+
+/// The most tokens of a panel.
+const MOST_TOKENS: usize = 8;
+
+/// The x of `n` tokens, in panels that are filled up with zeros.
+#[derive(Clone, Copy)]
+pub struct Panels<'a> {
+    n: usize,
+    /// Elements of a token.
+    len: usize,
+    /// Units of a row that belongs to them.
+    row_len: usize,
+    data: &'a [f32],
+}
+
+/// The x of 8, 4 or 2 tokens.
+#[derive(Clone, Copy)]
+pub struct Panel<'a> {
+    pub tokens: usize,
+    /// Units of a row that belongs to it.
+    pub row_len: usize,
+    pub x: &'a [f32],
+}
+
+/// First token and size of each panel of `n` tokens.
+#[inline(always)]
+fn panels(n: usize) -> impl Iterator<Item = (usize, usize)> {
+    let size = move |first| match n - first {
+        1..=2 => 2,
+        3..=5 => 4,
+        _ => MOST_TOKENS,
+    };
+    let next = move |&(first, of): &(usize, usize)| (first + of < n).then(|| (first + of, size(first + of)));
+    std::iter::successors(Some((0, size(0))), next)
+}
+
+/// Calls `f` with the rows of x as `Loops::sort_x` gives them, one after the other.
+pub fn with_sorted<W: RowFormat, R>(team: &Team, x: &[f32], n: usize, f: impl FnOnce(&[f32]) -> R) -> R {
+    let k = x.len() / n;
+    scratch::with(n * W::x_len(k), |sorted| {
+        team.run_chunks_mut(sorted, W::x_len(k), |token, out| W::sort_x(team.level(), &x[token * k..][..k], out));
+        f(sorted)
+    })
+}
+
+/// Calls `f` with the panels of x.
+pub fn with_panels<W: RowFormat, R>(team: &Team, x: &[f32], n: usize, f: impl FnOnce(Panels) -> R) -> R {
+    with_sorted::<W, _>(team, x, n, |sorted| with_panels_of_sorted::<W, _>(team.level(), sorted, n, f))
+}
+
+/// The same for rows of x that are sorted already.
+pub fn with_panels_of_sorted<W: RowFormat, R>(
+    level: Level,
+    sorted: &[f32],
+    n: usize,
+    f: impl FnOnce(Panels) -> R,
+) -> R {
+    let x_len = sorted.len() / n;
+    let len = W::panel_len(x_len);
+    let tokens: usize = panels(n).map(|(_, size)| size).sum();
+    scratch::with(tokens * len, |data| {
+        for (first, size) in panels(n) {
+            let panel = &mut data[first * len..][..size * len];
+            if first + size > n {
+                panel.fill(0.0);
+            }
+            for token in first..n.min(first + size) {
+                let x = &sorted[token * x_len..][..x_len];
+                level.dispatch(ToPanel::<W> { x, token: token - first, size, panel, format: PhantomData });
+            }
+        }
+        f(Panels { n, len, row_len: W::row_len_for(&sorted[..x_len]), data })
+    })
+}
+
+struct ToPanel<'a, W> {
+    x: &'a [f32],
+    token: usize,
+    size: usize,
+    panel: &'a mut [f32],
+    format: PhantomData<W>,
+}
+
+impl<W: RowFormat> Kernel for ToPanel<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        W::to_panel(s, self.x, self.token, self.size, self.panel);
+    }
+}
+
+/// Calls `put(i, n, dot)` with the dot of each row i of `w` and each token n.
+#[inline(always)]
+pub fn dots_of_batch<S: Simd, W: RowFormat>(s: S, w: &[W], x: Panels, mut put: impl FnMut(usize, usize, f32)) {
+    let row_len = x.row_len;
+    let groups = panels(x.n).count();
+    for (b, rows) in w.chunks(BLOCK * row_len).enumerate() {
+        let n = rows.len() / row_len;
+        for (group, (first, size)) in panels(x.n).enumerate() {
+            let panel = Panel { tokens: size, row_len, x: &x.data[first * x.len..][..size * x.len] };
+            // The block after this one, a part for each panel; beyond the last block lie rows that another task may be at.
+            let ahead = LinesAhead::part(w, (b + 1) * BLOCK * row_len, rows.len(), group, groups);
+            let mut out = [0.0; BLOCK * MOST_TOKENS];
+            s.call(DotBlock { rows, panel, ahead, out: &mut out[..n * size] });
+            for (i, dots) in out[..n * size].chunks_exact(size).enumerate() {
+                for (token, &dot) in (first..x.n).zip(dots) {
+                    put(b * BLOCK + i, token, dot);
+                }
+            }
+        }
+    }
+}
+
+/// `Loops::dot_block` as a function of its own, of which there is one for a format and a level.
+struct DotBlock<'a, W> {
+    rows: &'a [W],
+    panel: Panel<'a>,
+    ahead: LinesAhead,
+    out: &'a mut [f32],
+}
+
+impl<W: RowFormat> Kernel for DotBlock<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let DotBlock { rows, panel, mut ahead, out } = self;
+        W::dot_block(s, rows, panel, &mut ahead, out);
+    }
+}
+
+/// Memory that is to be hinted at from its start to its end, while other memory is in use: so that it comes in as one stream.
+pub struct LinesAhead {
+    next: *const u8,
+    /// Steps until the next hint, and between hints.
+    wait: usize,
+    every: usize,
+}
+
+impl LinesAhead {
+    /// Part `part` of `parts` of the `len` units from `start` on, which may be beyond w; one step in `parts` hints.
+    #[inline(always)]
+    pub fn part<W>(w: &[W], start: usize, len: usize, part: usize, parts: usize) -> LinesAhead {
+        let next = w.as_ptr().wrapping_add(start).cast::<u8>();
+        LinesAhead { next: next.wrapping_add(size_of::<W>() * len / parts * part), wait: part, every: parts }
+    }
+
+    /// Hints at `lines` cache lines, if it is time.
+    #[inline(always)]
+    pub fn step<S: Simd>(&mut self, s: S, lines: usize) {
+        if self.wait == 0 {
+            for line in 0..lines {
+                s.prefetch(self.next.wrapping_add(line * LINE).cast());
+            }
+            self.next = self.next.wrapping_add(lines * LINE);
+            self.wait = self.every;
+        }
+        self.wait -= 1;
+    }
+}
+
+/// Accumulators of a row and a token in [`gemv`](crate::gemv::gemv).
+const A: usize = 4;
+
+/// Vectors of `cols` elements for each of the accumulators.
+#[inline(always)]
+fn steps(cols: usize, lanes: usize) -> usize {
+    cols.div_ceil(A * lanes)
+}
+
+/// Elements of `cols` in a panel: whole vectors of every level for all accumulators.
+pub fn panel_len(cols: usize) -> usize {
+    cols.next_multiple_of(A * 16)
+}
+
+/// Panel `[accumulator, step, token, lane]`.
+#[inline(always)]
+pub fn to_panel<S: Simd>(s: S, x: &[f32], token: usize, tokens: usize, panel: &mut [f32]) {
+    let steps = steps(x.len(), S::LANES);
+    for (i, x) in x.chunks(S::LANES).enumerate() {
+        let at = ((i % A * steps + i / A) * tokens + token) * S::LANES;
+        s.store(s.load_partial(x), &mut panel[at..]);
+    }
+}
+
+/// `Loops::dot_block` of rows of elements, in tiles of `R` rows and `T` tokens.
+#[inline(always)]
+pub fn dot_block<S: Simd, W: Weight, const R: usize, const T: usize>(
+    s: S,
+    rows: &[W],
+    panel: Panel,
+    ahead: &mut LinesAhead,
+    out: &mut [f32],
+) {
+    let (cols, panel) = (panel.row_len, panel.x);
+    let mut tiles = rows.chunks_exact(R * cols);
+    let mut outs = out.chunks_exact_mut(R * T);
+    for (rows, out) in (&mut tiles).zip(&mut outs) {
+        dot_tile::<S, W, R, T>(s, rows, panel, ahead, out);
+    }
+    for (row, out) in tiles.remainder().chunks_exact(cols).zip(outs.into_remainder().chunks_exact_mut(T)) {
+        dot_tile::<S, W, 1, T>(s, row, panel, ahead, out);
+    }
+}
+
+/// The dots of `R` rows with `T` tokens: out `[R, T]`.
+#[inline(always)]
+fn dot_tile<S: Simd, W: Weight, const R: usize, const T: usize>(
+    s: S,
+    rows: &[W],
+    panel: &[f32],
+    ahead: &mut LinesAhead,
+    out: &mut [f32],
+) {
+    let cols = rows.len() / R;
+    let (block, steps) = (A * S::LANES, steps(cols, S::LANES));
+    assert!(
+        rows.len() == R * cols && panel.len() >= steps * block * T && out.len() == R * T,
+        "gemv_batch: a tile of another size"
+    );
+    let mut lanes = [[[s.splat(0.0); T]; R]; A];
+    for (a, lanes) in lanes.iter_mut().enumerate() {
+        let mut acc = [[s.splat(0.0); T]; R];
+        let x = &panel[a * steps * T * S::LANES..][..steps * T * S::LANES];
+        let whole = cols / block;
+        for step in 0..whole {
+            // SAFETY: step * block + (a + 1) * LANES <= whole * block <= cols, the length of each row; step < steps, and x has T vectors for
+            // each of them.
+            unsafe {
+                let mut w = [s.splat(0.0); R];
+                for (r, w) in w.iter_mut().enumerate() {
+                    *w = W::load_ptr(s, rows.as_ptr().add(r * cols + step * block + a * S::LANES));
+                }
+                for t in 0..T {
+                    let x = s.load_ptr(x.as_ptr().add((step * T + t) * S::LANES));
+                    for r in 0..R {
+                        acc[r][t] = s.mul_add(w[r], x, acc[r][t]);
+                    }
+                }
+            }
+            if (a * S::LANES * size_of::<W>()).is_multiple_of(LINE) {
+                ahead.step(s, R);
+            }
+        }
+        let from = whole * block + a * S::LANES;
+        if from < cols {
+            let n = S::LANES.min(cols - from);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let row = &rows[r * cols + from..][..n];
+                let w = if n == S::LANES { W::load(s, row) } else { W::load_partial(s, row) };
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.mul_add(w, s.load(&x[(whole * T + t) * S::LANES..]), *acc);
+                }
+            }
+        }
+        *lanes = acc;
+    }
+    for r in 0..R {
+        for t in 0..T {
+            let sum = s.add(s.add(lanes[0][r][t], lanes[1][r][t]), s.add(lanes[2][r][t], lanes[3][r][t]));
+            out[r * T + t] = s.reduce_sum(sum);
+        }
+    }
+}
