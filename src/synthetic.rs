@@ -52,8 +52,13 @@ impl DerefMut for Quants {
 }
 
 impl<W: RowFormat> FfnLayers<W> {
-    /// Random layers, the same ones in every run. The gates come with [`set_zeros`](FfnLayers::set_zeros).
+    /// Random layers, the same ones in every run, and one token. The gates come with [`set_zeros`](FfnLayers::set_zeros).
     pub fn new(layers: usize, d_model: usize, d_ff: usize) -> FfnLayers<W> {
+        FfnLayers::with_tokens(layers, d_model, d_ff, 1)
+    }
+
+    /// The same, with `tokens` tokens.
+    pub fn with_tokens(layers: usize, d_model: usize, d_ff: usize, tokens: usize) -> FfnLayers<W> {
         let units = d_ff * W::row_len(d_model);
         let weights = |seed| {
             let mut block = Block::new(size_of::<W>() * units);
@@ -66,7 +71,7 @@ impl<W: RowFormat> FfnLayers<W> {
             FfnLayer { gate, up, down_t, filter: None }
         };
         let layers = (0..layers as u64).map(layer).collect();
-        FfnLayers { d_model, d_ff, layers, inputs: SparseInputs::new(0, d_model, 1), elements: PhantomData }
+        FfnLayers { d_model, d_ff, layers, inputs: SparseInputs::new(0, d_model, tokens), elements: PhantomData }
     }
 
     /// Bytes of `layers` such layers, without filters.
@@ -88,7 +93,7 @@ impl<W: RowFormat> FfnLayers<W> {
     }
 
     /// Makes new gates, which are 0 in a share `zeros` of the neurons for [`input`](FfnLayers::input) but for the rounding of their
-    /// format. The rows are [`SparseInputs::gate`]'s: normal, with a shift against a direction that x has.
+    /// format: on average over tokens, each of which has neurons of its own. The rows are [`SparseInputs::gate`]'s: normal, with a shift against a direction that x has.
     pub fn set_zeros(&mut self, zeros: f64) {
         let units = self.units();
         let FfnLayers { d_model, d_ff, ref inputs, ref mut layers, .. } = *self;
@@ -112,7 +117,7 @@ impl<W: RowFormat> FfnLayers<W> {
         FfnWeights { gate, up, down_t }
     }
 
-    /// The x that the zeros are for.
+    /// The x that the zeros are for, `[tokens, d_model]`; of more than eight tokens the first eight.
     pub fn input(&self) -> Vec<f32> {
         self.inputs.x.clone()
     }

@@ -224,6 +224,7 @@ pub fn dot_block<S: Simd, W: Weight, const R: usize, const T: usize>(
 }
 
 /// The dots of `R` rows with `T` tokens: out `[R, T]`.
+#[allow(clippy::needless_range_loop)] // acc[r][t], as in the formula
 #[inline(always)]
 fn dot_tile<S: Simd, W: Weight, const R: usize, const T: usize>(
     s: S,

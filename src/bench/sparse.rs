@@ -1,5 +1,7 @@
 //! `silurian bench sparse`: what zeros are worth for the FFN alone. Whole tokens are [`decode`](super::decode)'s.
 
+mod batch;
+
 use super::machine::require_memory;
 use super::plot::{self, Picture};
 use super::{Formats, LARGE, Report, Setting, large_block, parse_percent, progress, read_now, read_percent, seconds};
@@ -47,6 +49,10 @@ pub struct Args {
     /// What q8 and q4 weights are multiplied with: exact, x as it is, or q8, rounded to 8 bits
     #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
     activations: ActivationFormat,
+
+    /// The FFN of so many tokens at once instead of one alone, each with zeros of its own
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
+    batch: Vec<u16>,
 
     /// Also write the curves beside their ceilings to this HTML file
     #[arg(long, value_name = "FILE")]
@@ -125,6 +131,15 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     zeros.sort_by(f64::total_cmp);
     let sizes = sizes(args.d_model, args.d_ff, args.layers)?;
     args.plot.as_deref().map_or(Ok(()), plot::check)?;
+    if !args.batch.is_empty() {
+        let tokens: Vec<usize> = args.batch.into_iter().map(usize::from).collect();
+        let table = batch::ffn(&sizes, &tokens, &zeros, &formats, setting)?;
+        return Ok(Report {
+            page: args.plot,
+            pictures: vec![("ffn_batch", batch::PICTURE)],
+            ..Report::new(batch::METHOD, vec![table])
+        });
+    }
     let tables = ffn(&sizes, &zeros, &formats, setting)?.into();
     Ok(Report {
         page: args.plot,
@@ -151,10 +166,14 @@ fn sizes(d_model: usize, d_ff: usize, layers: Option<usize>) -> anyhow::Result<S
     Ok(Sizes { layers, d_model, d_ff })
 }
 
+fn sizes_in_words(&Sizes { layers, d_model, d_ff }: &Sizes) -> String {
+    format!("d_model {d_model}, d_ff {d_ff}, {layers} layers by turns")
+}
+
 /// The sweep, and where it begins to pay.
 fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[Formats], setting: &Setting) -> anyhow::Result<[Table; 3]> {
-    let &Sizes { layers, d_model, d_ff } = sizes;
-    let title = format!("The FFN of one token: d_model {d_model}, d_ff {d_ff}, {layers} layers by turns");
+    let d_model = sizes.d_model;
+    let title = format!("The FFN of one token: {}", sizes_in_words(sizes));
     let mut table = Table::new("ffn", title, &COLUMNS);
     let title = "The same with the bounded gate filter: rows of the gate are read for survivors alone".to_string();
     let mut filtered = Table::new("ffn_filtered", title, &FILTERED);

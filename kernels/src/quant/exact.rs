@@ -112,11 +112,9 @@ unsafe fn tile_of_group<S: Simd, const BITS: u32, const R: usize, const T: usize
     totals: &mut [[S::F32; T]; R],
 ) {
     let (run, row_len) = (4 * n, rows.len() / R);
-    // SAFETY: the caller's contract.
-    let mut group = [unsafe { Group::of(rows, rows.as_ptr(), blocks, first) }; R];
+    let mut group = [Group::of(s, &rows[..row_len], blocks, (first, n), 1.0); R];
     for (r, group) in group.iter_mut().enumerate().skip(1) {
-        // SAFETY: as above.
-        *group = unsafe { Group::of(&rows[r * row_len..], rows.as_ptr(), blocks, first) };
+        *group = Group::of(s, &rows[r * row_len..][..row_len], blocks, (first, n), 1.0);
     }
     for v in (0..run).step_by(S::LANES) {
         // As in `Group::dot`.
@@ -149,7 +147,7 @@ unsafe fn tile_of_group<S: Simd, const BITS: u32, const R: usize, const T: usize
         }
         for r in 0..R {
             // SAFETY: as in `Group::dot`.
-            let scales = unsafe { s.load_f16_by_4_ptr(group[r].scales, v) };
+            let scales = unsafe { s.load_by_4_ptr(group[r].factors.as_ptr(), v) };
             for t in 0..T {
                 let sum = if BITS == 8 { sums[0][r][t] } else { s.add(sums[0][r][t], sums[1][r][t]) };
                 totals[r][t] = s.mul_add(sum, scales, totals[r][t]);
