@@ -10,6 +10,7 @@
 //! times, each time with a quarter of the vectors, and adds the four up at the end. So each dot has the bits of `gemv`.
 
 use crate::gemv::LINE;
+use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::{Level, RowFormat, Team, Weight, scratch};
 use std::marker::PhantomData;
@@ -149,6 +150,70 @@ impl<W: RowFormat> Kernel for DotBlock<'_, W> {
     }
 }
 
+/// Rows that are added in one pass over a token's sum: 8 of 4 KiB multiples lie in one set of an L1 cache of 12 ways.
+pub const AXPY_ROWS: usize = 8;
+
+/// `sums[n, :] += sum_i h[n, i] * w[i, :]`, for each token row by row. Shapes: h `[N, rows]`, sums `[N, sum_len]`.
+#[inline(always)]
+pub fn axpys_of_batch<S: Simd, W: RowFormat>(s: S, w: &[W], h: &[f32], n: usize, sums: &mut [f32]) {
+    let (len, sum_len) = (h.len() / n, sums.len() / n);
+    // A sum is as long as a row that is filled up.
+    let row_len = W::row_len(sum_len);
+    // 8, 4, 2 or 1 tokens at a time.
+    let size = |first: usize| 1 << (n - first).min(MOST_TOKENS).ilog2();
+    let next = |&first: &usize| Some(first + size(first)).filter(|&first| first < n);
+    let groups = || std::iter::successors(Some(0), next);
+    let parts = groups().count();
+    for (b, rows) in w.chunks(AXPY_ROWS * row_len).enumerate() {
+        let row = b * AXPY_ROWS;
+        for (part, token) in groups().enumerate() {
+            let tokens = size(token);
+            let ahead = LinesAhead::part(w, (row + AXPY_ROWS) * row_len, rows.len(), part, parts);
+            let sums = &mut sums[token * sum_len..][..tokens * sum_len];
+            s.call(AxpyBlock { rows, row_len, h: &h[token * len + row..], h_stride: len, tokens, sums, ahead });
+        }
+    }
+}
+
+/// `sums[n, :] += sum_i h[n, i] * rows[i, :]` for 8, 4, 2 or 1 tokens and at most [`AXPY_ROWS`] rows.
+struct AxpyBlock<'a, W> {
+    rows: &'a [W],
+    row_len: usize,
+    /// From one token to the next it is `h_stride` elements.
+    h: &'a [f32],
+    h_stride: usize,
+    tokens: usize,
+    sums: &'a mut [f32],
+    ahead: LinesAhead,
+}
+
+impl<W: RowFormat> Kernel for AxpyBlock<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let AxpyBlock { rows, row_len, h, h_stride, tokens, sums, mut ahead } = self;
+        let n = rows.len() / row_len;
+        if tokens > 1 && n == AXPY_ROWS {
+            let factors = |token: usize| -> [f32; AXPY_ROWS] {
+                *h[token * h_stride..].first_chunk().expect("each token has its h")
+            };
+            return match tokens {
+                8 => W::axpy_tile(s, rows, [0, 1, 2, 3, 4, 5, 6, 7].map(factors), sums, &mut ahead),
+                4 => W::axpy_tile(s, rows, [0, 1, 2, 3].map(factors), sums, &mut ahead),
+                _ => W::axpy_tile(s, rows, [0, 1].map(factors), sums, &mut ahead),
+            };
+        }
+        let sum_len = sums.len() / tokens;
+        for (token, sum) in sums.chunks_exact_mut(sum_len).enumerate() {
+            for (i, row) in rows.chunks_exact(row_len).enumerate() {
+                let hint = row.as_ptr().wrapping_add(AXPY_ROWS * row_len);
+                W::axpy_group(s, [row], [hint], &h[token * h_stride + i..][..1], sum);
+            }
+        }
+    }
+}
+
 /// Memory that is to be hinted at from its start to its end, while other memory is in use: so that it comes in as one stream.
 pub struct LinesAhead {
     next: *const u8,
@@ -280,6 +345,64 @@ fn dot_tile<S: Simd, W: Weight, const R: usize, const T: usize>(
         for t in 0..T {
             let sum = s.add(s.add(lanes[0][r][t], lanes[1][r][t]), s.add(lanes[2][r][t], lanes[3][r][t]));
             out[r * T + t] = s.reduce_sum(sum);
+        }
+    }
+}
+
+/// `sums[t, :] += sum_r h[t][r] * rows[r, :]`, row by row, for rows of elements: `T x 2` accumulators.
+#[allow(clippy::needless_range_loop)] // acc[t][v], as in the formula
+#[inline(always)]
+pub fn axpy_tile<S: Simd, W: Weight, const T: usize>(
+    s: S,
+    rows: &[W],
+    h: [[f32; AXPY_ROWS]; T],
+    sums: &mut [f32],
+    ahead: &mut LinesAhead,
+) {
+    /// Vectors of each sum at a time: with T = 8 they take 16 registers, and hide the latency of an FMA.
+    const V: usize = 2;
+    let cols = sums.len() / T;
+    assert!(rows.len() == AXPY_ROWS * cols && sums.len() == T * cols, "axpys_of_batch: a tile of another size");
+    let block = V * S::LANES;
+    let whole = cols / block * block;
+    for at in (0..whole).step_by(block) {
+        // SAFETY: at + block <= whole <= cols, the length of each row and sum.
+        unsafe {
+            let mut acc = [[s.splat(0.0); V]; T];
+            for t in 0..T {
+                for v in 0..V {
+                    acc[t][v] = s.load_ptr(sums.as_ptr().add(t * cols + at + v * S::LANES));
+                }
+            }
+            for r in 0..AXPY_ROWS {
+                let mut w = [s.splat(0.0); V];
+                for v in 0..V {
+                    w[v] = W::load_ptr(s, rows.as_ptr().add(r * cols + at + v * S::LANES));
+                }
+                for t in 0..T {
+                    let factor = s.splat(h[t][r]);
+                    for v in 0..V {
+                        acc[t][v] = s.mul_add(factor, w[v], acc[t][v]);
+                    }
+                }
+            }
+            for t in 0..T {
+                for v in 0..V {
+                    s.store_ptr(acc[t][v], sums.as_mut_ptr().add(t * cols + at + v * S::LANES));
+                }
+            }
+        }
+        // As many lines as were read.
+        ahead.step(s, AXPY_ROWS * block * size_of::<W>() / LINE);
+    }
+    for (t, sum) in sums.chunks_exact_mut(cols).enumerate() {
+        let rest = &mut sum[whole..];
+        for at in spans(s, rest.len()) {
+            let mut acc = at.load(s, rest);
+            for r in 0..AXPY_ROWS {
+                acc = s.mul_add(s.splat(h[t][r]), at.load(s, &rows[r * cols + whole..(r + 1) * cols]), acc);
+            }
+            at.store(s, acc, rest);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! and behind it in [`Weight`] and [`quant`](mod@crate::quant).
 
 use crate::gemv::dot_group;
-use crate::panel::{self, LinesAhead, Panel, dot_block};
+use crate::panel::{self, AXPY_ROWS, LinesAhead, Panel, axpy_tile, dot_block};
 use crate::scratch;
 use crate::simd::{Kernel, Level, Simd};
 use crate::sparse::axpy_group;
@@ -134,6 +134,16 @@ mod loops {
             sum: &mut [f32],
         );
 
+        /// `sums[t, :] += sum_r h[t][r] * rows[r, :]` for 2, 4 or 8 tokens, with the bits of `axpy_group`. Rows, like sums, lie one after the
+        /// other. Panics if there are not [`AXPY_ROWS`] rows of the sums' length.
+        fn axpy_tile<S: Simd, const T: usize>(
+            s: S,
+            rows: &[Self],
+            h: [[f32; AXPY_ROWS]; T],
+            sums: &mut [f32],
+            ahead: &mut LinesAhead,
+        );
+
         /// A sum in the order of the elements. Also for a part that begins at a multiple of
         /// [`GROUP`](crate::quant::GROUP) elements and ends at one or with the sum.
         fn sort_sum(sum: &[f32], y: &mut [f32]);
@@ -232,6 +242,16 @@ impl<W: Weight> Loops for W {
     #[inline(always)]
     fn axpy_group<S: Simd, const R: usize>(s: S, rows: [&[W]; R], hints: [*const W; R], h: &[f32], sum: &mut [f32]) {
         axpy_group(s, rows, hints, h, sum);
+    }
+    #[inline(always)]
+    fn axpy_tile<S: Simd, const T: usize>(
+        s: S,
+        rows: &[W],
+        h: [[f32; AXPY_ROWS]; T],
+        sums: &mut [f32],
+        ahead: &mut LinesAhead,
+    ) {
+        axpy_tile(s, rows, h, sums, ahead);
     }
     #[inline(always)]
     fn sort_sum(sum: &[f32], y: &mut [f32]) {

@@ -3,7 +3,7 @@
 
 use super::{BLOCK, GROUP_BLOCKS, LINE, Quantized, RUNS, block_bytes, groups};
 use crate::RowFormat;
-use crate::panel::{LinesAhead, Panel};
+use crate::panel::{AXPY_ROWS, LinesAhead, Panel};
 use crate::simd::Simd;
 use bytemuck::cast_slice;
 use half::f16;
@@ -184,6 +184,97 @@ pub(super) fn axpy<S: Simd, const BITS: u32, const R: usize>(
                 GROUP_BLOCKS => Group::axpy(s, GROUP_BLOCKS, &group, &mut ahead, sum.as_mut_ptr()),
                 n => Group::axpy(s, n, &group, &mut ahead, sum.as_mut_ptr()),
             }
+        }
+    }
+}
+
+/// `sums[t, :] += sum_r h[t][r] * rows[r, :]`, row by row, in the sums' sorted order.
+#[inline(always)]
+pub(super) fn axpy_tile<S: Simd, const BITS: u32, const T: usize>(
+    s: S,
+    rows: &[Quantized<BITS>],
+    h: [[f32; AXPY_ROWS]; T],
+    sums: &mut [f32],
+    ahead: &mut LinesAhead,
+) {
+    let (sum_len, row_len) = (sums.len() / T, rows.len() / AXPY_ROWS);
+    let blocks = sum_len / BLOCK;
+    assert!(
+        row_len == Quantized::<BITS>::len_of(blocks) && rows.len() == AXPY_ROWS * row_len && sums.len() == T * sum_len,
+        "axpys_of_batch: a tile of another size"
+    );
+    for (first, n) in groups(blocks) {
+        let mut groups = [[Group { quants: rows.as_ptr().cast(), factors: [0.0; GROUP_BLOCKS] }; AXPY_ROWS]; T];
+        for (groups, h) in groups.iter_mut().zip(h) {
+            for (r, group) in groups.iter_mut().enumerate() {
+                *group = Group::of(s, &rows[r * row_len..][..row_len], blocks, (first, n), h[r]);
+            }
+        }
+        // SAFETY: the groups have n blocks, and the sums as many from `first` on.
+        unsafe {
+            let sums = sums.as_mut_ptr().add(first * BLOCK);
+            match n {
+                GROUP_BLOCKS => tile_of_sums(s, GROUP_BLOCKS, &groups, sums, sum_len, ahead),
+                n => tile_of_sums(s, n, &groups, sums, sum_len, ahead),
+            }
+        }
+    }
+}
+
+/// `sums[t, ..] += groups[t][r]`, times its factors, row by row: a weight is widened once for all tokens.
+///
+/// # Safety
+/// The groups have `n` blocks, and each of the `T` sums, `sum_len` apart, is valid for reading and writing as many.
+#[allow(clippy::needless_range_loop)] // acc[t][half], as in the formula
+#[inline(always)]
+unsafe fn tile_of_sums<S: Simd, const BITS: u32, const T: usize>(
+    s: S,
+    n: usize,
+    groups: &[[Group<BITS>; AXPY_ROWS]; T],
+    sums: *mut f32,
+    sum_len: usize,
+    ahead: &mut LinesAhead,
+) {
+    let run = 4 * n;
+    let runs = block_bytes(BITS) / 4;
+    for v in (0..run).step_by(S::LANES) {
+        let mut factors = [[s.splat(0.0); T]; AXPY_ROWS];
+        for r in 0..AXPY_ROWS {
+            for t in 0..T {
+                // SAFETY: as in `Group::axpy`.
+                factors[r][t] = unsafe { s.load_by_4_ptr(groups[t][r].factors.as_ptr(), v) };
+            }
+        }
+        // Two places of each sum: two runs of q8, both halves of one of q4.
+        for j in (0..runs).step_by(if BITS == 8 { 2 } else { 1 }) {
+            // SAFETY: as in `Group::axpy`; q8 has an even number of runs.
+            unsafe {
+                let second = if BITS == 8 { run } else { RUNS / 2 * run };
+                let dst = |t: usize, half: usize| sums.add(t * sum_len + j * run + v + half * second);
+                let mut acc = [[s.splat(0.0); 2]; T];
+                for t in 0..T {
+                    acc[t] = [s.load_ptr(dst(t, 0)), s.load_ptr(dst(t, 1))];
+                }
+                for r in 0..AXPY_ROWS {
+                    let quants = groups[0][r].quants.add(j * run + v);
+                    let w = if BITS == 8 {
+                        [s.load_i8_ptr(quants.cast()), s.load_i8_ptr(quants.add(run).cast())]
+                    } else {
+                        s.load_u4_pair_ptr(quants)
+                    };
+                    for t in 0..T {
+                        for half in 0..2 {
+                            acc[t][half] = s.mul_add(factors[r][t], w[half], acc[t][half]);
+                        }
+                    }
+                }
+                for t in 0..T {
+                    s.store_ptr(acc[t][0], dst(t, 0));
+                    s.store_ptr(acc[t][1], dst(t, 1));
+                }
+            }
+            // As many lines as were read.
+            ahead.step(s, (AXPY_ROWS * S::LANES * if BITS == 8 { 2 } else { 1 } / LINE).max(1));
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::exact::hint_scales;
 use super::{BLOCK, GROUP_BLOCKS, LINE, Quantized, RUNS, blocks_of, groups};
 use crate::RowFormat;
-use crate::panel::{LinesAhead, Panel};
+use crate::panel::{AXPY_ROWS, LinesAhead, Panel};
 use crate::row_format::Loops;
 use crate::simd::{Kernel, Level, Simd};
 use bytemuck::{Pod, Zeroable, cast, cast_slice, cast_slice_mut};
@@ -347,6 +347,16 @@ impl<const BITS: u32> Loops for I8Dot<BITS> {
             quantized[r] = cast_slice(rows[r]);
         }
         Quantized::axpy_group(s, quantized, hints.map(|hint| hint.cast()), h, sum);
+    }
+    #[inline(always)]
+    fn axpy_tile<S: Simd, const T: usize>(
+        s: S,
+        rows: &[Self],
+        h: [[f32; AXPY_ROWS]; T],
+        sums: &mut [f32],
+        ahead: &mut LinesAhead,
+    ) {
+        Quantized::axpy_tile(s, cast_slice::<_, Quantized<BITS>>(rows), h, sums, ahead);
     }
     #[inline(always)]
     fn sort_sum(sum: &[f32], y: &mut [f32]) {

@@ -42,7 +42,7 @@ mod i8_dot;
 pub use i8_dot::{I8Dot, i8_dot};
 
 use crate::RowFormat;
-use crate::panel::{LinesAhead, Panel};
+use crate::panel::{AXPY_ROWS, LinesAhead, Panel};
 use crate::row_format::Loops;
 use crate::scratch;
 use crate::simd::{Kernel, Level, Simd};
@@ -307,6 +307,16 @@ impl<const BITS: u32> Loops for Quantized<BITS> {
         sum: &mut [f32],
     ) {
         exact::axpy(s, rows, hints, h, sum);
+    }
+    #[inline(always)]
+    fn axpy_tile<S: Simd, const T: usize>(
+        s: S,
+        rows: &[Self],
+        h: [[f32; AXPY_ROWS]; T],
+        sums: &mut [f32],
+        ahead: &mut LinesAhead,
+    ) {
+        exact::axpy_tile(s, rows, h, sums, ahead);
     }
     #[inline(always)]
     fn sort_sum(sum: &[f32], y: &mut [f32]) {

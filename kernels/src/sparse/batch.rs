@@ -9,7 +9,7 @@ use super::rows_axpy::sum_chunks;
 use super::select::{MAX_LANES, select};
 use super::{MAX_CHUNK, chunk_len};
 use crate::activation::gated_activation_from;
-use crate::panel::{Panels, dots_of_batch, with_panels, with_panels_of_sorted, with_sorted};
+use crate::panel::{Panels, axpys_of_batch, dots_of_batch, with_panels, with_panels_of_sorted, with_sorted};
 use crate::row_format::row_bytes;
 use crate::simd::{Kernel, Simd};
 use crate::{Activation, RowFormat, Team, scratch};
@@ -204,24 +204,10 @@ impl<W: RowFormat> Kernel for Axpys<'_, W> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Axpys { w, h, n, sums } = self;
-        let (len, sum_len) = (h.len() / n, sums.len() / n);
-        // A sum is as long as a row that is filled up.
-        let row_len = W::row_len(sum_len);
         sums.fill(0.0);
-        for at in (0..len).step_by(AXPY_ROWS) {
-            let rows = AXPY_ROWS.min(len - at);
-            for (h, sum) in h.chunks_exact(len).zip(sums.chunks_exact_mut(sum_len)) {
-                for i in at..at + rows {
-                    let row = &w[i * row_len..][..row_len];
-                    W::axpy_group(s, [row], [row.as_ptr_range().end], &h[i..=i], sum);
-                }
-            }
-        }
+        axpys_of_batch(s, w, h, n, sums);
     }
 }
-
-/// Rows added to a token's sum before the next token's.
-const AXPY_ROWS: usize = 8;
 
 /// For each token, the neurons of a chunk that are active, and their h; and those that are active for any token.
 struct Lists<'a> {
