@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations, requires = "weights")]
     activations: ActivationFormat,
 
-    /// How all else is multiplied: exact, activations as they are, or bf16, rounded to 16 bits
+    /// How all else is multiplied: exact, activations as they are, bf16, rounded to 16 bits, or q8, rounded to 8 bits, for q8 and q4
     #[arg(long, value_name = "WAY", default_value = "exact", value_parser = parse_prefill, requires = "weights")]
     prefill: Prefill,
 
@@ -140,8 +140,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if seq_len == 0 || seq_len > config.max_seq_len {
         bail!("--seq-len {seq_len}: must be 1 to {}, the model's context", config.max_seq_len);
     }
-    if args.activations == ActivationFormat::Q8 && args.prefill == Prefill::Bf16 {
-        bail!("--prefill bf16: with --activations q8, the text goes through the model token by token");
+    if args.activations == ActivationFormat::Q8 && args.prefill != Prefill::Exact {
+        bail!("--prefill {}: with --activations q8, the text goes through the model token by token", args.prefill);
     }
     if let Some(tokens) = args.tokens
         && tokens < seq_len

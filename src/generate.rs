@@ -80,8 +80,8 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
     activations: ActivationFormat,
 
-    /// How the prompt (and a text that is ranked) is multiplied with the weights: exact, activations as they are, or bf16, rounded to 16
-    /// bits, which is up to twice as fast
+    /// How the prompt (and a text that is ranked) is multiplied with the weights: exact, activations as they are; bf16, rounded to 16
+    /// bits, which is up to twice as fast; q8, rounded to 8 bits, for q8 and q4 weights, which is faster still
     #[arg(long, value_name = "WAY", default_value = "exact", value_parser = parse_prefill)]
     prefill: Prefill,
 

@@ -143,8 +143,8 @@ pub fn parse_activations(name: &str) -> Result<ActivationFormat, String> {
 
 /// The value of a `--prefill` flag.
 pub fn parse_prefill(name: &str) -> Result<Prefill, String> {
-    let ways = [Prefill::Exact, Prefill::Bf16];
-    ways.into_iter().find(|way| way.to_string() == name).ok_or_else(|| "expected exact or bf16".to_string())
+    let ways = Prefill::ALL;
+    ways.into_iter().find(|way| way.to_string() == name).ok_or_else(|| "expected exact, bf16 or q8".to_string())
 }
 
 /// The value of a `--disk-cache` flag.
@@ -166,6 +166,9 @@ pub fn formats_in_words(options: &EngineOptions, level: Level) -> String {
     };
     let prefill = match options.prefill {
         Prefill::Exact => "",
+        Prefill::Q8 if level.has_vnni() => ", prefill q8 (VNNI)",
+        Prefill::Q8 if level.has_dot_bf16() => ", prefill q8 (without VNNI: bf16)",
+        Prefill::Q8 => ", prefill q8 (without VNNI: exact)",
         Prefill::Bf16 if level.has_dot_bf16() => ", prefill bf16 (dot product)",
         Prefill::Bf16 => ", prefill bf16 (no dot product: exact)",
     };

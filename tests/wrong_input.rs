@@ -215,7 +215,7 @@ fn benchmarks() {
         (&["sparse", "--activations", "f32"], "expected exact or q8"),
         (&["decode", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["decode", "-m", "runs/m", "--zeros", "50"], "cannot be used with"),
-        (&["prefill", "--prefill", "fast"], "expected exact or bf16"),
+        (&["prefill", "--prefill", "fast"], "expected exact, bf16 or q8"),
         (&["prefill", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["train", "--models", "XL"], "expected S, M or L"),
         (&["train", "--seq-len", "5"], "--preset"),
@@ -233,6 +233,10 @@ fn benchmarks() {
     refuse(
         &mut bench(&["prefill", "--models", "tiny", "--tokens", "0"]),
         &["--tokens 0: must be 1 to 256, the context of tiny"],
+    );
+    refuse(
+        &mut bench(&["prefill", "--models", "tiny", "--prefill", "q8"]),
+        &["--prefill q8: for q8 and q4 weights alone, and --weights has none"],
     );
     refuse(&mut bench(&["train", "--preset", "huge"]), &["--preset huge", "tiny"]);
     let taken = place.write("mine.html", "<p>mine</p>");
@@ -585,6 +589,7 @@ fn questions_and_ranks() {
     succeed(&mut place.silurian(&["eval", "-m", run, "./qa", "--seq-len", "32"]));
 
     let generate = |flags: &[&str]| place.silurian(&[&["generate", "-m", run, "-p", "In "], flags].concat());
+    refuse(&mut generate(&["--prefill", "q8"]), &["prefill", "exact or bf16 with f32 weights"]);
     refuse(&mut generate(&["--rank"]), &["--rank: one sample needs no rank", "-n 20"]);
     refuse(&mut generate(&["--rank", "-n", "5", "--temp", "0"]), &["--rank: --temp 0 and RELU draw nothing"]);
     let draws = ["--rank", "-n", "5", "--rank-under", "stochastic:0.5"];
@@ -600,7 +605,7 @@ fn questions_and_ranks() {
         (generate(&["--ttr-budget", "few"]), "a number of words, 1 or more"),
         (place.silurian(&["eval", "-m", run]), "<PATH>..."),
         (place.silurian(&["eval", "-m", run, "q.jsonl", "--prefill", "bf16"]), "--weights <FORMAT>"),
-        (generate(&["--prefill", "fast"]), "expected exact or bf16"),
+        (generate(&["--prefill", "fast"]), "expected exact, bf16 or q8"),
     ] {
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{command:?}: {}", said(&output));

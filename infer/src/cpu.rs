@@ -144,8 +144,13 @@ impl CpuEngine {
     }
 
     /// Multiplies several tokens with the weights in this way from now on.
-    pub fn set_prefill(&mut self, prefill: Prefill) {
-        self.options.prefill = prefill;
+    ///
+    /// Errors: [`Error::Option`] if it does not [fit](Prefill::fits) the weights; the engine is then as it was.
+    pub fn set_prefill(&mut self, prefill: Prefill) -> Result<(), Error> {
+        let options = EngineOptions { prefill, ..self.options.clone() };
+        options.validate(&self.config)?;
+        self.options = options;
+        Ok(())
     }
 
     fn check(&self, cache: &KvCache, tokens: &[u32]) -> Result<(), Error> {

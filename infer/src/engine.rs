@@ -124,7 +124,7 @@ impl EngineOptions {
     /// The context for a model of `config`, if the options fit it.
     ///
     /// Errors: [`Error::SparseNeedsRelu`]; [`Error::Option`] for `context`, for the probability `p`, for
-    /// `activations`, and for `ffn` if the weights have no filter.
+    /// `activations`, for `prefill`, and for `ffn` if the weights have no filter.
     pub fn validate(&self, config: &Config) -> Result<usize, Error> {
         let fail = |field, value: String, expected: String| Err(Error::Option { field, value, expected });
         if let Psi::Stochastic { p, .. } = self.psi
@@ -139,9 +139,14 @@ impl EngineOptions {
             let expected = format!("dense, sparse or auto with {} weights: f32 and bf16 have a filter", self.weights);
             return fail("ffn", self.ffn.to_string(), expected);
         }
-        if self.activations == ActivationFormat::Q8 && !matches!(self.weights, WeightFormat::Q8 | WeightFormat::Q4) {
+        if self.activations == ActivationFormat::Q8 && !self.weights.is_quantised() {
             let expected = format!("exact with {} weights: only q8 and q4 are multiplied as integers", self.weights);
             return fail("activations", self.activations.to_string(), expected);
+        }
+        if !self.prefill.fits(self.weights) {
+            let expected =
+                format!("exact or bf16 with {} weights: only q8 and q4 are multiplied as integers", self.weights);
+            return fail("prefill", self.prefill.to_string(), expected);
         }
         let context = self.context.unwrap_or(config.max_seq_len);
         if context == 0 || context > config.max_seq_len {
@@ -232,6 +237,11 @@ impl WeightFormat {
         }
     }
 
+    /// Whether weights are small integers with a scale for each 32 of them.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, WeightFormat::Q8 | WeightFormat::Q4)
+    }
+
     /// Whether [`FfnMode::Filtered`] is there: an 8-bit copy beside quantised weights would not pay, and the filter's proof is about
     /// dots of f32 and bf16 weights.
     pub fn has_filter(self) -> bool {
@@ -284,6 +294,20 @@ pub enum Prefill {
     /// rounded (a relative error of 2^-8 at most), and so are weights that are not bf16. Sums, norms, attention and the residual stream
     /// stay f32. On other levels, and for 4 tokens or fewer, whose weights are read straight and not packed, this is [`Prefill::Exact`].
     Bf16,
+    /// For q8 and q4 weights: activations are rounded to 8 bits, as [`ActivationFormat::Q8`] rounds those of a decoded token, and multiplied
+    /// as integers ([`kernels::quant::gemm_i8`]). down_proj, whose scales lie along its outputs, is multiplied as in [`Prefill::Bf16`]; so is
+    /// all else where the CPU has no AVX-512 VNNI.
+    Q8,
+}
+
+impl Prefill {
+    /// All of them.
+    pub const ALL: [Prefill; 3] = [Prefill::Exact, Prefill::Bf16, Prefill::Q8];
+
+    /// Whether weights of this format are multiplied so.
+    pub fn fits(self, weights: WeightFormat) -> bool {
+        self != Prefill::Q8 || weights.is_quantised()
+    }
 }
 
 impl std::fmt::Display for Prefill {
@@ -291,6 +315,7 @@ impl std::fmt::Display for Prefill {
         f.write_str(match self {
             Prefill::Exact => "exact",
             Prefill::Bf16 => "bf16",
+            Prefill::Q8 => "q8",
         })
     }
 }

@@ -8,7 +8,7 @@ use kernels::embedding::embedding;
 use kernels::gemm::{gemm, gemm_bf16};
 use kernels::gemv::gemv;
 use kernels::gemv_batch::{FEW_ROWS, gemv_batch};
-use kernels::quant::{I8Dot, Q4, Q8};
+use kernels::quant::{I8Dot, Q4, Q8, gemm_i8, i8_dot};
 use kernels::row_format::widen_rows;
 use kernels::sparse::{
     BatchCounts, FfnScratch, FfnWeights, Filtered, GateFilter, ffn_dense, ffn_dense_batch, ffn_filtered, ffn_sparse,
@@ -101,11 +101,16 @@ impl Matrix {
         let Matrix { rows, cols, .. } = *self;
         let n = y.len() / rows;
         let few = n <= FEW_ROWS;
+        let by_i8 = prefill == Prefill::Q8 && team.level().has_vnni();
         match &self.elements {
             Elements::F32(w) if few => gemv_batch(team, w, x, n, beta, y),
             Elements::Bf16(w) if few => gemv_batch(team, w, x, n, beta, y),
             Elements::F32(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
             Elements::Bf16(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
+            Elements::Q8(w) if by_i8 => gemm_i8(team, x, i8_dot(w), cols, beta, y),
+            Elements::Q4(w) if by_i8 => gemm_i8(team, x, i8_dot(w), cols, beta, y),
+            Elements::Q8ByI8(w) if by_i8 => gemm_i8(team, x, w, cols, beta, y),
+            Elements::Q4ByI8(w) if by_i8 => gemm_i8(team, x, w, cols, beta, y),
             Elements::Q8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q4(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q8ByI8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
@@ -174,7 +179,7 @@ fn product<W: Weight>(team: &Team, prefill: Prefill, x: &[f32], w: Mat<W>, beta:
 
 fn multiply<W: Weight>(team: &Team, prefill: Prefill, x: Mat, w: Mat<W>, beta: Beta, y: MatMut) {
     match prefill {
-        Prefill::Bf16 if x.rows() > FEW_ROWS => gemm_bf16(team, x, w, beta, y),
+        Prefill::Bf16 | Prefill::Q8 if x.rows() > FEW_ROWS => gemm_bf16(team, x, w, beta, y),
         _ => gemm(team, x, w, beta, y),
     }
 }
@@ -324,5 +329,30 @@ mod tests {
         let team = Team::new(Level::best(), 2);
         check::<Q8>(&team, WeightFormat::Q8);
         check::<Q4>(&team, WeightFormat::Q4);
+    }
+
+    /// Of both ways of keeping the rows, whatever the product of bf16 would have given.
+    #[test]
+    fn prefill_q8_multiplies_bytes() {
+        let (n, rows, cols) = (7, 200, 1000);
+        let (w, x) = (uniform(1, rows * cols), uniform(2, n * cols));
+        let source = FromTensors(|_| Ok(Tensor::from_slice(&w, [rows, cols])));
+        let parameter = || Parameter { index: 0, rows, cols, transposed: false, is_gain: false };
+        for level in Level::available() {
+            let team = Team::new(level, 2);
+            for weights in [WeightFormat::Q8, WeightFormat::Q4] {
+                let product = |activations, prefill| {
+                    let options = EngineOptions { weights, activations, ..EngineOptions::new(Psi::Relu) };
+                    let mut y = vec![f32::NAN; n * rows];
+                    let matrix = Matrix::new(&source, parameter(), &options).unwrap();
+                    matrix.multiply_t(&team, prefill, &x, Beta::Zero, &mut y);
+                    y
+                };
+                let y = product(ActivationFormat::Exact, Prefill::Q8);
+                assert_eq!(y, product(ActivationFormat::Q8, Prefill::Q8), "prefill q8 {weights} {level}");
+                let as_bf16 = y == product(ActivationFormat::Exact, Prefill::Bf16);
+                assert_eq!(as_bf16, !level.has_vnni(), "prefill q8 {weights} {level}: as bf16");
+            }
+        }
     }
 }

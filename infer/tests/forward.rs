@@ -5,7 +5,7 @@ mod common;
 use autograd::Tape;
 use common::{bits, configs, engine_on, options, rounded, tokens, weights};
 use half::bf16;
-use infer::{Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
+use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
 use kernels::quant::{Q4, Q8};
 use kernels::testing::assert_within;
 use kernels::{Level, RowFormat, Team};
@@ -104,6 +104,40 @@ fn quantised_weights_are_within_the_bound_of_the_reference() {
     for (number, config) in configs().iter().enumerate() {
         check::<Q8>(WeightFormat::Q8, number, config);
         check::<Q4>(WeightFormat::Q4, number, config);
+    }
+}
+
+/// Prefill with activations of 8 bits: about as far from the exact logits as decoding with them is, decoding after it too, and the same
+/// bits for any number of threads. (A rounding bound would be loose: what lies near a tie is off by a whole step.)
+#[test]
+fn q8_prefill_is_as_near_as_decoding_with_activations_of_8_bits() {
+    for (number, config) in configs().iter().enumerate() {
+        let (weights, tokens) = (weights(config, number as u64), tokens(config, number as u64, 40));
+        let exact = Reference::new(&rounded::<Q8>(&weights)).logits(&tokens, psi_at(Psi::Relu));
+        let off = |logits: &[f32], t: usize| {
+            let squares = logits.iter().zip(&exact[t]).map(|(&l, e)| (l as f64 - e.exact).powi(2));
+            (squares.sum::<f64>() / exact[t].len() as f64).sqrt()
+        };
+        for level in Level::available() {
+            let what = format!("forward prefill q8 config {number} {level}");
+            let run = |threads, activations, prefill, prompt: usize| {
+                let mut options = options(Psi::Relu, FfnMode::Dense);
+                (options.weights, options.activations, options.prefill) = (WeightFormat::Q8, activations, prefill);
+                let mut engine = engine_on(level, threads, &weights, options);
+                let mut logits = vec![engine.prefill(&tokens[..prompt]).unwrap().to_vec()];
+                logits.extend(tokens[prompt..].iter().map(|&token| engine.decode(token).unwrap().to_vec()));
+                logits
+            };
+            let decoded = run(1, ActivationFormat::Q8, Prefill::Exact, 1);
+            let worst = decoded.iter().enumerate().map(|(t, logits)| off(logits, t)).fold(0.0, f64::max);
+            let prefilled = run(1, ActivationFormat::Exact, Prefill::Q8, 30);
+            for (i, logits) in prefilled.iter().enumerate() {
+                let off = off(logits, 29 + i);
+                assert!(off <= 2.0 * worst, "{what} token {}: off by {off:e}, decoding by {worst:e}", 29 + i);
+            }
+            let again = run(2, ActivationFormat::Exact, Prefill::Q8, 30);
+            assert!(prefilled.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "{what}: 1 and 2 threads differ");
+        }
     }
 }
 

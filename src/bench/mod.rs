@@ -202,8 +202,7 @@ struct Formats {
 impl Formats {
     /// `activations` are those of q8 and q4 weights; others are multiplied exactly.
     fn new(weights: WeightFormat, activations: ActivationFormat) -> Formats {
-        let quantised = matches!(weights, WeightFormat::Q8 | WeightFormat::Q4);
-        Formats { weights, activations: if quantised { activations } else { ActivationFormat::Exact } }
+        Formats { weights, activations: if weights.is_quantised() { activations } else { ActivationFormat::Exact } }
     }
 }
 

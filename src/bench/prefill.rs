@@ -15,7 +15,8 @@ use tensor::pool;
 
 /// Feeding a prompt: tokens a second of models with random weights, and the share of the peak.
 ///
-/// bf16 multiplies with the dot product of bf16, where the CPU has one, and rounds activations for it; exact keeps them in f32.
+/// bf16 multiplies with the dot product of bf16, where the CPU has one, and rounds activations for it; q8 with that of bytes; exact
+/// keeps them in f32.
 #[derive(clap::Args)]
 pub struct Args {
     /// Models with random weights: 125m, 1.3b, or any preset with 32000 tokens
@@ -26,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
     weights: Vec<WeightFormat>,
 
-    /// How they are multiplied: exact, bf16
+    /// How they are multiplied: exact, bf16, and q8, which is for q8 and q4 weights alone
     #[arg(long, value_name = "WAY,...", value_delimiter = ',', value_parser = parse_prefill, default_value = "exact,bf16")]
     prefill: Vec<Prefill>,
 
@@ -50,11 +51,17 @@ const COLUMNS: [Column; 10] = [
 
 const METHOD: &str = "The prompt is fed whole into an empty cache, once more for every repetition; repetitions go round the ways of \
 multiplying, and the peak (best of many passes in registers, of multiply-adds, or of the dot product of bf16 where bf16 has it) is \
-measured in each round. Operations are those of the products and of attention, an addition and a multiplication counting 2: the last \
+measured in each round; that of q8 is of bytes, although down_proj is multiplied as bf16. Operations are those of the products and of attention, an addition and a multiplication counting 2: the last \
 block makes keys and values for all tokens, and all else for the last one alone, as the LM head does. The shares are those of the \
 median and of the best repetition.";
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
+    for way in &args.prefill {
+        ensure!(
+            args.weights.iter().any(|&format| way.fits(format)),
+            "--prefill {way}: for q8 and q4 weights alone, and --weights has none"
+        );
+    }
     for model in &args.models {
         let (name, most) = (&model.name, model.config.max_seq_len);
         ensure!(
@@ -79,7 +86,8 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
                 let options =
                     EngineOptions { context: Some(args.tokens), weights: format, ffn, ..EngineOptions::new(Psi::Relu) };
                 let mut engine = team.install(|| CpuEngine::new(&weights, options))?;
-                for way in measure(&mut engine, team, &prompt, &args.prefill, setting.repetitions(5))? {
+                let ways: Vec<Prefill> = args.prefill.iter().copied().filter(|way| way.fits(format)).collect();
+                for way in measure(&mut engine, team, &prompt, &ways, setting.repetitions(5))? {
                     let rate = |seconds: f64| prompt.len() as f64 / seconds;
                     let gflops = |seconds: f64| flop(config, prompt.len()) / seconds / 1e9;
                     let times = Spread::of(way.seconds.iter().copied());
@@ -122,7 +130,7 @@ fn measure(
     for repetition in 0..=repetitions {
         for way in &mut ways {
             way.peak = way.peak.max(peak(team, way.prefill));
-            engine.set_prefill(way.prefill);
+            engine.set_prefill(way.prefill)?;
             engine.reset(0);
             let mut result = Ok(());
             let time = seconds(|| result = engine.prefill(prompt).map(|_| ()));
@@ -136,8 +144,12 @@ fn measure(
 }
 
 fn peak(team: &Team, prefill: Prefill) -> f64 {
-    let dots = prefill == Prefill::Bf16 && team.level().has_dot_bf16();
-    let dots = if dots { dot_gops(team, Dot::Bf16) } else { None };
+    let level = team.level();
+    let dots = match prefill {
+        Prefill::Q8 if level.has_vnni() => dot_gops(team, Dot::I8),
+        Prefill::Bf16 | Prefill::Q8 if level.has_dot_bf16() => dot_gops(team, Dot::Bf16),
+        _ => None,
+    };
     dots.unwrap_or_else(|| fma_gflops(team))
 }
 

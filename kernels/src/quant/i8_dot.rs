@@ -89,7 +89,7 @@ impl Kernel for RoundX<'_> {
 
 /// Numbers of a block of x, and their scale; NaN or infinite if one of x is.
 #[inline(always)]
-fn round_block(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
+pub(super) fn round_block(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
     /// 2^-100: far above the subnormal numbers, where quotients lose bits, and far below any x that matters.
     const LEAST: f32 = f32::from_bits((127 - 100) << 23);
     /// Adding it leaves the nearest integer, ties to even, in the low bits: for magnitudes below 2^22.
@@ -111,7 +111,7 @@ fn round_block(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
 
 impl<const BITS: u32> I8Dot<BITS> {
     /// What makes a stored weight an unsigned byte. q4 is one already, of a number 8 too large.
-    const OFFSET: i32 = if BITS == 8 { 128 } else { 8 };
+    pub(super) const OFFSET: i32 = if BITS == 8 { 128 } else { 8 };
 
     #[inline(always)]
     fn dot<S: Simd>(s: S, row: &[Self], hint: *const Self, x: &[f32]) -> f32 {

@@ -37,8 +37,10 @@
 //! The dots of a row with x come in two kinds: [`Quantized`] keeps x in f32, [`I8Dot`] rounds x as q8 rounds weights.
 
 mod exact;
+mod gemm;
 mod i8_dot;
 
+pub use gemm::gemm_i8;
 pub use i8_dot::{I8Dot, i8_dot};
 
 use crate::RowFormat;

@@ -3,7 +3,7 @@ use crate::gemv::{Dots, gemv};
 use crate::reference::{self, dequantize, quantize, quantize_x};
 use crate::sparse::rows_axpy;
 use crate::testing::{assert_within, dot_bound, lengths, rounded_rows, teams, uniform, widened_rows};
-use crate::{Mat, Team};
+use crate::{Beta, Mat, Team};
 
 /// Rows of every kind: plain, tiny, with an outlier in each block, of one sign, of zeros, and of few values, with ties.
 fn rows(len: usize) -> Vec<(&'static str, Vec<f32>)> {
@@ -143,6 +143,62 @@ fn gemv_of_quantised_rows_matches_reference() {
             }
         }
     }
+}
+
+#[test]
+fn gemm_i8_matches_reference() {
+    fn check<const BITS: u32>(team: &Team, (n, m, k): (usize, usize, usize)) {
+        let (w, x) = (rounded_rows::<Quantized<BITS>>(&uniform(1, m * k), k), uniform(2, n * k));
+        let wide = widened_rows(&w, k);
+        let rounded: Vec<f32> = x.chunks(k).flat_map(|x| dequantize(&quantize_x(x))).map(|x| x as f32).collect();
+        let (y_ref, abs) = reference::gemm(Mat::new(&rounded, n, k), Mat::new(&wide, m, k).t());
+        for beta in [Beta::Zero, Beta::One] {
+            let before = if beta == Beta::One { uniform(3, n * m) } else { vec![f32::NAN; n * m] };
+            let mut y = before.clone();
+            gemm_i8(team, &x, i8_dot(&w), k, beta, &mut y);
+            let before = |i: usize| if beta == Beta::One { before[i] as f64 } else { 0.0 };
+            let expected: Vec<f64> = y_ref.iter().enumerate().map(|(i, y)| y + before(i)).collect();
+            let what = format!("gemm_i8 q{BITS} {} {}t [{n}, {k}] x [{m}, {k}] {beta:?}", team.level(), team.threads());
+            // The reference's x is rounded to f32: a term is off by one rounding more.
+            assert_within(&what, &y, &expected, |i| dot_bound(k + 2, abs[i] + before(i).abs()));
+        }
+    }
+    for team in teams() {
+        for k in [1, 31, 32, 33, 127, 128, 300, 512, 640, 1100] {
+            for (n, m) in [(0, 3), (3, 0), (1, 1), (5, 33), (6, 64), (7, 31), (13, 130)] {
+                check::<8>(&team, (n, m, k));
+                check::<4>(&team, (n, m, k));
+            }
+        }
+    }
+}
+
+/// Whatever else is in the product, and with the instruction or without.
+#[test]
+fn gemm_i8_bits_of_an_element_depend_on_its_token_and_its_row() {
+    let (n, m, k) = (20, 70, 600);
+    let (w, x) = (rounded_rows::<Q4>(&uniform(1, m * k), k), uniform(2, n * k));
+    let row_len = Q4::row_len(k);
+    for team in teams() {
+        let mut all = vec![0.0; n * m];
+        gemm_i8(&team, &x, i8_dot(&w), k, Beta::Zero, &mut all);
+        for (token, row) in [(0, 0), (7, 33), (19, 69), (6, 64)] {
+            let mut one = [0.0];
+            let w = i8_dot(&w[row * row_len..][..row_len]);
+            gemm_i8(&Team::serial(team.level()), &x[token * k..][..k], w, k, Beta::Zero, &mut one);
+            assert_eq!(one[0], all[token * m + row], "gemm_i8 {} {}t [{token}, {row}]", team.level(), team.threads());
+        }
+    }
+}
+
+#[test]
+#[should_panic(
+    expected = "gemm_i8: x has 70 elements, w 4 units of q8 x i8 in rows of 3, y 4 for [N, 35], [M, 35] and [N, M]"
+)]
+fn gemm_i8_names_the_lengths_that_do_not_fit() {
+    let (w, team) = (rounded_rows::<Q8>(&[1.0; 70], 35), Team::serial(Level::SCALAR));
+    gemm_i8(&team, &[1.0; 70], i8_dot(&w), 35, Beta::Zero, &mut [0.0; 4]);
+    gemm_i8(&team, &[1.0; 70], i8_dot(&w[..4]), 35, Beta::Zero, &mut [0.0; 4]);
 }
 
 #[test]
