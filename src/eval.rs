@@ -3,11 +3,11 @@
 mod qa;
 
 use crate::source::{
-    self, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_resident, parse_weights,
+    self, formats_in_words, parse_activations, parse_kv, parse_prefill, parse_psi, parse_resident, parse_weights,
 };
 use crate::terminal::{complain, grouped, progress_bar, say};
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, Prefill, Resident, WeightFormat};
+use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, KvFormat, Prefill, Resident, WeightFormat};
 use kernels::Team;
 use model::hf::Folder;
 use model::{Psi, Transformer};
@@ -65,6 +65,10 @@ pub struct Args {
     /// How all else is multiplied: exact, activations as they are, bf16, rounded to 16 bits, or q8, rounded to 8 bits, for q8 and q4
     #[arg(long, value_name = "WAY", default_value = "exact", value_parser = parse_prefill, requires = "weights")]
     prefill: Prefill,
+
+    /// How keys and values are kept: f32, or bf16, rounded to 16 bits
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = parse_kv, requires = "weights")]
+    kv: KvFormat,
 
     /// Whether the weights, as --weights keeps them, are read from and written to disk beside the model (MODEL/resident/): auto, for
     /// models of 64 MiB or more, always, or never
@@ -156,8 +160,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     u32::try_from(shape.sequences * seq_len).context("more than 2^32 tokens: choose fewer with --tokens")?;
     if let Some(weights) = args.weights {
         let ffn = FfnMode::of(psi);
-        let (activations, prefill, seed, context) = (args.activations, args.prefill, args.seed, Some(seq_len));
-        let options = EngineOptions { ffn, weights, activations, prefill, seed, context, ..EngineOptions::new(psi) };
+        let (activations, prefill, kv) = (args.activations, args.prefill, args.kv);
+        let (seed, context) = (args.seed, Some(seq_len));
+        let options =
+            EngineOptions { ffn, weights, activations, prefill, kv, seed, context, ..EngineOptions::new(psi) };
         return by_engine(&folder, (options, args.disk_cache), &mut batches, shape);
     }
     let model = Transformer::new(folder.load_all()?);

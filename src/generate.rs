@@ -1,14 +1,14 @@
 //! `silurian generate`: continues a prompt, streaming, or ranks several continuations.
 
 use crate::source::{
-    self, formats_in_words, parse_activations, parse_prefill, parse_psi, parse_resident, parse_weights,
+    self, formats_in_words, parse_activations, parse_kv, parse_prefill, parse_psi, parse_resident, parse_weights,
 };
 use crate::terminal::{bytes, complain, counted, grouped, print, progress_bar, say};
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    ActivationFormat, Engine, EngineOptions, FfnMode, Generation, Prefill, Ranked, Residence, Resident, Sampler,
-    Samples, Sampling, StopReason, Utf8Stream, WeightFormat, rank,
+    ActivationFormat, Engine, EngineOptions, FfnMode, Generation, KvFormat, Prefill, Ranked, Residence, Resident,
+    Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, rank,
 };
 use kernels::Team;
 use model::Psi;
@@ -84,6 +84,11 @@ pub struct Args {
     /// bits, which is up to twice as fast; q8, rounded to 8 bits, for q8 and q4 weights, which is faster still
     #[arg(long, value_name = "WAY", default_value = "exact", value_parser = parse_prefill)]
     prefill: Prefill,
+
+    /// How keys and values of the context are kept: f32, or bf16, rounded to 16 bits, in half of the memory and faster where the context is
+    /// long
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = parse_kv)]
+    kv: KvFormat,
 
     /// Whether the weights are read from and written to disk beside the model (MODEL/resident/), as decoding reads them, for the next
     /// start: auto, for models of 64 MiB or more, always, or never
@@ -177,7 +182,8 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
             Ffn::Auto => FfnMode::Auto,
         };
     }
-    (options.weights, options.activations, options.prefill) = (args.weights, args.activations, args.prefill);
+    (options.weights, options.activations) = (args.weights, args.activations);
+    (options.prefill, options.kv) = (args.prefill, args.kv);
     let formats = formats_in_words(&options, Team::current().level());
     let mut engine = source::engine(&folder, options, args.disk_cache)?;
     let formats = match engine.residence() {

@@ -3,8 +3,9 @@
 use crate::source;
 use crate::terminal::{bytes, grouped, say};
 use anyhow::{Context, bail};
+use infer::{KvFormat, WeightFormat, resident_bytes, resident_path};
 use model::{Config, PRESETS, preset};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Parameters, memory and operations of a model.
@@ -36,7 +37,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (name, config) = match (&args.model, &args.preset) {
+    let (name, config, dir) = match (&args.model, &args.preset) {
         (Some(path), _) => {
             let folder = source::open(path)?;
             let meta = folder.meta();
@@ -44,14 +45,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 psi if psi.hidden_act() == meta.hidden_act() && psi == meta.hidden_act().into() => psi.to_string(),
                 psi => format!("saved under {psi}, meant to run with {}", model::Psi::from(meta.hidden_act())),
             };
-            (format!("{} ({act})", folder.dir().display()), folder.config().clone())
+            (format!("{} ({act})", folder.dir().display()), folder.config().clone(), Some(folder.dir().to_path_buf()))
         }
         (None, Some(name)) => {
             let names = || PRESETS.map(|(name, _)| name).join(", ");
             let config = preset(name, args.vocab_size)
                 .with_context(|| format!("--preset {name}: must be one of {}", names()))?;
             config.validate()?;
-            (format!("preset {name}"), config)
+            (format!("preset {name}"), config, None)
         }
         (None, None) => return presets(),
     };
@@ -66,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.micro_batch.checked_mul(seq_len).is_none_or(|tokens| u32::try_from(tokens).is_err()) {
         bail!("--micro-batch {}: micro-batch x seq-len must be below 2^32", args.micro_batch);
     }
-    tell(&name, &config, seq_len, args.micro_batch)?;
+    tell((&name, dir.as_deref()), &config, seq_len, args.micro_batch)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -90,7 +91,7 @@ fn presets() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(name: &str, c: &Config, seq_len: usize, micro_batch: usize) -> std::io::Result<()> {
+fn tell((name, dir): (&str, Option<&Path>), c: &Config, seq_len: usize, micro_batch: usize) -> std::io::Result<()> {
     let n = c.parameter_counts();
     let total = c.parameters();
     let share = |part: usize| format!("{:.1} %", 100.0 * part as f64 / total as f64);
@@ -130,16 +131,35 @@ fn tell(name: &str, c: &Config, seq_len: usize, micro_batch: usize) -> std::io::
     ] {
         say(format_args!("  {what:<11} {:>13}", bytes(size)))?;
     }
-    let i = c.inference_memory();
-    let cache = i.kv_cache_per_token * c.max_seq_len as u64;
-    say(format_args!("inference    {} in f32 with a full context", bytes(i.weights + cache)))?;
-    say(format_args!("  weights    {:>14}", bytes(i.weights)))?;
-    say(format_args!("  KV cache   {:>14}  {} a token", bytes(cache), bytes(i.kv_cache_per_token)))?;
+    let cache = |kv: KvFormat| kv.bytes() * (2 * c.n_layers * c.kv_width()) as u64;
+    say("inference    what is kept, by --weights")?;
+    say("  weights         f32        bf16          q8          q4")?;
+    // Of each neuron the 8-bit copy of its row of the gate and 16 bytes of bounds, of each layer a direction in f32.
+    let filter = c.n_layers * (c.d_ff * (c.d_model + 16) + 4 * c.d_model);
+    let row = |what: &str, bytes_of: &dyn Fn(WeightFormat) -> String| {
+        let cells: String = WeightFormat::ALL.iter().map(|&format| format!("{:>12}", bytes_of(format))).collect();
+        say(format_args!("  {what:<9}{cells}"))
+    };
+    row("memory", &|format| bytes(resident_bytes(c, format)))?;
+    row("filter", &|format| if format.has_filter() { bytes(filter) } else { "-".to_string() })?;
+    if let Some(dir) = dir {
+        let on_disk =
+            |format| std::fs::metadata(resident_path(dir, format)).map_or("-".to_string(), |m| bytes(m.len()));
+        row("on disk", &on_disk)?;
+    }
+    for kv in [KvFormat::F32, KvFormat::Bf16] {
+        let all = cache(kv) * c.max_seq_len as u64;
+        say(format_args!(
+            "  KV cache {kv:<4} {:>13}  a token; {} for the whole context",
+            bytes(cache(kv)),
+            bytes(all)
+        ))?;
+    }
     // A token reads every weight of the layers and the head once; the embedding is one row.
     let read = 4 * (total - if c.tie_embeddings { 0 } else { c.vocab_size * c.d_model }) as u64;
     let sparse = read - (4.0 * ffn as f64 * 2.0 / 3.0 * 0.9) as u64;
     say(format_args!(
-        "decoding     reads {} of weights a token; {} at 90 % zeros, {:.2} times fewer",
+        "decoding     reads {} of f32 weights a token; {} at 90 % zeros, {:.2} times fewer",
         bytes(read),
         bytes(sparse),
         read as f64 / sparse as f64

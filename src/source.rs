@@ -2,7 +2,7 @@
 
 use crate::terminal::complain;
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, CpuEngine, EngineOptions, Prefill, Resident, WeightFormat};
+use infer::{ActivationFormat, CpuEngine, EngineOptions, KvFormat, Prefill, Resident, WeightFormat};
 use kernels::Level;
 use model::hf::Folder;
 use model::{HiddenAct, Positive, Psi};
@@ -141,6 +141,14 @@ pub fn parse_activations(name: &str) -> Result<ActivationFormat, String> {
     formats.into_iter().find(|format| format.to_string() == name).ok_or_else(|| "expected exact or q8".to_string())
 }
 
+/// The value of a `--kv` flag.
+pub fn parse_kv(name: &str) -> Result<KvFormat, String> {
+    [KvFormat::F32, KvFormat::Bf16]
+        .into_iter()
+        .find(|kv| kv.to_string() == name)
+        .ok_or("expected f32 or bf16".to_string())
+}
+
 /// The value of a `--prefill` flag.
 pub fn parse_prefill(name: &str) -> Result<Prefill, String> {
     let ways = Prefill::ALL;
@@ -172,7 +180,11 @@ pub fn formats_in_words(options: &EngineOptions, level: Level) -> String {
         Prefill::Bf16 if level.has_dot_bf16() => ", prefill bf16 (dot product)",
         Prefill::Bf16 => ", prefill bf16 (no dot product: exact)",
     };
-    format!("{} weights{activations}{prefill}", options.weights)
+    let kv = match options.kv {
+        KvFormat::F32 => "",
+        KvFormat::Bf16 => ", KV cache bf16",
+    };
+    format!("{} weights{activations}{prefill}{kv}", options.weights)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::weights::{DecodeWeights, LayerWeights};
 use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill, Residence, Resident};
 use batch::Batch;
 use kernels::activation::gated_activation;
-use kernels::attention::{AttentionShape, attention};
+use kernels::attention::AttentionShape;
 use kernels::elementwise::axpy;
 use kernels::rms_norm::rms_norm;
 use kernels::rope::{RopeShape, Rotation, rope};
@@ -97,7 +97,7 @@ impl CpuEngine {
             team: Team::current(),
             weights,
             residence,
-            cache: KvCache::new(config.n_layers, config.kv_width(), context, options.cache),
+            cache: KvCache::new(config.n_layers, config.kv_width(), context, (options.cache, options.kv)),
             activations: Activations::default(),
             logits: vec![0.0; config.vocab_size],
             row_logits: Vec::new(),
@@ -366,8 +366,10 @@ struct Activations {
     inv_rms: Vec<f32>,
     /// Queries before and after RoPE, `[N, H D]`; the first also takes the result of attention.
     q: [Vec<f32>; 2],
-    /// Keys before RoPE, `[N, K D]`; after it they go to the cache.
-    k: Vec<f32>,
+    /// Keys before and after RoPE, `[N, K D]`.
+    k: [Vec<f32>; 2],
+    /// `[N, K D]`.
+    v: Vec<f32>,
     /// Logarithms of the softmax's sums `[H, N]`, which only a backward would read.
     lse: Vec<f32>,
     /// `[N, F]` each, N > 1.
@@ -384,14 +386,16 @@ impl Activations {
     /// Sized for n tokens. Takes memory only when n is larger than ever before.
     fn resize(&mut self, config: &Config, n: usize) {
         let hidden = if n > 1 { n * config.d_ff } else { 0 };
-        let [q_before, q_after] = &mut self.q;
+        let ([q_before, q_after], [k_before, k_after]) = (&mut self.q, &mut self.k);
         for (buffer, len) in [
             (&mut self.x, n * config.d_model),
             (&mut self.normed, n * config.d_model),
             (&mut self.inv_rms, n),
             (q_before, n * config.q_width()),
             (q_after, n * config.q_width()),
-            (&mut self.k, n * config.kv_width()),
+            (k_before, n * config.kv_width()),
+            (k_after, n * config.kv_width()),
+            (&mut self.v, n * config.kv_width()),
             (&mut self.lse, n * config.n_heads),
             (&mut self.g, hidden),
             (&mut self.u, hidden),
@@ -453,10 +457,11 @@ impl Pass<'_> {
     /// `z = norm(x)`; the new keys `rope(W_k z)` and values `W_v z` join K and V in the cache.
     fn keys_and_values(&self, layer: usize, w: &LayerWeights, cache: &mut KvCache, a: &mut Activations) {
         rms_norm(self.team, &a.x, &w.input_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
-        let (k_new, v_new) = cache.new_rows(layer, self.n);
-        self.project(&a.normed, &w.k_proj, &mut a.k);
-        self.rotate(&a.k, self.config.n_kv_heads, k_new);
-        self.project(&a.normed, &w.v_proj, v_new);
+        let [k, k_rotated] = &mut a.k;
+        self.project(&a.normed, &w.k_proj, k);
+        self.rotate(k, self.config.n_kv_heads, k_rotated);
+        self.project(&a.normed, &w.v_proj, &mut a.v);
+        cache.write(self.team, layer, k_rotated, &a.v);
     }
 
     /// `x += W_o softmax(rope(W_q z) rope(K)^T / sqrt(D)) V` with the z, K and V of
@@ -467,7 +472,6 @@ impl Pass<'_> {
         self.project(&a.normed, &w.q_proj, q);
         self.rotate(q, config.n_heads, q_rotated);
 
-        let (k, v) = cache.rows(layer, self.position + n - cache.len());
         let shape = AttentionShape {
             batch: 1,
             q_len: n,
@@ -477,7 +481,7 @@ impl Pass<'_> {
             head_dim: config.head_dim,
         };
         let scale = attention_scale(config.head_dim);
-        attention(self.team, shape, scale, q_rotated, k, v, q, &mut a.lse);
+        cache.attention(self.team, layer, (shape, scale), q_rotated, q, &mut a.lse);
         self.project_add(q, &w.o_proj, &mut a.x, &mut a.y);
     }
 

@@ -103,11 +103,13 @@ pub struct EngineOptions {
     pub context: Option<usize>,
     /// When the cache takes its memory.
     pub cache: CacheMemory,
+    /// How the cache keeps keys and values.
+    pub kv: KvFormat,
 }
 
 impl EngineOptions {
     /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, exact activations and prefill, seed 0, the model's whole context, a growing
-    /// cache.
+    /// cache in f32.
     pub fn new(psi: Psi) -> EngineOptions {
         EngineOptions {
             psi,
@@ -118,6 +120,7 @@ impl EngineOptions {
             seed: 0,
             context: None,
             cache: CacheMemory::Growing,
+            kv: KvFormat::F32,
         }
     }
 
@@ -320,7 +323,37 @@ impl std::fmt::Display for Prefill {
     }
 }
 
-/// When the key-value cache takes its memory: `8 n_layers K D` bytes a position (f32, keys and values).
+/// How the key-value cache keeps keys and values. Scores and sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    /// 4 bytes a number, as computed: a forward pass token by token differs from one of all at once by the order of additions alone.
+    F32,
+    /// 2 bytes: half the memory, and half of what a token reads of a long context. Each number is rounded to the nearest bf16 (a relative error of
+    /// 2^-8 at most) when it enters the cache, so prefill and decode see the same ones; the bits are those of attention over the
+    /// rounded numbers in f32.
+    Bf16,
+}
+
+impl KvFormat {
+    /// Bytes of a number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            KvFormat::F32 => 4,
+            KvFormat::Bf16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            KvFormat::F32 => "f32",
+            KvFormat::Bf16 => "bf16",
+        })
+    }
+}
+
+/// When the key-value cache takes its memory: `2 n_layers K D` numbers a position, keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheMemory {
     /// As positions come, doubling: a decode step at a power of two copies the cache.

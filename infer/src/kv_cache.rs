@@ -1,14 +1,18 @@
 //! Keys and values of the positions so far.
 
-use crate::CacheMemory;
 use crate::buffer::Buffer;
+use crate::{CacheMemory, KvFormat};
+use half::bf16;
+use kernels::attention::{AttentionShape, attention};
+use kernels::row_format::round_rows;
+use kernels::{Team, Weight};
 
 /// Positions that a growing cache begins with; from there it doubles.
 const FIRST_CAPACITY: usize = 256;
 
 /// For each layer, the keys (after RoPE) and the values of positions `0 .. len`, each `[capacity, K, D]`.
 pub(crate) struct KvCache {
-    layers: Vec<Layer>,
+    layers: Layers,
     /// K D: elements of a position.
     width: usize,
     len: usize,
@@ -16,20 +20,64 @@ pub(crate) struct KvCache {
     context: usize,
 }
 
-struct Layer {
-    k: Buffer,
-    v: Buffer,
+enum Layers {
+    F32(Vec<Layer<f32>>),
+    Bf16(Vec<Layer<bf16>>),
+}
+
+/// The same expression for the layers of both formats.
+macro_rules! in_any_format {
+    ($layers:expr, $name:ident => $result:expr) => {
+        match $layers {
+            Layers::F32($name) => $result,
+            Layers::Bf16($name) => $result,
+        }
+    };
+}
+
+struct Layer<W> {
+    k: Buffer<W>,
+    v: Buffer<W>,
+}
+
+impl<W: Weight> Layer<W> {
+    fn all(n_layers: usize, elements: usize) -> Vec<Layer<W>> {
+        (0..n_layers).map(|_| Layer { k: Buffer::stale(elements), v: Buffer::stale(elements) }).collect()
+    }
+
+    /// Moves to memory of `elements`, of which the first `kept` are held.
+    fn grow(&mut self, kept: usize, elements: usize) {
+        for buffer in [&mut self.k, &mut self.v] {
+            let mut grown = Buffer::stale(elements);
+            grown[..kept].copy_from_slice(&buffer[..kept]);
+            *buffer = grown;
+        }
+    }
+
+    /// Each rounded to the nearest there is.
+    fn write(&mut self, team: &Team, width: usize, start: usize, k: &[f32], v: &[f32]) {
+        for (to, from) in [(&mut self.k, k), (&mut self.v, v)] {
+            round_rows(team, from, width, &mut to[start..start + from.len()]);
+        }
+    }
+
+    fn copy_from(&mut self, other: &Layer<W>, held: usize) {
+        self.k[..held].copy_from_slice(&other.k[..held]);
+        self.v[..held].copy_from_slice(&other.v[..held]);
+    }
 }
 
 impl KvCache {
     /// An empty cache for at most `context` positions of `width` elements.
-    pub fn new(n_layers: usize, width: usize, context: usize, memory: CacheMemory) -> KvCache {
+    pub fn new(n_layers: usize, width: usize, context: usize, (memory, format): (CacheMemory, KvFormat)) -> KvCache {
         let capacity = match memory {
             CacheMemory::Fixed => context,
             CacheMemory::Growing => context.min(FIRST_CAPACITY),
         };
-        let buffer = || Buffer::stale(capacity * width);
-        let layers = (0..n_layers).map(|_| Layer { k: buffer(), v: buffer() }).collect();
+        let layers = match format {
+            KvFormat::F32 => Layers::F32(Layer::all(n_layers, capacity * width)),
+            KvFormat::Bf16 => Layers::Bf16(Layer::all(n_layers, capacity * width)),
+        };
         KvCache { layers, width, len: 0, capacity, context }
     }
 
@@ -51,26 +99,33 @@ impl KvCache {
         if needed > self.capacity {
             self.capacity = needed.next_power_of_two().min(self.context);
             let (kept, size) = (self.len * self.width, self.capacity * self.width);
-            for buffer in self.layers.iter_mut().flat_map(|layer| [&mut layer.k, &mut layer.v]) {
-                let mut grown = Buffer::stale(size);
-                grown[..kept].copy_from_slice(&buffer[..kept]);
-                *buffer = grown;
-            }
+            in_any_format!(&mut self.layers, layers => layers.iter_mut().for_each(|layer| layer.grow(kept, size)));
         }
     }
 
-    /// The places of keys and values of `n` new positions in `layer`, `[n, K, D]` each.
-    pub fn new_rows(&mut self, layer: usize, n: usize) -> (&mut [f32], &mut [f32]) {
-        let range = self.len * self.width..(self.len + n) * self.width;
-        let Layer { k, v } = &mut self.layers[layer];
-        (&mut k[range.clone()], &mut v[range])
+    /// Puts keys and values of new positions behind those that are held in `layer`, `[n, K, D]` each: rounded to nearest if the cache is
+    /// bf16.
+    pub fn write(&mut self, team: &Team, layer: usize, k: &[f32], v: &[f32]) {
+        let start = self.len * self.width;
+        in_any_format!(&mut self.layers, layers => layers[layer].write(team, self.width, start, k, v));
     }
 
-    /// Keys and values of the positions held and `n` new ones in `layer`, `[len + n, K, D]` each.
-    pub fn rows(&self, layer: usize, n: usize) -> (&[f32], &[f32]) {
-        let end = (self.len + n) * self.width;
-        let Layer { k, v } = &self.layers[layer];
-        (&k[..end], &v[..end])
+    /// [`attention`] of `shape.q_len` queries over the keys and values of the first `shape.kv_len` positions in `layer`: those held and
+    /// new ones that were [written](KvCache::write).
+    pub fn attention(
+        &self,
+        team: &Team,
+        layer: usize,
+        (shape, scale): (AttentionShape, f32),
+        q: &[f32],
+        out: &mut [f32],
+        lse: &mut [f32],
+    ) {
+        let end = shape.kv_len * self.width;
+        in_any_format!(&self.layers, layers => {
+            let Layer { k, v } = &layers[layer];
+            attention(team, shape, scale, q, &k[..end], &v[..end], out, lse);
+        });
     }
 
     /// Counts `n` new positions, which every layer has written.
@@ -83,9 +138,14 @@ impl KvCache {
         self.len = 0;
         self.reserve(other.len);
         let held = other.len * self.width;
-        for (to, from) in self.layers.iter_mut().zip(&other.layers) {
-            to.k[..held].copy_from_slice(&from.k[..held]);
-            to.v[..held].copy_from_slice(&from.v[..held]);
+        match (&mut self.layers, &other.layers) {
+            (Layers::F32(to), Layers::F32(from)) => {
+                to.iter_mut().zip(from).for_each(|(to, from)| to.copy_from(from, held))
+            }
+            (Layers::Bf16(to), Layers::Bf16(from)) => {
+                to.iter_mut().zip(from).for_each(|(to, from)| to.copy_from(from, held))
+            }
+            _ => unreachable!("an engine keeps all caches in one format"),
         }
         self.len = other.len;
     }
@@ -100,62 +160,83 @@ impl KvCache {
 mod tests {
     use super::*;
 
+    const FORMATS: [KvFormat; 2] = [KvFormat::F32, KvFormat::Bf16];
+
+    impl KvCache {
+        /// Keys and values of the positions held.
+        fn held(&self, layer: usize) -> [Vec<f32>; 2] {
+            let held = self.len * self.width;
+            in_any_format!(&self.layers, layers => {
+                let Layer { k, v } = &layers[layer];
+                [k, v].map(|buffer| buffer[..held].iter().map(|x| x.widen()).collect())
+            })
+        }
+
+        /// Appends a position of keys `x` and values `-x` in all layers.
+        fn append(&mut self, x: impl Fn(usize) -> f32) {
+            let team = Team::current();
+            self.reserve(1);
+            for layer in 0..in_any_format!(&self.layers, layers => layers.len()) {
+                let row = vec![x(layer); self.width];
+                self.write(&team, layer, &row, &row.iter().map(|x| -x).collect::<Vec<_>>());
+            }
+            self.advance(1);
+        }
+    }
+
+    /// A position of each number, as a cache of the format holds it.
+    fn expected(format: KvFormat, width: usize, numbers: impl Iterator<Item = f32>) -> [Vec<f32>; 2] {
+        let round = |x| if format == KvFormat::Bf16 { bf16::round(x).widen() } else { x };
+        let k: Vec<f32> = numbers.flat_map(|x| vec![round(x); width]).collect();
+        let v = k.iter().map(|x| -x).collect();
+        [k, v]
+    }
+
     #[test]
     fn growing_keeps_what_is_held() {
-        let mut cache = KvCache::new(2, 3, 1000, CacheMemory::Growing);
-        for position in 0..1000 {
-            cache.reserve(1);
-            for layer in 0..2 {
-                let (k, v) = cache.new_rows(layer, 1);
-                k.fill((position * 2 + layer) as f32);
-                v.fill(-((position * 2 + layer) as f32));
+        for format in FORMATS {
+            let mut cache = KvCache::new(2, 3, 1000, (CacheMemory::Growing, format));
+            for position in 0..1000 {
+                cache.append(|layer| (position * 2 + layer) as f32);
             }
-            cache.advance(1);
-        }
-        assert_eq!(cache.capacity, 1000, "the capacity ends at the context, not at the next power of two");
-        for layer in 0..2 {
-            let (k, v) = cache.rows(layer, 0);
-            let expected = (0..1000).flat_map(|position| [(position * 2 + layer) as f32; 3]);
-            assert!(k.iter().copied().eq(expected.clone()) && v.iter().copied().eq(expected.map(|x| -x)));
+            assert_eq!(cache.capacity, 1000, "the capacity ends at the context, not at the next power of two");
+            for layer in 0..2 {
+                let numbers = (0..1000).map(|position| (position * 2 + layer) as f32);
+                assert!(cache.held(layer) == expected(format, 3, numbers), "{format}: layer {layer}");
+            }
         }
     }
 
     #[test]
     fn a_copy_holds_the_same_and_goes_its_own_way() {
-        let append = |cache: &mut KvCache, value: f32| {
-            cache.reserve(1);
-            let (k, v) = cache.new_rows(0, 1);
-            k.fill(value);
-            v.fill(-value);
-            cache.advance(1);
-        };
-        let new = || KvCache::new(1, 2, 600, CacheMemory::Growing);
-        let (mut cache, mut copy) = (new(), new());
-        (0..9).for_each(|_| append(&mut copy, 99.0));
-        // More positions than a cache begins with room for, then fewer.
-        for len in [300, 4] {
-            cache.truncate(len);
-            (cache.len()..len).for_each(|position| append(&mut cache, position as f32));
-            copy.copy_from(&cache);
-            append(&mut copy, 7.0);
-            append(&mut cache, 8.0);
-            let expected = |last| (0..len).map(|position| position as f32).chain([last]).flat_map(|x| [x; 2]);
-            for (cache, last) in [(&copy, 7.0), (&cache, 8.0)] {
-                let (k, v) = cache.rows(0, 0);
-                assert!(k.iter().copied().eq(expected(last)) && v.iter().copied().eq(expected(last).map(|x| -x)));
+        for format in FORMATS {
+            let new = || KvCache::new(1, 2, 600, (CacheMemory::Growing, format));
+            let (mut cache, mut copy) = (new(), new());
+            (0..9).for_each(|_| copy.append(|_| 99.0));
+            // More positions than a cache begins with room for, then fewer.
+            for len in [300, 4] {
+                cache.truncate(len);
+                (cache.len()..len).for_each(|position| cache.append(|_| position as f32));
+                copy.copy_from(&cache);
+                copy.append(|_| 7.0);
+                cache.append(|_| 8.0);
+                for (cache, last) in [(&copy, 7.0), (&cache, 8.0)] {
+                    let numbers = (0..len).map(|position| position as f32).chain([last]);
+                    assert!(cache.held(0) == expected(format, 2, numbers), "{format}: {len} positions");
+                }
             }
         }
     }
 
     #[test]
     fn a_fixed_cache_takes_its_memory_at_once() {
-        let cache = KvCache::new(1, 8, 777, CacheMemory::Fixed);
+        let cache = KvCache::new(1, 8, 777, (CacheMemory::Fixed, KvFormat::F32));
         assert_eq!(cache.capacity, 777);
     }
 
     #[test]
     #[should_panic(expected = "11 positions in a context of 10")]
     fn the_context_is_a_limit() {
-        KvCache::new(1, 2, 10, CacheMemory::Growing).reserve(11);
+        KvCache::new(1, 2, 10, (CacheMemory::Growing, KvFormat::F32)).reserve(11);
     }
 }

@@ -43,7 +43,9 @@ mod utf8;
 mod weights;
 
 pub use cpu::CpuEngine;
-pub use engine::{ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, LayerDensity, Prefill, WeightFormat};
+pub use engine::{
+    ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, Prefill, WeightFormat,
+};
 pub use error::Error;
 pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, generate, score};
 pub use rank::{Ranked, rank};

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{configs, engine_on, options, weights};
-use infer::{ActivationFormat, CacheMemory, Engine, FfnMode, Sampler, Sampling, WeightFormat};
+use infer::{ActivationFormat, CacheMemory, Engine, FfnMode, KvFormat, Sampler, Sampling, WeightFormat};
 use kernels::Level;
 use kernels::testing::CountingAllocator;
 use model::Psi;
@@ -22,24 +22,34 @@ fn decode_and_sample_allocate_nothing() {
         for level in Level::available() {
             let stochastic = Psi::stochastic(0.5);
             let (exact, q8) = (ActivationFormat::Exact, ActivationFormat::Q8);
-            for (psi, ffn, format, activations) in [
+            for (number, (psi, ffn, format, activations)) in [
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Bf16, exact),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Q8, exact),
+                (Psi::Relu, FfnMode::Sparse, WeightFormat::Q4, exact),
+                (Psi::Relu, FfnMode::Sparse, WeightFormat::Q8, q8),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Q4, q8),
                 (Psi::Relu, FfnMode::Filtered, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Filtered, WeightFormat::Bf16, exact),
                 (Psi::Relu, FfnMode::Auto, WeightFormat::F32, exact),
+                (Psi::Relu, FfnMode::Auto, WeightFormat::Q8, exact),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::Bf16, exact),
+                (Psi::Relu, FfnMode::Dense, WeightFormat::Q8, exact),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::Q4, exact),
+                (Psi::Relu, FfnMode::Dense, WeightFormat::Q4, q8),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::Q8, q8),
                 (Psi::Silu, FfnMode::Dense, WeightFormat::F32, exact),
                 (stochastic, FfnMode::Dense, WeightFormat::F32, exact),
-            ] {
+            ]
+            .into_iter()
+            .enumerate()
+            {
                 for threads in [1, 2] {
                     let mut options = options(psi, ffn);
-                    options.cache = CacheMemory::Fixed;
+                    // A growing cache has room for 256 positions before it grows, and keeps what it has grown to.
+                    let caches = [(CacheMemory::Fixed, KvFormat::F32), (CacheMemory::Growing, KvFormat::Bf16)];
+                    (options.cache, options.kv) = caches[(number + threads) % 2];
                     options.weights = format;
                     options.activations = activations;
                     let mut engine = engine_on(level, threads, &weights, options);
@@ -57,7 +67,10 @@ fn decode_and_sample_allocate_nothing() {
                         ALLOCATOR.allocations() - before
                     };
                     round();
-                    let what = format!("decode {psi} {ffn} {format} x {activations} {level}, {threads} threads");
+                    let (cache, kv) = caches[(number + threads) % 2];
+                    let what = format!(
+                        "decode {psi} {ffn} {format} x {activations} {level}, {cache:?} cache of {kv}, {threads} threads"
+                    );
                     if threads == 1 {
                         assert_eq!(round(), 0, "{what}: allocations in 60 steps");
                     } else {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{bits, configs, engine_on, options, tokens, weights};
-use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, Error, FfnMode, WeightFormat};
+use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, Error, FfnMode, KvFormat, WeightFormat};
 use kernels::Level;
 use model::{Config, Psi, Weights};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -102,7 +102,8 @@ fn a_sequence_in_a_batch_has_the_bits_that_it_has_alone() {
                 (stochastic, FfnMode::Dense, WeightFormat::F32, exact),
                 (stochastic, FfnMode::Dense, WeightFormat::Q4, q8),
             ] {
-                let options = EngineOptions { weights: format, activations, seed: 5, ..options(psi, ffn) };
+                let kv = if format == WeightFormat::Bf16 { KvFormat::Bf16 } else { KvFormat::F32 };
+                let options = EngineOptions { weights: format, activations, kv, seed: 5, ..options(psi, ffn) };
                 let what = format!("config {number} {psi} {ffn} {format} x {activations}");
                 for sequences in if number == 0 { vec![1, 2, 5, 16, 18] } else { vec![4] } {
                     run(&what, &weights, options.clone(), sequences, level);

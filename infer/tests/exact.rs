@@ -5,7 +5,7 @@ mod common;
 
 use common::{bits, configs, engine_on, options, rounded, tokens, weights, weights_with_active};
 use half::bf16;
-use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, LayerDensity, WeightFormat};
+use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, WeightFormat};
 use kernels::Activation;
 use kernels::Level;
 use kernels::quant::{Q4, Q8};
@@ -357,5 +357,46 @@ fn sparse_decoding_equals_dense_decoding_at_any_width() {
         let config = Config { d_model: 1 + pick(0, 90), d_ff: 1 + pick(1, 700), ..configs()[2].clone() };
         let weights = weights(&config, seed);
         sparse_equals_dense(&format!("seed {seed}"), &weights, &tokens(&config, seed, 3), 12);
+    }
+}
+
+/// A cache of bf16 rounds keys and values and nothing else: all ways to the same position agree as they do with one of f32, and the
+/// logits move by no more than that rounding explains.
+#[test]
+fn a_cache_of_bf16_rounds_what_it_keeps() {
+    for (number, config) in configs().iter().enumerate() {
+        let (weights, ids) = (weights(config, number as u64), tokens(config, 5, 40));
+        for level in Level::available() {
+            let run = |threads, kv, ffn, weights: &Weights| {
+                let options = EngineOptions { kv, ..options(Psi::Relu, ffn) };
+                let mut engine = engine_on(level, threads, weights, options);
+                let mut logits = vec![engine.prefill(&ids[..15]).unwrap().to_vec()];
+                logits.extend(ids[15..].iter().map(|&token| engine.decode(token).unwrap().to_vec()));
+                logits.concat()
+            };
+            let what = format!("kv bf16, config {number} {level}");
+            let (exact, kept) =
+                (run(1, KvFormat::F32, FfnMode::Dense, &weights), run(1, KvFormat::Bf16, FfnMode::Dense, &weights));
+            for (threads, ffn) in [(2, FfnMode::Dense), (1, FfnMode::Sparse), (2, FfnMode::Filtered)] {
+                assert!(
+                    bits(&run(threads, KvFormat::Bf16, ffn, &weights)) == bits(&kept),
+                    "{what}: {ffn} on {threads} threads"
+                );
+            }
+            let square = |x: &[f32]| x.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
+            let moved: Vec<f32> = exact.iter().zip(&kept).map(|(a, b)| a - b).collect();
+            let nmse = square(&moved) / square(&exact);
+            // Of relative size 2^-8 at most, each for keys and values of each layer; scores are of the size of 1.
+            let bound = 4.0 * config.n_layers as f64 * 2f64.powi(-16);
+            assert!(nmse > 0.0 && nmse < bound, "{what}: NMSE {nmse:e} of {bound:e}");
+
+            // Values that are 0 need no rounding, whatever the keys are.
+            let values_of_zero = parameter_specs(config).zip(weights.tensors()).map(|(spec, tensor)| {
+                if spec.name.contains("v_proj") { Tensor::full(0.0, spec.shape) } else { tensor.clone() }
+            });
+            let weights = Weights::from_tensors(config, values_of_zero.collect());
+            let [exact, kept] = [KvFormat::F32, KvFormat::Bf16].map(|kv| run(1, kv, FfnMode::Dense, &weights));
+            assert!(bits(&exact) == bits(&kept), "{what}: without values");
+        }
     }
 }

@@ -4,7 +4,8 @@ mod common;
 
 use common::{configs, options, tokens, weights};
 use infer::{
-    CacheMemory, CpuEngine, Engine, EngineOptions, Error, FfnMode, Request, Sampler, Sampling, StopReason, WeightFormat,
+    CacheMemory, CpuEngine, Engine, EngineOptions, Error, FfnMode, KvFormat, Request, Sampler, Sampling, StopReason,
+    WeightFormat,
 };
 use infer::{Generation, generate, score};
 use model::reference::Reference;
@@ -99,13 +100,17 @@ fn options_out_of_range_are_refused_by_name() {
 fn a_growing_cache_gives_the_bits_of_a_fixed_one() {
     let config = configs()[3].clone();
     let weights = weights(&config, 4);
-    let run = |cache| {
-        let mut engine = CpuEngine::new(&weights, EngineOptions { cache, ..EngineOptions::new(Psi::Relu) }).unwrap();
+    let run = |cache, kv| {
+        let mut engine =
+            CpuEngine::new(&weights, EngineOptions { cache, kv, ..EngineOptions::new(Psi::Relu) }).unwrap();
         engine.prefill(&tokens(&config, 6, 250)).unwrap();
         let tokens = tokens(&config, 7, 50);
         tokens.iter().map(|&t| common::bits(engine.decode(t).unwrap())).collect::<Vec<_>>()
     };
-    assert!(run(CacheMemory::Growing) == run(CacheMemory::Fixed), "kv_cache: growing changed the logits");
+    for kv in [KvFormat::F32, KvFormat::Bf16] {
+        let same = run(CacheMemory::Growing, kv) == run(CacheMemory::Fixed, kv);
+        assert!(same, "kv_cache {kv}: growing changed the logits");
+    }
 }
 
 #[test]

@@ -21,6 +21,9 @@ pub trait Weight: sealed::Sealed + Pod + Debug + PartialEq + Send + Sync {
     /// The nearest value that there is, ties to even; beyond the largest, infinity.
     fn round(x: f32) -> Self;
 
+    /// The values as they are, if they are f32.
+    fn as_f32(values: &[Self]) -> Option<&[f32]>;
+
     /// Reads `LANES` values.
     ///
     /// # Safety
@@ -75,6 +78,10 @@ impl Weight for f32 {
         x
     }
     #[inline(always)]
+    fn as_f32(values: &[f32]) -> Option<&[f32]> {
+        Some(values)
+    }
+    #[inline(always)]
     unsafe fn load_ptr<S: Simd>(s: S, src: *const f32) -> S::F32 {
         // SAFETY: the caller's contract.
         unsafe { s.load_ptr(src) }
@@ -118,6 +125,10 @@ impl Weight for bf16 {
     #[inline(always)]
     fn round(x: f32) -> bf16 {
         bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn as_f32(_: &[bf16]) -> Option<&[f32]> {
+        None
     }
     #[inline(always)]
     unsafe fn load_ptr<S: Simd>(s: S, src: *const bf16) -> S::F32 {

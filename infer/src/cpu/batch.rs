@@ -5,7 +5,7 @@ use crate::Error;
 use crate::kv_cache::KvCache;
 use crate::matrix::Tokens;
 use crate::weights::LayerWeights;
-use kernels::attention::{AttentionShape, attention};
+use kernels::attention::AttentionShape;
 use kernels::elementwise::axpy;
 use kernels::rms_norm::rms_norm;
 use kernels::rope::{RopeShape, Rotation, rope};
@@ -38,6 +38,8 @@ pub(super) struct Batch {
     /// Keys before RoPE, and values, `[B, K D]`.
     k: Vec<f32>,
     v: Vec<f32>,
+    /// Keys of one token after RoPE, `[K D]`.
+    k_rotated: Vec<f32>,
     /// `[H]`, which only a backward would read.
     lse: Vec<f32>,
     /// A branch's result, `[B, C]`.
@@ -64,6 +66,7 @@ impl Batch {
             (q_after, b * config.q_width()),
             (&mut self.k, b * config.kv_width()),
             (&mut self.v, b * config.kv_width()),
+            (&mut self.k_rotated, config.kv_width()),
             (&mut self.lse, config.n_heads),
             (&mut self.y, b * config.d_model),
             (&mut self.logits, b * config.vocab_size),
@@ -76,7 +79,7 @@ impl Batch {
 impl CpuEngine {
     pub(super) fn fork_to(&mut self, branch: usize) {
         let CpuEngine { config, options, cache, sample, batch, .. } = self;
-        let new = || KvCache::new(config.n_layers, config.kv_width(), cache.context(), options.cache);
+        let new = || KvCache::new(config.n_layers, config.kv_width(), cache.context(), (options.cache, options.kv));
         while batch.branches.len() <= branch {
             batch.branches.push(Branch { cache: new(), sample: 0, live: false });
         }
@@ -154,7 +157,7 @@ impl Step<'_> {
     /// `x += W_o softmax(rope(W_q z) rope(K)^T / sqrt(D)) V` with `z = norm(x)`, K and V of each token's own branch.
     fn attention(&self, layer: usize, w: &LayerWeights, batch: &mut Batch) {
         let Step { team, config, tokens, .. } = *self;
-        let Batch { branches, x, normed, inv_rms, q: [q, q_rotated], k, v, lse, .. } = batch;
+        let Batch { branches, x, normed, inv_rms, q: [q, q_rotated], k, v, k_rotated, lse, .. } = batch;
         let n = tokens.len();
         rms_norm(team, x, &w.input_layernorm, config.norm_eps, normed, inv_rms);
         w.q_proj.gemv_batch(team, normed, n, Beta::Zero, q);
@@ -166,11 +169,9 @@ impl Step<'_> {
             let position = cache.len();
             let of_q = token * q_width..(token + 1) * q_width;
             let of_kv = token * kv_width..(token + 1) * kv_width;
-            let (k_new, v_new) = cache.new_rows(layer, 1);
-            self.rotate(&k[of_kv.clone()], config.n_kv_heads, position, k_new);
-            v_new.copy_from_slice(&v[of_kv]);
+            self.rotate(&k[of_kv.clone()], config.n_kv_heads, position, k_rotated);
+            cache.write(team, layer, k_rotated, &v[of_kv]);
             self.rotate(&q[of_q.clone()], config.n_heads, position, &mut q_rotated[of_q.clone()]);
-            let (k, v) = cache.rows(layer, 1);
             let shape = AttentionShape {
                 batch: 1,
                 q_len: 1,
@@ -180,7 +181,7 @@ impl Step<'_> {
                 head_dim: config.head_dim,
             };
             let scale = attention_scale(config.head_dim);
-            attention(team, shape, scale, &q_rotated[of_q.clone()], k, v, &mut q[of_q], lse);
+            cache.attention(team, layer, (shape, scale), &q_rotated[of_q.clone()], &mut q[of_q], lse);
         }
         w.o_proj.gemv_batch(team, q, n, Beta::One, x);
     }

@@ -7,7 +7,7 @@
 use super::tile::Product;
 use crate::simd::Simd;
 use crate::simd::map::spans;
-use crate::{Beta, Mat, MatMut};
+use crate::{Beta, Mat, MatMut, Weight};
 use std::ops::Range;
 
 /// Queries in a block, and keys in a block. At D = 64 one operand of a product and a block of scores are 16 KiB each, so
@@ -123,7 +123,7 @@ pub(super) fn padded(head_dim: usize) -> usize {
 /// `dst = scale * src`, with the columns beyond those of `src` set to 0. Shapes: src `[rows, D]` (adjacent columns),
 /// dst `[>= rows, padded(D)]`; rows of dst beyond those of src become 0.
 #[inline(always)]
-pub(super) fn copy_rows<S: Simd>(s: S, src: Mat, scale: f32, dst: &mut [f32]) {
+pub(super) fn copy_rows<S: Simd, W: Weight>(s: S, src: Mat<W>, scale: f32, dst: &mut [f32]) {
     let scale = s.splat(scale);
     let (used, beyond) = dst.split_at_mut(src.rows * padded(src.cols));
     for (row, dst) in used.chunks_exact_mut(padded(src.cols)).enumerate() {

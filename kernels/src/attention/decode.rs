@@ -8,7 +8,7 @@ use crate::simd::map::spans;
 use crate::simd::math::exp;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
-use crate::{Beta, Mat, MatMut, Team, scratch};
+use crate::{Beta, Mat, MatMut, Team, Weight, scratch};
 
 /// Keys whose scores exist at a time: 64 rows of V at D = 128 are 32 KiB, which stay in L1 while the heads of a group read
 /// them in turn.
@@ -18,7 +18,7 @@ const CHUNK: usize = 64;
 const KEYS: usize = 4;
 
 /// One task for each key-value head of each sequence.
-pub(super) fn run(team: &Team, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
+pub(super) fn run<W: Weight>(team: &Team, inputs: Inputs<W>, out: &mut [f32], lse: &mut [f32]) {
     let shape = inputs.shape;
     let group = shape.n_heads / shape.n_kv_heads;
     let row = group * shape.head_dim;
@@ -27,15 +27,15 @@ pub(super) fn run(team: &Team, inputs: Inputs, out: &mut [f32], lse: &mut [f32])
         let (b, kv_head) = (task / shape.n_kv_heads, task % shape.n_kv_heads);
         // SAFETY: one part for each task.
         let lse = unsafe { lse.slice(task * group, group) };
-        scratch::with(Decode::scratch_len(group, shape.head_dim), |scratch| {
+        scratch::with(Decode::<W>::scratch_len(group, shape.head_dim), |scratch| {
             team.level().dispatch(Decode { inputs, b, h: kv_head * group, out, lse, scratch });
         });
     });
 }
 
 /// The query heads `h .. h + G` of sequence b: out `[G, D]`, lse `[G]`.
-struct Decode<'a> {
-    inputs: Inputs<'a>,
+struct Decode<'a, W> {
+    inputs: Inputs<'a, W>,
     b: usize,
     h: usize,
     out: &'a mut [f32],
@@ -43,13 +43,13 @@ struct Decode<'a> {
     scratch: &'a mut [f32],
 }
 
-impl Decode<'_> {
+impl<W> Decode<'_, W> {
     fn scratch_len(group: usize, head_dim: usize) -> usize {
         group * (2 * padded(head_dim) + CHUNK + 2) + CHUNK * padded(head_dim)
     }
 }
 
-impl Kernel for Decode<'_> {
+impl<W: Weight> Kernel for Decode<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -63,7 +63,7 @@ impl Kernel for Decode<'_> {
         let (q, scratch) = self.scratch.split_at_mut(group * n); // [G, N], scaled
         let (o, scratch) = scratch.split_at_mut(group * n); // [G, N]
         let (p, scratch) = scratch.split_at_mut(group * CHUNK); // [G, CHUNK]
-        let (v, scratch) = scratch.split_at_mut(CHUNK * n); // [keys, N], where D is not in whole vectors
+        let (v, scratch) = scratch.split_at_mut(CHUNK * n); // [keys, N], unless V can be read in place
         let (max, sum) = scratch.split_at_mut(group);
         let q_group = &inputs.q[shape.q_at(b, 0, h)..][..group * d];
         for (src, dst) in q_group.chunks_exact(d).zip(q.chunks_exact_mut(n)) {
@@ -79,7 +79,7 @@ impl Kernel for Decode<'_> {
             let keys = CHUNK.min(shape.kv_len - first_key);
             for key in (0..keys).step_by(KEYS) {
                 // Beyond the last key the last one is read again; what it gives is cut off below.
-                let mut k_rows: [&[f32]; KEYS] = [&[]; KEYS];
+                let mut k_rows: [&[W]; KEYS] = [&[]; KEYS];
                 for (i, k_row) in k_rows.iter_mut().enumerate() {
                     *k_row = &inputs.k[shape.kv_at(b, first_key + (key + i).min(keys - 1), h)..][..d];
                 }
@@ -107,12 +107,12 @@ impl Kernel for Decode<'_> {
                     at.store(s, s.mul(at.load(s, o), s.splat(rescale)), o);
                 }
             }
-            let v_rows = shape.kv_rows(inputs.v, b, first_key, h, keys);
-            let v_rows = if d == n {
-                v_rows
-            } else {
-                block::copy_rows(s, v_rows, 1.0, v);
-                Mat::new(&v[..keys * n], keys, n)
+            let v_rows = match W::as_f32(inputs.v) {
+                Some(v) if d == n => shape.kv_rows(v, b, first_key, h, keys),
+                _ => {
+                    block::copy_rows(s, shape.kv_rows(inputs.v, b, first_key, h, keys), 1.0, v);
+                    Mat::new(&v[..keys * n], keys, n)
+                }
             };
             let p = Mat::strided(p, group, keys, CHUNK, 1);
             s.call(Product { a: p, b: v_rows, beta: Beta::One, c: MatMut::new(o, group, n) });
@@ -130,7 +130,7 @@ impl Kernel for Decode<'_> {
 
 /// The dot of q with each key.
 #[inline(always)]
-fn dots<S: Simd>(s: S, q: &[f32], keys: [&[f32]; KEYS]) -> [f32; KEYS] {
+fn dots<S: Simd, W: Weight>(s: S, q: &[f32], keys: [&[W]; KEYS]) -> [f32; KEYS] {
     let mut acc = [s.splat(0.0); KEYS];
     for at in spans(s, q.len()) {
         let q = at.load(s, q);

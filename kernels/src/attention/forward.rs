@@ -4,14 +4,14 @@ use crate::simd::map::spans;
 use crate::simd::math::exp;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
-use crate::{Beta, Team, scratch};
+use crate::{Beta, Mat, Team, Weight, scratch};
 
 /// One task for each block of queries of each head. Neighbours in task order share their K and V (the heads of one
 /// key-value head); within a head the longest task goes first, so that the last ones to finish are short.
-pub(super) fn run(team: &Team, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
+pub(super) fn run<W: Weight>(team: &Team, inputs: Inputs<W>, out: &mut [f32], lse: &mut [f32]) {
     let shape = inputs.shape;
     let blocks = shape.q_len.div_ceil(BLOCK);
-    let scratch_len = Forward::scratch_len(shape.head_dim);
+    let scratch_len = Forward::<W>::scratch_len(shape.head_dim);
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     team.run(shape.batch * shape.n_heads * blocks, |task| {
         let (head_of_all, block) = (task / blocks, blocks - 1 - task % blocks);
@@ -24,8 +24,8 @@ pub(super) fn run(team: &Team, inputs: Inputs, out: &mut [f32], lse: &mut [f32])
 }
 
 /// The queries `t .. t + BLOCK` of head h in sequence b.
-struct Forward<'a> {
-    inputs: Inputs<'a>,
+struct Forward<'a, W> {
+    inputs: Inputs<'a, W>,
     b: usize,
     h: usize,
     t: usize,
@@ -34,13 +34,14 @@ struct Forward<'a> {
     scratch: &'a mut [f32],
 }
 
-impl Forward<'_> {
+impl<W: Weight> Forward<'_, W> {
     fn scratch_len(head_dim: usize) -> usize {
-        BLOCK * (head_dim + 2 * padded(head_dim) + BLOCK + 3)
+        let widened_keys = if W::as_f32(&[]).is_some() { 0 } else { padded(head_dim) };
+        BLOCK * (head_dim + 2 * padded(head_dim) + widened_keys + BLOCK + 3)
     }
 }
 
-impl Kernel for Forward<'_> {
+impl<W: Weight> Kernel for Forward<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -57,7 +58,8 @@ impl Kernel for Forward<'_> {
         let (v, scratch) = scratch.split_at_mut(BLOCK * n); // [keys, N]
         let (o, scratch) = scratch.split_at_mut(BLOCK * n); // [queries, N]
         let (max, scratch) = scratch.split_at_mut(BLOCK);
-        let (sum, rescale) = scratch.split_at_mut(BLOCK);
+        let (sum, scratch) = scratch.split_at_mut(BLOCK);
+        let (rescale, k) = scratch.split_at_mut(BLOCK); // k: [keys, N], unless K can be read in place
 
         block::copy_transposed(s, shape.q_rows(inputs.q, b, t, h, rows), inputs.scale, q_t);
         max.fill(f32::NEG_INFINITY);
@@ -67,7 +69,14 @@ impl Kernel for Forward<'_> {
         for first_key in (0..visible).step_by(BLOCK) {
             let keys = BLOCK.min(visible - first_key);
             let pair = Pair { queries, keys, shift: shape.visible(t) as isize - 1 - first_key as isize };
-            pair.masked_scores(s, shape.kv_rows(inputs.k, b, first_key, h, keys), q_t, s_t);
+            let k_rows = match W::as_f32(inputs.k) {
+                Some(k) => shape.kv_rows(k, b, first_key, h, keys),
+                None => {
+                    block::copy_rows(s, shape.kv_rows(inputs.k, b, first_key, h, keys), 1.0, k);
+                    Mat::strided(k, keys, d, n, 1)
+                }
+            };
+            pair.masked_scores(s, k_rows, q_t, s_t);
 
             for (queries, keys) in pair.query_strips() {
                 for at in queries.step_by(S::LANES) {

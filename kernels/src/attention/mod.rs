@@ -7,7 +7,7 @@ mod forward;
 mod tile;
 
 use crate::team::SharedMut;
-use crate::{Beta, Mat, Team};
+use crate::{Beta, Mat, Team, Weight};
 
 /// Shapes of an attention call: q, out `[B, Tq, H, D]`; k, v `[B, Tk, K, D]`; lse `[B, H, Tq]`.
 ///
@@ -61,12 +61,12 @@ impl AttentionShape {
     }
 
     /// The keys (or values) that query head h reads at the positions `s .. s + rows` of sequence b: `[rows, D]`.
-    fn kv_rows(self, k: &[f32], b: usize, s: usize, h: usize, rows: usize) -> Mat<'_> {
+    fn kv_rows<W: Weight>(self, k: &[W], b: usize, s: usize, h: usize, rows: usize) -> Mat<'_, W> {
         Mat::strided(&k[self.kv_at(b, s, h)..], rows, self.head_dim, self.n_kv_heads * self.head_dim, 1)
     }
 
     #[track_caller]
-    fn check(self, op: &str, like_q: &[(&str, &[f32])], like_k: &[(&str, &[f32])], lse: &[f32]) {
+    fn check(self, op: &str, like_q: &[(&str, &[f32])], like_k: &[(&str, usize)], lse: &[f32]) {
         let AttentionShape { batch, q_len, kv_len, n_heads, n_kv_heads, head_dim } = self;
         assert!(
             n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads > 0 && head_dim > 0,
@@ -81,7 +81,7 @@ impl AttentionShape {
         }
         for (name, x) in like_k {
             let shape = [batch, kv_len, n_kv_heads, head_dim];
-            assert!(elements(&shape) == Some(x.len()), "{op}: {name} has {} elements for {shape:?}", x.len());
+            assert!(elements(&shape) == Some(*x), "{op}: {name} has {x} elements for {shape:?}");
         }
         let shape = [batch, n_heads, q_len];
         assert!(elements(&shape) == Some(lse.len()), "{op}: lse has {} elements for {shape:?}", lse.len());
@@ -90,7 +90,8 @@ impl AttentionShape {
 
 /// `out = softmax(scale Q K^T + causal mask) V`, and `lse`, the logarithm of each softmax's sum, for the backward.
 ///
-/// Shapes as in [`AttentionShape`]; out and lse are overwritten. With `q_len = 1` (a decoded token) another form runs, which
+/// Shapes as in [`AttentionShape`]; out and lse are overwritten. Keys and values may be bf16: the bits are then those of the widened
+/// ones. With `q_len = 1` (a decoded token) another form runs, which
 /// reads the keys and values once for all query heads that share them: `infer` calls this same function.
 ///
 /// Panics if a length does not fit, if K does not divide H, or if `kv_len < q_len`. Accuracy: with `E` the largest error of
@@ -103,17 +104,17 @@ impl AttentionShape {
 /// a few blocks. Source: Dao et al., arXiv 2205.14135 and 2307.08691 (online softmax in blocks); GQA arXiv 2305.13245.
 #[allow(clippy::too_many_arguments)] // the tensors of the formula
 #[track_caller]
-pub fn attention(
+pub fn attention<W: Weight>(
     team: &Team,
     shape: AttentionShape,
     scale: f32,
     q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    k: &[W],
+    v: &[W],
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    shape.check("attention", &[("q", q), ("out", out)], &[("k", k), ("v", v)], lse);
+    shape.check("attention", &[("q", q), ("out", out)], &[("k", k.len()), ("v", v.len())], lse);
     let inputs = Inputs { shape, scale, q, k, v };
     if shape.q_len == 1 {
         decode::run(team, inputs, out, lse);
@@ -124,12 +125,12 @@ pub fn attention(
 
 /// What the forward reads.
 #[derive(Clone, Copy)]
-struct Inputs<'a> {
+struct Inputs<'a, W> {
     shape: AttentionShape,
     scale: f32,
     q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    k: &'a [W],
+    v: &'a [W],
 }
 
 /// What the backward of attention reads.
@@ -172,7 +173,12 @@ pub fn attention_backward(
 ) {
     let AttentionSaved { q, k, v, out, lse } = saved;
     let like_q = [("q", q), ("out", out), ("d_out", d_out), ("dq", dq)];
-    shape.check("attention_backward", &like_q, &[("k", k), ("v", v), ("dk", dk), ("dv", dv)], lse);
+    shape.check(
+        "attention_backward",
+        &like_q,
+        &[("k", k), ("v", v), ("dk", dk), ("dv", dv)].map(|(name, x)| (name, x.len())),
+        lse,
+    );
     let (dq, dk, dv) = (&SharedMut::new(dq), &SharedMut::new(dk), &SharedMut::new(dv));
     backward::run(team, shape, scale, saved, d_out, backward::Gradients { beta, dq, dk, dv });
 }

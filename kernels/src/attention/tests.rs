@@ -1,7 +1,8 @@
 use super::*;
 use crate::reference::{self, AttentionAbs};
 use crate::testing::{ROUNDING, assert_within, teams, teams_of, underflow_bound, uniform};
-use crate::{Level, Team};
+use crate::{Level, Team, Weight};
+use half::bf16;
 use proptest::prelude::*;
 
 /// Inputs of one case; `size` multiplies q, and so the scores.
@@ -241,4 +242,26 @@ fn attention_refuses_a_shape_whose_size_wraps() {
     let q = [0.0; 64];
     let (mut out, mut lse) = ([0.0; 64], vec![0.0; 2]);
     attention(&Team::serial(Level::SCALAR), shape, 1.0, &q, &q, &q, &mut out, &mut lse);
+}
+
+/// Keys and values of bf16 have the bits of the widened ones, in both forms.
+#[test]
+fn bf16_keys_and_values_have_the_bits_of_the_widened_ones() {
+    for (q_len, kv_len) in [(1, 1), (1, 64), (1, 131), (7, 7), (5, 70), (66, 130)] {
+        for (n_heads, n_kv_heads, head_dim) in [(4, 2, 16), (3, 1, 5), (2, 2, 40), (6, 2, 64)] {
+            let shape = AttentionShape { batch: 2, q_len, kv_len, n_heads, n_kv_heads, head_dim };
+            let mut case = Case::new(shape, 3.0);
+            let [k, v] = [&case.k, &case.v].map(|x| x.iter().map(|&x| bf16::round(x)).collect::<Vec<_>>());
+            [case.k, case.v] = [&k, &v].map(|x| x.iter().map(|x| x.widen()).collect());
+            for team in teams() {
+                let (mut out, mut lse) = (vec![f32::NAN; shape.q_elements()], vec![f32::NAN; shape.lse_elements()]);
+                attention(&team, shape, case.scale, &case.q, &k, &v, &mut out, &mut lse);
+                let (expected_out, expected_lse) = case.forward(&team);
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let what = format!("{} of bf16, {} x{} {shape:?}", forward_name(shape), team.level(), team.threads());
+                assert!(bits(&out) == bits(&expected_out), "{what}: out");
+                assert!(bits(&lse) == bits(&expected_lse), "{what}: lse");
+            }
+        }
+    }
 }
