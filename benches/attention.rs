@@ -8,6 +8,7 @@
 mod share;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use half::bf16;
 use kernels::Beta;
 use kernels::attention::{AttentionSaved, AttentionShape, attention, attention_backward};
 use kernels::limits::fma_gflops;
@@ -63,6 +64,7 @@ fn decoding(c: &mut Criterion) {
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
         let q = uniform(1, shape.q_elements());
         let (k, v) = (uniform(2, shape.kv_elements()), uniform(3, shape.kv_elements()));
+        let [k_bf16, v_bf16] = [&k, &v].map(|x| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; shape.lse_elements()]);
         for team in share::teams() {
             let limit = share::read_limit(&team);
@@ -72,6 +74,10 @@ fn decoding(c: &mut Criterion) {
             let bytes = (size_of::<f32>() * (k.len() + v.len())) as u64;
             share::bench(&mut group, "decode".to_string(), bytes, limit, || {
                 attention(&team, shape, scale, &q, &k, &v, &mut out, &mut lse)
+            });
+            let limit = share::read_limit(&team);
+            share::bench(&mut group, "decode, bf16".to_string(), bytes / 2, limit, || {
+                attention(&team, shape, scale, &q, &k_bf16, &v_bf16, &mut out, &mut lse)
             });
         }
     }
