@@ -47,7 +47,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     files.write(&almanac, args.bytes)?;
     let questions = almanac.questions();
     let size = fs::metadata(&files.text).with_context(|| files.text.display().to_string())?.len();
-    say(format_args!("{}: {} bytes, {} facts", files.text.display(), grouped(size), almanac.fact_count()))?;
+    say(format_args!(
+        "{}: {} bytes about a world of {} facts",
+        files.text.display(),
+        grouped(size),
+        almanac.fact_count()
+    ))?;
     for (path, of_path) in files.questions(&questions) {
         say(format_args!("{}: {} questions", path.display(), of_path.len()))?;
     }

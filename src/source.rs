@@ -149,6 +149,14 @@ pub fn parse_kv(name: &str) -> Result<KvFormat, String> {
         .ok_or("expected f32 or bf16".to_string())
 }
 
+/// The value of a flag that is a share.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a share, 0 to 1".to_string()),
+    }
+}
+
 /// The value of a `--prefill` flag.
 pub fn parse_prefill(name: &str) -> Result<Prefill, String> {
     let ways = Prefill::ALL;

@@ -1,7 +1,7 @@
 //! `silurian train`: from a text to a model.
 
 use crate::narrator::Narrator;
-use crate::source::{self, parse_psi};
+use crate::source::{self, parse_psi, parse_share};
 use crate::terminal::complain;
 use anyhow::{Context, anyhow, bail};
 use model::{HiddenAct, Psi, Switch};
@@ -57,7 +57,7 @@ pub struct Args {
     activation: Option<Psi>,
 
     /// Swi+FT: the share of the steps, at the end, that run under RELU (or train.switch.to); 0 is no switch [default: 0.1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_share)]
     alpha: Option<f64>,
 
     /// Optimiser steps [default: 1000]

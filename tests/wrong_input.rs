@@ -88,8 +88,10 @@ fn configuration() {
         let output = place.train(&["--name", name]).output().unwrap();
         assert!(said(&output).contains("must name a folder below runs; --out takes any folder"), "{}", said(&output));
     }
-    refuse(&mut flag(&["--alpha", "2"]), &["train.switch.alpha = 2"]);
-    refuse(&mut flag(&["--alpha", "2", "--set", "train.lr=0.1"]), &["error: train.switch.alpha = 2"]);
+    for alpha in ["2", "-0.1", "nan", "much"] {
+        let output = place.train(&["--alpha", alpha]).output().unwrap();
+        assert!(said(&output).contains("'--alpha <X>': expected a share, 0 to 1"), "{}", said(&output));
+    }
     refuse(&mut flag(&["--set", "train.lr=nan"]), &["error: --set train.lr=nan: train.lr = NaN"]);
     for name in ["--steps", "--seq-len", "--micro-batch", "--batch-tokens", "--seed"] {
         let key = format!("error: train.{} = {most}: must be", &name[2..].replace('-', "_"));

@@ -25,9 +25,9 @@ const SPINS: u32 = 4_000;
 /// Bytes of a helper's stack, as much as std gives a thread unless it is told otherwise.
 const STACK: usize = 2 << 20;
 
-/// Bytes of address space that must be free when a helper begins: its stack many times over, and more than glibc ever takes from
-/// the heap instead of asking the system.
-const ROOM: usize = 40 << 20;
+/// Bytes of address space that must be free when a helper begins. Its first allocation makes glibc map 128 MiB of addresses for a heap of
+/// its own (and give back what it does not keep): where those fit and little else, the stack for signals, which comes next, has no place.
+const ROOM: usize = 160 << 20;
 
 /// A level and a number of threads: where a kernel runs.
 pub struct Team {
