@@ -1,5 +1,5 @@
 use super::chunk_len;
-use crate::gemv::{LINE, Rows, rows_ahead};
+use crate::gemv::{LINE, Rows, rows_ahead, touch};
 use crate::quant::GROUP;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
@@ -149,6 +149,7 @@ fn axpy_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(
         let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);
         for r in 0..G {
             (group[r], hints[r]) = (now(j + r), hint(j + r));
+            touch(s, w, rows, j + r, row_len);
         }
         W::axpy_group(s, group, hints, &h[j..j + G], sum);
         j += G;

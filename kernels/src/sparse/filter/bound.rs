@@ -65,7 +65,7 @@ pub(super) struct TokenBound {
 impl RowBound {
     /// Quantises a row. A value that is not finite makes a norm that is not, so that the row always survives.
     pub fn new<W: Weight>(w: &[W], m: &[f32], m_square: f64, quants: &mut [i8]) -> RowBound {
-        let max = w.iter().fold(0.0f32, |max, w| max.max(w.widen().abs()));
+        let max = max_abs(w.len(), |j| w[j].widen());
         let scale = max / 127.0;
         let inverse = inverse(scale as f64);
         for (q, w) in quants.iter_mut().zip(w) {
@@ -91,7 +91,7 @@ impl TokenBound {
     /// Quantises x. If it is not finite, its norm is not either, and every row survives.
     pub fn new(x: &[f32], m: &[f32], m_square: f64, quants: &mut [i16]) -> TokenBound {
         let c = x.len();
-        let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let max = max_abs(x.len(), |j| x[j]);
         let scale = (max / 32767.0) as f64;
         let inverse = inverse(scale);
         for (p, x) in quants.iter_mut().zip(x) {
@@ -142,10 +142,12 @@ fn nearest(x: f64, limit: f64) -> f64 {
     (x.clamp(-limit, limit) + SHIFT) - SHIFT
 }
 
+/// Sums that take turns, so that the compiler can keep them in vectors.
+const LANES: usize = 8;
+
 /// `sum_j f(j)`, in eight sums that the compiler can keep in vectors: the same at every level.
 #[inline(always)]
 fn sum(len: usize, f: impl Fn(usize) -> f64) -> f64 {
-    const LANES: usize = 8;
     let mut sums = [0.0; LANES];
     let whole = len / LANES * LANES;
     for j in (0..whole).step_by(LANES) {
@@ -154,6 +156,19 @@ fn sum(len: usize, f: impl Fn(usize) -> f64) -> f64 {
         }
     }
     (whole..len).map(f).sum::<f64>() + sums.iter().sum::<f64>()
+}
+
+/// The largest `|f(j)|`; NaN does not count. In lanes, as [`sum`]: one after the other they are 3 microseconds of a token at 2048 columns.
+#[inline(always)]
+fn max_abs(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let whole = len / LANES * LANES;
+    for j in (0..whole).step_by(LANES) {
+        for (lane, max) in lanes.iter_mut().enumerate() {
+            *max = max.max(f(j + lane).abs());
+        }
+    }
+    (whole..len).map(|j| f(j).abs()).chain(lanes).fold(0.0, f32::max)
 }
 
 /// At least the 2-norm of the f(j).
