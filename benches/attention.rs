@@ -10,7 +10,7 @@ mod share;
 use criterion::{Criterion, criterion_group, criterion_main};
 use half::bf16;
 use kernels::Beta;
-use kernels::attention::{AttentionSaved, AttentionShape, attention, attention_backward};
+use kernels::attention::{AttentionSaved, AttentionShape, CachedKv, attention, attention_backward, attention_cached};
 use kernels::limits::fma_gflops;
 use kernels::testing::uniform;
 use share::Limit;
@@ -72,12 +72,15 @@ fn decoding(c: &mut Criterion) {
                 c.benchmark_group(format!("attention/{}/{}/{}t", name(shape), team.level(), team.threads()));
             share::settings(&mut group);
             let bytes = (size_of::<f32>() * (k.len() + v.len())) as u64;
+            let capacity = shape.kv_len;
             share::bench(&mut group, "decode".to_string(), bytes, limit, || {
-                attention(&team, shape, scale, &q, &k, &v, &mut out, &mut lse)
+                let cache = CachedKv { k: &k, v: &v, capacity };
+                attention_cached(&team, shape, scale, &q, cache, &mut out, &mut lse)
             });
             let limit = share::read_limit(&team);
             share::bench(&mut group, "decode, bf16".to_string(), bytes / 2, limit, || {
-                attention(&team, shape, scale, &q, &k_bf16, &v_bf16, &mut out, &mut lse)
+                let cache = CachedKv { k: &k_bf16, v: &v_bf16, capacity };
+                attention_cached(&team, shape, scale, &q, cache, &mut out, &mut lse)
             });
         }
     }

@@ -97,7 +97,7 @@ impl CpuEngine {
             team: Team::current(),
             weights,
             residence,
-            cache: KvCache::new(config.n_layers, config.kv_width(), context, (options.cache, options.kv)),
+            cache: KvCache::new(&config, context, &options),
             activations: Activations::default(),
             logits: vec![0.0; config.vocab_size],
             row_logits: Vec::new(),

@@ -79,7 +79,7 @@ impl Batch {
 impl CpuEngine {
     pub(super) fn fork_to(&mut self, branch: usize) {
         let CpuEngine { config, options, cache, sample, batch, .. } = self;
-        let new = || KvCache::new(config.n_layers, config.kv_width(), cache.context(), (options.cache, options.kv));
+        let new = || KvCache::new(config, cache.context(), options);
         while batch.branches.len() <= branch {
             batch.branches.push(Branch { cache: new(), sample: 0, live: false });
         }

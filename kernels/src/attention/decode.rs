@@ -77,11 +77,13 @@ impl<W: Weight> Kernel for Decode<'_, W> {
 
         for first_key in (0..shape.kv_len).step_by(CHUNK) {
             let keys = CHUNK.min(shape.kv_len - first_key);
+            let k_block = inputs.kv_rows(inputs.k, b, first_key, h, keys);
             for key in (0..keys).step_by(KEYS) {
                 // Beyond the last key the last one is read again; what it gives is cut off below.
                 let mut k_rows: [&[W]; KEYS] = [&[]; KEYS];
                 for (i, k_row) in k_rows.iter_mut().enumerate() {
-                    *k_row = &inputs.k[shape.kv_at(b, first_key + (key + i).min(keys - 1), h)..][..d];
+                    let row = (key + i).min(keys - 1);
+                    *k_row = &k_block.data[row * k_block.row_stride..][..d];
                 }
                 for (q, p) in q.chunks_exact(n).zip(p.chunks_exact_mut(CHUNK)) {
                     p[key..key + KEYS].copy_from_slice(&dots(s, &q[..d], k_rows));
@@ -108,9 +110,9 @@ impl<W: Weight> Kernel for Decode<'_, W> {
                 }
             }
             let v_rows = match W::as_f32(inputs.v) {
-                Some(v) if d == n => shape.kv_rows(v, b, first_key, h, keys),
+                Some(v) if d == n => inputs.kv_rows(v, b, first_key, h, keys),
                 _ => {
-                    block::copy_rows(s, shape.kv_rows(inputs.v, b, first_key, h, keys), 1.0, v);
+                    block::copy_rows(s, inputs.kv_rows(inputs.v, b, first_key, h, keys), 1.0, v);
                     Mat::new(&v[..keys * n], keys, n)
                 }
             };

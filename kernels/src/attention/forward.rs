@@ -70,9 +70,9 @@ impl<W: Weight> Kernel for Forward<'_, W> {
             let keys = BLOCK.min(visible - first_key);
             let pair = Pair { queries, keys, shift: shape.visible(t) as isize - 1 - first_key as isize };
             let k_rows = match W::as_f32(inputs.k) {
-                Some(k) => shape.kv_rows(k, b, first_key, h, keys),
+                Some(k) => inputs.kv_rows(k, b, first_key, h, keys),
                 None => {
-                    block::copy_rows(s, shape.kv_rows(inputs.k, b, first_key, h, keys), 1.0, k);
+                    block::copy_rows(s, inputs.kv_rows(inputs.k, b, first_key, h, keys), 1.0, k);
                     Mat::strided(k, keys, d, n, 1)
                 }
             };
@@ -111,7 +111,7 @@ impl<W: Weight> Kernel for Forward<'_, W> {
                     }
                 }
             }
-            block::copy_rows(s, shape.kv_rows(inputs.v, b, first_key, h, keys), 1.0, v);
+            block::copy_rows(s, inputs.kv_rows(inputs.v, b, first_key, h, keys), 1.0, v);
             pair.add_over_keys(s, s_t, v, n, beta, o);
         }
 

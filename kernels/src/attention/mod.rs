@@ -61,12 +61,12 @@ impl AttentionShape {
     }
 
     /// The keys (or values) that query head h reads at the positions `s .. s + rows` of sequence b: `[rows, D]`.
-    fn kv_rows<W: Weight>(self, k: &[W], b: usize, s: usize, h: usize, rows: usize) -> Mat<'_, W> {
+    fn kv_rows(self, k: &[f32], b: usize, s: usize, h: usize, rows: usize) -> Mat<'_> {
         Mat::strided(&k[self.kv_at(b, s, h)..], rows, self.head_dim, self.n_kv_heads * self.head_dim, 1)
     }
 
     #[track_caller]
-    fn check(self, op: &str, like_q: &[(&str, &[f32])], like_k: &[(&str, usize)], lse: &[f32]) {
+    fn check(self, op: &str, like_q: &[(&str, &[f32])], like_k: &[(&str, &[f32])], lse: &[f32]) {
         let AttentionShape { batch, q_len, kv_len, n_heads, n_kv_heads, head_dim } = self;
         assert!(
             n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads > 0 && head_dim > 0,
@@ -81,7 +81,7 @@ impl AttentionShape {
         }
         for (name, x) in like_k {
             let shape = [batch, kv_len, n_kv_heads, head_dim];
-            assert!(elements(&shape) == Some(*x), "{op}: {name} has {x} elements for {shape:?}");
+            assert!(elements(&shape) == Some(x.len()), "{op}: {name} has {} elements for {shape:?}", x.len());
         }
         let shape = [batch, n_heads, q_len];
         assert!(elements(&shape) == Some(lse.len()), "{op}: lse has {} elements for {shape:?}", lse.len());
@@ -90,8 +90,7 @@ impl AttentionShape {
 
 /// `out = softmax(scale Q K^T + causal mask) V`, and `lse`, the logarithm of each softmax's sum, for the backward.
 ///
-/// Shapes as in [`AttentionShape`]; out and lse are overwritten. Keys and values may be bf16: the bits are then those of the widened
-/// ones. With `q_len = 1` (a decoded token) another form runs, which
+/// Shapes as in [`AttentionShape`]; out and lse are overwritten. With `q_len = 1` (a decoded token) another form runs, which
 /// reads the keys and values once for all query heads that share them: `infer` calls this same function.
 ///
 /// Panics if a length does not fit, if K does not divide H, or if `kv_len < q_len`. Accuracy: with `E` the largest error of
@@ -104,19 +103,65 @@ impl AttentionShape {
 /// a few blocks. Source: Dao et al., arXiv 2205.14135 and 2307.08691 (online softmax in blocks); GQA arXiv 2305.13245.
 #[allow(clippy::too_many_arguments)] // the tensors of the formula
 #[track_caller]
-pub fn attention<W: Weight>(
+pub fn attention(
     team: &Team,
     shape: AttentionShape,
     scale: f32,
     q: &[f32],
-    k: &[W],
-    v: &[W],
+    k: &[f32],
+    v: &[f32],
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    shape.check("attention", &[("q", q), ("out", out)], &[("k", k.len()), ("v", v.len())], lse);
-    let inputs = Inputs { shape, scale, q, k, v };
-    if shape.q_len == 1 {
+    shape.check("attention", &[("q", q), ("out", out)], &[("k", k), ("v", v)], lse);
+    let position = shape.n_kv_heads * shape.head_dim;
+    let strides = KvStrides { batch: shape.kv_len * position, position, head: shape.head_dim };
+    run(team, Inputs { shape, scale, q, k, v, strides }, out, lse);
+}
+
+/// Keys and values of a sequence in a cache with room for `capacity` positions: `[K, capacity, D]` each, so that what a head reads is
+/// one stretch of memory. `W` is f32 or bf16.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedKv<'a, W> {
+    /// Keys.
+    pub k: &'a [W],
+    /// Values.
+    pub v: &'a [W],
+    /// Positions that there is room for.
+    pub capacity: usize,
+}
+
+/// [`attention`] over the first `kv_len` positions of a cache, of one sequence. The bits are those of `attention` over the same keys and
+/// values, widened if they are bf16.
+///
+/// Panics as `attention`, and if `batch` is not 1 or the capacity is less than `kv_len`. Cost: K and V are read from memory once for each
+/// token that is decoded; one thread of a Zen 5 reads such stretches at the rate of memory, where rows of all heads at each position
+/// (256 bytes in every 2 KiB, for 8 heads of 64) came at a third of it.
+#[track_caller]
+pub fn attention_cached<W: Weight>(
+    team: &Team,
+    shape: AttentionShape,
+    scale: f32,
+    q: &[f32],
+    cache: CachedKv<W>,
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let CachedKv { k, v, capacity } = cache;
+    let (batch, kv_len) = (shape.batch, shape.kv_len);
+    assert!(batch == 1 && kv_len <= capacity, "attention_cached: batch {batch}, {kv_len} positions of {capacity}");
+    shape.check("attention_cached", &[("q", q), ("out", out)], &[], lse);
+    let (heads, d) = (shape.n_kv_heads, shape.head_dim);
+    let elements = heads.checked_mul(capacity).and_then(|rows| rows.checked_mul(d));
+    for (name, len) in [("k", k.len()), ("v", v.len())] {
+        assert!(elements == Some(len), "attention_cached: {name} has {len} elements for [{heads}, {capacity}, {d}]");
+    }
+    let strides = KvStrides { batch: k.len(), position: shape.head_dim, head: capacity * shape.head_dim };
+    run(team, Inputs { shape, scale, q, k, v, strides }, out, lse);
+}
+
+fn run<W: Weight>(team: &Team, inputs: Inputs<W>, out: &mut [f32], lse: &mut [f32]) {
+    if inputs.shape.q_len == 1 {
         decode::run(team, inputs, out, lse);
     } else {
         forward::run(team, inputs, out, lse);
@@ -131,6 +176,25 @@ struct Inputs<'a, W> {
     q: &'a [f32],
     k: &'a [W],
     v: &'a [W],
+    strides: KvStrides,
+}
+
+/// Elements from a sequence, position or head of K and V to the next.
+#[derive(Clone, Copy)]
+struct KvStrides {
+    batch: usize,
+    position: usize,
+    head: usize,
+}
+
+impl<W: Weight> Inputs<'_, W> {
+    /// The keys (or values) that query head h reads at the positions `s .. s + rows` of sequence b: `[rows, D]`.
+    fn kv_rows<'a, X: Weight>(&self, k: &'a [X], b: usize, s: usize, h: usize, rows: usize) -> Mat<'a, X> {
+        let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
+        let KvStrides { batch, position, head } = self.strides;
+        let start = b * batch + s * position + h / (n_heads / n_kv_heads) * head;
+        Mat::strided(&k[start..], rows, head_dim, position, 1)
+    }
 }
 
 /// What the backward of attention reads.
@@ -173,12 +237,7 @@ pub fn attention_backward(
 ) {
     let AttentionSaved { q, k, v, out, lse } = saved;
     let like_q = [("q", q), ("out", out), ("d_out", d_out), ("dq", dq)];
-    shape.check(
-        "attention_backward",
-        &like_q,
-        &[("k", k), ("v", v), ("dk", dk), ("dv", dv)].map(|(name, x)| (name, x.len())),
-        lse,
-    );
+    shape.check("attention_backward", &like_q, &[("k", k), ("v", v), ("dk", dk), ("dv", dv)], lse);
     let (dq, dk, dv) = (&SharedMut::new(dq), &SharedMut::new(dk), &SharedMut::new(dv));
     backward::run(team, shape, scale, saved, d_out, backward::Gradients { beta, dq, dk, dv });
 }

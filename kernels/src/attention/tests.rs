@@ -244,24 +244,57 @@ fn attention_refuses_a_shape_whose_size_wraps() {
     attention(&Team::serial(Level::SCALAR), shape, 1.0, &q, &q, &q, &mut out, &mut lse);
 }
 
-/// Keys and values of bf16 have the bits of the widened ones, in both forms.
+/// `[Tk, K, D]` as a cache with room for more holds it, NaN where nothing is held.
+fn cached<W: Weight>(shape: AttentionShape, capacity: usize, x: &[f32]) -> Vec<W> {
+    let (heads, d) = (shape.n_kv_heads, shape.head_dim);
+    let mut cache = vec![W::round(f32::NAN); heads * capacity * d];
+    for (i, &x) in x.iter().enumerate() {
+        let (position, head, at) = (i / d / heads, i / d % heads, i % d);
+        cache[(head * capacity + position) * d + at] = W::round(x);
+    }
+    cache
+}
+
+/// Over a cache, of f32 or bf16, the bits are those over the same keys and values in f32, in both forms.
 #[test]
-fn bf16_keys_and_values_have_the_bits_of_the_widened_ones() {
+fn attention_over_a_cache_has_the_bits_of_attention() {
+    fn check<W: Weight>(team: &Team, case: &Case, capacity: usize) {
+        let shape = case.shape;
+        let [k, v] = [&case.k, &case.v].map(|x| cached::<W>(shape, capacity, x));
+        let (mut out, mut lse) = (vec![f32::NAN; shape.q_elements()], vec![f32::NAN; shape.lse_elements()]);
+        let cache = CachedKv { k: &k, v: &v, capacity };
+        attention_cached(team, shape, case.scale, &case.q, cache, &mut out, &mut lse);
+        let (expected_out, expected_lse) = case.forward(team);
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let what = format!(
+            "{} of {} {capacity}, {} x{} {shape:?}",
+            forward_name(shape),
+            W::NAME,
+            team.level(),
+            team.threads()
+        );
+        assert!(bits(&out) == bits(&expected_out), "{what}: out");
+        assert!(bits(&lse) == bits(&expected_lse), "{what}: lse");
+    }
     for (q_len, kv_len) in [(1, 1), (1, 64), (1, 131), (7, 7), (5, 70), (66, 130)] {
         for (n_heads, n_kv_heads, head_dim) in [(4, 2, 16), (3, 1, 5), (2, 2, 40), (6, 2, 64)] {
-            let shape = AttentionShape { batch: 2, q_len, kv_len, n_heads, n_kv_heads, head_dim };
+            let shape = AttentionShape { batch: 1, q_len, kv_len, n_heads, n_kv_heads, head_dim };
             let mut case = Case::new(shape, 3.0);
-            let [k, v] = [&case.k, &case.v].map(|x| x.iter().map(|&x| bf16::round(x)).collect::<Vec<_>>());
-            [case.k, case.v] = [&k, &v].map(|x| x.iter().map(|x| x.widen()).collect());
+            [case.k, case.v] = [&case.k, &case.v].map(|x| x.iter().map(|&x| bf16::round(x).widen()).collect());
             for team in teams() {
-                let (mut out, mut lse) = (vec![f32::NAN; shape.q_elements()], vec![f32::NAN; shape.lse_elements()]);
-                attention(&team, shape, case.scale, &case.q, &k, &v, &mut out, &mut lse);
-                let (expected_out, expected_lse) = case.forward(&team);
-                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                let what = format!("{} of bf16, {} x{} {shape:?}", forward_name(shape), team.level(), team.threads());
-                assert!(bits(&out) == bits(&expected_out), "{what}: out");
-                assert!(bits(&lse) == bits(&expected_lse), "{what}: lse");
+                for capacity in [kv_len, kv_len + 29] {
+                    check::<f32>(&team, &case, capacity);
+                    check::<bf16>(&team, &case, capacity);
+                }
             }
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "attention_cached: batch 1, 3 positions of 2")]
+fn attention_over_a_cache_needs_the_positions() {
+    let shape = AttentionShape { batch: 1, q_len: 1, kv_len: 3, n_heads: 1, n_kv_heads: 1, head_dim: 2 };
+    let cache = CachedKv { k: &[0.0f32; 4], v: &[0.0; 4], capacity: 2 };
+    attention_cached(&Team::serial(Level::SCALAR), shape, 1.0, &[0.0; 2], cache, &mut [0.0; 2], &mut [0.0]);
 }

@@ -33,7 +33,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Attention {
             let mut out = Tensor::stale(q.shape, DType::F32);
             let mut lse = Tensor::stale([shape.batch, shape.n_heads, shape.q_len], DType::F32);
             let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
-            let (q, k, v) = (q.slice(), k.slice::<f32>(), v.slice());
+            let (q, k, v) = (q.slice(), k.slice(), v.slice());
             kernel::attention(&team, shape, scale, q, k, v, out.slice_mut(), lse.slice_mut());
             Attention { out, lse }
         }
