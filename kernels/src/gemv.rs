@@ -16,7 +16,7 @@ const LEAST_PER_TASK: usize = 1 << 16;
 ///
 /// Shapes: w `[M, K]` in any [`RowFormat`], x `[K]`, y `[M]`.
 ///
-/// Panics if w has another length. Accuracy: `(K + 4) 2^-24 sum_k |w_ik x_k|`, and for [`I8Dot`](crate::quant::I8Dot) what is said
+/// Panics if w has another length. Accuracy: `(K + 4) 2^-24 sum_k |w_ik x_k|`, and for rows of [`quant`](mod@crate::quant) what is said
 /// there. The bits of an element depend on its row, x and the level alone, and are those of
 /// [`rows_dot`](crate::sparse::rows_dot). Cost: W is read once, 4 M K bytes (bf16: 2 M K, q8: 1.06 M K, q4: 0.56 M K): memory-bound.
 #[track_caller]

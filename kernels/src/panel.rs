@@ -86,7 +86,7 @@ pub fn with_panels_of_sorted<W: RowFormat, R>(
             }
             for token in first..n.min(first + size) {
                 let x = &sorted[token * x_len..][..x_len];
-                level.dispatch(ToPanel::<W> { x, token: token - first, size, panel, format: PhantomData });
+                W::dispatch(level, ToPanel::<W> { x, token: token - first, size, panel, format: PhantomData });
             }
         }
         f(Panels { n, len, row_len: W::row_len_for(&sorted[..x_len]), data })

@@ -58,7 +58,7 @@ pub fn gemm_i8<const BITS: u32>(team: &Team, x: &[f32], w: &[I8Dot<BITS>], k: us
     scratch::with(n.div_ceil(TOKENS) * blocks * X_BLOCK, |packed| {
         team.run_chunks_mut(packed, blocks * X_BLOCK, |tile, panel| {
             let x = &x[tile * TOKENS * k..n.min((tile + 1) * TOKENS) * k];
-            level.dispatch(PackX { x, k, offset: I8Dot::<BITS>::OFFSET, panel });
+            level.dispatch(PackX { x, k, offset: super::int_dot::offset(BITS), panel });
         });
         let (packed, y) = (&*packed, SharedMut::new(y));
         team.run(m.div_ceil(PANELS * width), |task| {

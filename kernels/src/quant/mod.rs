@@ -34,14 +34,17 @@
 //! them to a lane (`vpdpbusd`) sums a block within its lane, and a group costs one multiplication by scales and no horizontal
 //! sum. Vectors of x and y are brought into the same order: `[group][run][block][4]`.
 //!
-//! The dots of a row with x come in two kinds: [`Quantized`] keeps x in f32, [`I8Dot`] rounds x as q8 rounds weights.
+//! The dots of a row with x come in two kinds: [`Quantized`] keeps x, in f32 or with VNNI in four digits of 8 bits, [`I8Dot`] rounds x to
+//! one digit, as q8 rounds weights.
 
 mod exact;
 mod gemm;
 mod i8_dot;
+mod int_dot;
 
 pub use gemm::gemm_i8;
 pub use i8_dot::{I8Dot, i8_dot};
+use int_dot::{EXACT, RoundX, words};
 
 use crate::RowFormat;
 use crate::panel::{AXPY_ROWS, LinesAhead, Panel};
@@ -65,7 +68,9 @@ const RUNS: usize = BLOCK / 4;
 
 /// 64 bytes of a row of weights of `BITS` bits, 8 or 4. See the [module](self) for the layout, [`RowFormat`] for its use.
 ///
-/// Dots keep x in f32. Accuracy: as for the widened weights, `(K + 4) 2^-24 sum_k |w_k x_k|`.
+/// Dots keep x. Accuracy: as for the widened weights, `(K + 4) 2^-24 sum_k |w_k x_k|`. At levels with VNNI a block of 32 x is cut into
+/// fixed-point numbers of 30 bits and a power of two, their products with the weights are summed up exactly, and `1.02 x 2^-29 max |x|
+/// sum_k |w_k|` of each block comes on top; a block below 2^-97 counts as that large.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantized<const BITS: u32>([u8; LINE]);
@@ -154,7 +159,7 @@ impl<const BITS: u32> RowFormat for Quantized<BITS> {
 
     fn widen_row(level: Level, row: &[Self], dst: &mut [f32]) {
         assert_eq!(row.len(), Self::row_len(dst.len()), "widen_row {}: a row of {}", Self::NAME, dst.len());
-        level.dispatch(WidenRow { row, dst });
+        scratch::with(Self::sum_len(dst.len()), |sum| level.dispatch(WidenRow { row, sum, dst }));
     }
 }
 
@@ -226,6 +231,8 @@ impl<const BITS: u32> Kernel for RoundRow<'_, BITS> {
 
 struct WidenRow<'a, const BITS: u32> {
     row: &'a [Quantized<BITS>],
+    /// [`sum_len`](Loops::sum_len) places.
+    sum: &'a mut [f32],
     dst: &'a mut [f32],
 }
 
@@ -235,27 +242,34 @@ impl<const BITS: u32> Kernel for WidenRow<'_, BITS> {
     /// A row times 1, added to zeros: both exact.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let WidenRow { row, dst } = self;
-        scratch::with(Quantized::<BITS>::sum_len(dst.len()), |sum| {
-            sum.fill(0.0);
-            Quantized::axpy_group(s, [row], [row.as_ptr()], &[1.0], sum);
-            Quantized::<BITS>::sort_sum(sum, dst);
-        });
+        let WidenRow { row, sum, dst } = self;
+        sum.fill(0.0);
+        Quantized::axpy_group(s, [row], [row.as_ptr()], &[1.0], sum);
+        Quantized::<BITS>::sort_sum(sum, dst);
     }
 }
 
 impl<const BITS: u32> Loops for Quantized<BITS> {
     #[inline(always)]
+    fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Output {
+        level.dispatch_dot_i8(kernel)
+    }
+    /// Enough for both ways of multiplying: in integers and in floats.
+    #[inline(always)]
     fn x_len(cols: usize) -> usize {
-        Self::sum_len(cols)
+        blocks_of(cols) * words(EXACT)
     }
     #[inline(always)]
-    fn sort_x(_: Level, x: &[f32], out: &mut [f32]) {
-        sort_x(x, out);
+    fn sort_x(level: Level, x: &[f32], out: &mut [f32]) {
+        if level.has_vnni() {
+            level.dispatch(RoundX::<EXACT> { x, offset: int_dot::offset(BITS), out });
+        } else {
+            sort_x(x, &mut out[..blocks_of(x.len()) * BLOCK]);
+        }
     }
     #[inline(always)]
     fn row_len_for(x: &[f32]) -> usize {
-        Self::row_len(x.len())
+        Self::len_of(x.len() / words(EXACT))
     }
     /// A row has no horizontal sum but its last.
     #[inline(always)]
@@ -266,7 +280,11 @@ impl<const BITS: u32> Loops for Quantized<BITS> {
     fn dot_group<S: Simd, const R: usize>(s: S, rows: [&[Self]; R], hints: [*const Self; R], x: &[f32]) -> [f32; R] {
         let mut dots = [0.0; R];
         for r in 0..R {
-            dots[r] = exact::dot(s, rows[r], hints[r], x);
+            dots[r] = if S::HAS_DOT_I8 {
+                int_dot::dot::<S, BITS, EXACT>(s, rows[r], hints[r], x)
+            } else {
+                exact::dot(s, rows[r], hints[r], &x[..x.len() / words(EXACT) * BLOCK])
+            };
         }
         dots
     }
@@ -276,12 +294,23 @@ impl<const BITS: u32> Loops for Quantized<BITS> {
     }
     #[inline(always)]
     fn to_panel<S: Simd>(s: S, x: &[f32], token: usize, tokens: usize, panel: &mut [f32]) {
-        for (i, x) in x.chunks_exact(S::LANES).enumerate() {
+        if S::HAS_DOT_I8 {
+            return panel[token * x.len()..][..x.len()].copy_from_slice(x);
+        }
+        for (i, x) in x[..x.len() / words(EXACT) * BLOCK].chunks_exact(S::LANES).enumerate() {
             s.store(s.load(x), &mut panel[(i * tokens + token) * S::LANES..]);
         }
     }
     #[inline(always)]
     fn dot_block<S: Simd>(s: S, rows: &[Self], panel: Panel, ahead: &mut LinesAhead, out: &mut [f32]) {
+        if S::HAS_DOT_I8 {
+            let x = (panel.x, panel.tokens);
+            return match panel.tokens {
+                2 => int_dot::dot_block::<S, BITS, EXACT, 2, 2>(s, rows, x, ahead, out),
+                _ => int_dot::dot_block::<S, BITS, EXACT, 1, 4>(s, rows, x, ahead, out),
+            };
+        }
+        let panel = Panel { x: &panel.x[..panel.x.len() / words(EXACT) * BLOCK], ..panel };
         // Sums of q4 are two each.
         match (panel.tokens, BITS) {
             (8, 8) => exact::dot_block::<S, BITS, 2, 8>(s, rows, panel, ahead, out),

@@ -91,6 +91,8 @@ fn a_block_that_is_not_finite_becomes_nan() {
         let good = rounded_rows::<Quantized<BITS>>(&uniform(1, 200), 200);
         gemv(&team, i8_dot(&good), &w, &mut y);
         assert!(!y[0].is_finite() || bad.is_finite(), "gemv {what} in x: {}", y[0]);
+        gemv(&team, &good, &w, &mut y);
+        assert!(!y[0].is_finite() || bad.is_finite(), "gemv {what} in x, exact: {}", y[0]);
     }
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         check::<8>(bad);
@@ -199,6 +201,70 @@ fn gemm_i8_names_the_lengths_that_do_not_fit() {
     let (w, team) = (rounded_rows::<Q8>(&[1.0; 70], 35), Team::serial(Level::SCALAR));
     gemm_i8(&team, &[1.0; 70], i8_dot(&w), 35, Beta::Zero, &mut [0.0; 4]);
     gemm_i8(&team, &[1.0; 70], i8_dot(&w[..4]), 35, Beta::Zero, &mut [0.0; 4]);
+}
+
+/// With VNNI, x is cut into digits: a block is off by what its largest x loses, and by the sums of the digits below it.
+#[test]
+fn digits_keep_x_to_a_part_of_the_largest_in_its_block() {
+    fn check<const BITS: u32>(team: &Team, kind: &str, x: &[f32]) {
+        let (m, k) = (9, x.len());
+        let w = rounded_rows::<Quantized<BITS>>(&uniform(1, m * k), k);
+        let wide = widened_rows(&w, k);
+        let mut y = vec![f32::NAN; m];
+        gemv(team, &w, x, &mut y);
+        let (y_ref, abs) = reference::gemm(Mat::new(&wide, m, k), Mat::new(x, k, 1));
+        let what = format!("gemv {} {} [{m}, {k}] {kind}", Quantized::<BITS>::NAME, team.level());
+        assert_within(&what, &y, &y_ref, |i| {
+            let blocks = wide[i * k..][..k].chunks(BLOCK).zip(x.chunks(BLOCK));
+            let of_x: f64 = blocks
+                .map(|(w, x)| {
+                    let largest = x.iter().fold(f64::powi(2.0, -97), |m, &x| m.max(x.abs() as f64));
+                    largest * w.iter().map(|&w| w.abs() as f64).sum::<f64>()
+                })
+                .sum();
+            dot_bound(k, abs[i]) + f64::powi(2.0, -29) * 1.02 * of_x
+        });
+    }
+    for team in teams() {
+        for k in [1, 32, 96, 129, 384, 600, 2048] {
+            let plain = uniform(2, k);
+            let of =
+                |f: fn(usize, f32) -> f32| -> Vec<f32> { plain.iter().enumerate().map(|(i, &x)| f(i, x)).collect() };
+            for (kind, x) in [
+                ("outliers", of(|i, x| if i % 32 == 5 { 1e4 * x } else { x })),
+                ("all sizes", of(|i, x| x * f32::powi(2.0, -(i as i32 % 40)))),
+                ("powers of two", of(|i, x| f32::powi(2.0, -(i as i32 % 31)).copysign(x))),
+                ("just below them", of(|i, x| f32::powi(2.0, -(i as i32 % 31)).next_down().copysign(x))),
+                ("large", of(|_, x| 1e30 * x)),
+                ("tiny", of(|_, x| 1e-33 * x)),
+                ("below every scale", of(|_, x| 1e-40 * x)),
+            ] {
+                check::<8>(&team, kind, &x);
+                check::<4>(&team, kind, &x);
+            }
+        }
+    }
+}
+
+/// The level without VNNI on a CPU that has it.
+#[test]
+fn dots_in_floats_match_reference() {
+    fn check<const BITS: u32>(level: Level, m: usize, k: usize) {
+        let (w, x) = (rounded_rows::<Quantized<BITS>>(&uniform(1, m * k), k), uniform(2, k));
+        let mut sorted = vec![f32::NAN; Quantized::<BITS>::x_len(k)];
+        sort_x(&x, &mut sorted[..blocks_of(k) * BLOCK]);
+        let mut y = vec![f32::NAN; m];
+        level.dispatch(Dots { w: &w, then: std::ptr::null(), x: &sorted, y: &mut y });
+        let (y_ref, abs) = reference::gemm(Mat::new(&widened_rows(&w, k), m, k), Mat::new(&x, k, 1));
+        let what = format!("gemv {} {level} without VNNI [{m}, {k}]", Quantized::<BITS>::NAME);
+        assert_within(&what, &y, &y_ref, |i| dot_bound(k, abs[i]));
+    }
+    for level in Level::available() {
+        for k in lengths().skip(1).chain([384, 512, 640, 2048]) {
+            check::<8>(level, 9, k);
+            check::<4>(level, 9, k);
+        }
+    }
 }
 
 #[test]

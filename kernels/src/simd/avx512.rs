@@ -50,6 +50,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type Mask = __mmask16;
     const ISA: Isa = Isa::Avx512;
     const LANES: usize = 16;
+    const HAS_DOT_I8: bool = VNNI;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -108,6 +109,36 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     fn load_f16_partial(self, src: &[f16]) -> __m512 {
         // SAFETY: the mask keeps the load within the slice (masked-off lanes are not accessed); the token proves the features.
         unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(tail_mask(src.len()), src.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_cyclic(self, src: &[f32]) -> __m512 {
+        match src.len() {
+            // SAFETY: there are so many values; the token proves the features.
+            8 => unsafe { _mm512_broadcast_f32x8(_mm256_loadu_ps(src.as_ptr())) },
+            // SAFETY: as above.
+            4 => unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(src.as_ptr())) },
+            n if n >= 16 => self.load(src),
+            _ => {
+                let mut lanes = [0.0; 16];
+                lanes.iter_mut().zip(src.iter().cycle()).for_each(|(lane, x)| *lane = *x);
+                self.load(&lanes)
+            }
+        }
+    }
+    #[inline(always)]
+    fn load_f16_cyclic(self, src: &[f16]) -> __m512 {
+        match src.len() {
+            // SAFETY: there are so many values; the token proves the features.
+            8 => unsafe { _mm512_cvtph_ps(_mm256_broadcastsi128_si256(_mm_loadu_si128(src.as_ptr().cast()))) },
+            // SAFETY: as above.
+            4 => unsafe { _mm512_cvtph_ps(_mm256_set1_epi64x(src.as_ptr().cast::<i64>().read_unaligned())) },
+            n if n >= 16 => self.load_f16_partial(src),
+            _ => {
+                let mut lanes = [f16::ZERO; 16];
+                lanes.iter_mut().zip(src.iter().cycle()).for_each(|(lane, x)| *lane = *x);
+                self.load_f16_partial(&lanes)
+            }
+        }
     }
     #[inline(always)]
     fn load_u32_partial(self, src: &[u32]) -> __m512i {

@@ -65,6 +65,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Number of elements in a vector.
     const LANES: usize;
 
+    /// Whether [`dot_i8`](Simd::dot_i8) is one instruction.
+    const HAS_DOT_I8: bool = false;
+
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F32;
 
@@ -128,6 +131,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The values of `src`, at most `LANES`, widened; the lanes beyond them are 0.
     fn load_f16_partial(self, src: &[f16]) -> Self::F32;
+
+    /// Lane i is `src[i % src.len()]`, for lengths that divide the lanes; of a longer `src`, the first `LANES`.
+    #[inline(always)]
+    fn load_cyclic(self, src: &[f32]) -> Self::F32 {
+        let mut lanes = [0.0; MAX_LANES];
+        lanes.iter_mut().zip(src.iter().cycle()).for_each(|(lane, x)| *lane = *x);
+        self.load(&lanes)
+    }
+
+    /// As [`load_cyclic`](Simd::load_cyclic), widened.
+    #[inline(always)]
+    fn load_f16_cyclic(self, src: &[f16]) -> Self::F32 {
+        let mut lanes = [f16::ZERO; MAX_LANES];
+        lanes.iter_mut().zip(src.iter().cycle()).for_each(|(lane, x)| *lane = *x);
+        self.load_f16_partial(&lanes[..Self::LANES])
+    }
 
     /// The values of `src`, at most `LANES`; the lanes beyond them are 0.
     fn load_u32_partial(self, src: &[u32]) -> Self::U32;
@@ -229,6 +248,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// Lanes of the widest level.
+const MAX_LANES: usize = 16;
+
 /// [`Simd::dot_i8_i16`] in plain code, and the end of it at the other levels.
 #[inline(always)]
 fn exact_dot(a: &[i8], b: &[i16]) -> i64 {
@@ -324,6 +346,12 @@ mod tests {
                     let sum = s.i32_to_f32(s.dot_i8(s.splat_u32(at as u32 * 77), half, vb));
                     let nibble = |a: u32| (a >> shift & 15) as i32;
                     assert_eq!(show(sum), expected(&|i| dot(i, &nibble)), "u4_pair");
+                }
+                for n in (1..=lanes).filter(|n| lanes.is_multiple_of(*n)) {
+                    let cyclic = [show(s.load_f16_cyclic(&halves[..n])), show(s.load_cyclic(&floats[..n]))];
+                    cyclic
+                        .iter()
+                        .for_each(|cyclic| assert_eq!(*cyclic, expected(&|i| floats[i % n]), "load_cyclic {n}"));
                 }
                 for n in 0..=lanes {
                     let partial = show(s.load_f16_partial(&halves[..n]));
