@@ -102,6 +102,9 @@ fn configuration() {
     let output = place.silurian(&["inspect", "runs/r", "--vocab-size", "3"]).output().unwrap();
     assert!(said(&output).contains("cannot be used with '--vocab-size <V>'"), "{}", said(&output));
     for flags in [&["generate", "-m", "runs/r"][..], &["eval", "-m", "runs/r", "text.txt", "--weights", "q8"]] {
+        let output = place.silurian(&[flags, &["--kv", "q8"]].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains("'q8' for '--kv <FORMAT>': expected f32 or bf16"), "{}", said(&output));
         let output = place.silurian(&[flags, &["--disk-cache", "sometimes"]].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
         assert!(said(&output).contains("'sometimes' for '--disk-cache <WHEN>': expected auto, always or never"));
