@@ -126,6 +126,8 @@ enum Ffn {
     Filtered,
     /// Layer by layer, sparse where that is faster
     Auto,
+    /// Layer by layer, filtered, sparse or dense; with f32 and bf16 weights
+    AutoFiltered,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -180,6 +182,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
             Ffn::Sparse => FfnMode::Sparse,
             Ffn::Filtered => FfnMode::Filtered,
             Ffn::Auto => FfnMode::Auto,
+            Ffn::AutoFiltered => FfnMode::AutoFiltered,
         };
     }
     (options.weights, options.activations) = (args.weights, args.activations);
@@ -283,7 +286,7 @@ fn report(done: &Generation, psi: Psi, formats: &str, filter_bytes: usize) {
     complain(format_args!("[{prompt_tokens} {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
     let filter = match (done.ffn, done.mean_gate_share()) {
-        (FfnMode::Filtered, Some(share)) => {
+        (ffn, Some(share)) if ffn.has_filter() => {
             format!(", {:.1} % of the gate's rows read, filter {}", 100.0 * share, bytes(filter_bytes as u64))
         }
         _ => String::new(),

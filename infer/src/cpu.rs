@@ -50,7 +50,7 @@ pub struct CpuEngine {
     /// Logits of several positions, while [`log_probs`](Engine::log_probs) needs them.
     row_logits: Vec<f32>,
     density: Vec<LayerDensity>,
-    /// What [`FfnMode::Auto`] goes by, for each layer.
+    /// What [`FfnMode::Auto`] and [`FfnMode::AutoFiltered`] go by, for each layer.
     recent: Vec<Recent>,
     ffn_time: Duration,
     sample: u32,
@@ -120,12 +120,12 @@ impl CpuEngine {
 
     /// The filters of the gates, if they are asked for and not there yet.
     fn make_filters(&mut self) {
-        if self.options.ffn == FfnMode::Filtered {
+        if self.options.ffn.has_filter() {
             self.weights.layers.iter_mut().for_each(|layer| layer.ffn.make_filter(&self.team));
         }
     }
 
-    /// Bytes of the filters of [`FfnMode::Filtered`], which come on top of the weights: some `n_layers F (C + 16)`, or 0 if it was never
+    /// Bytes of the filters of [`FfnMode::Filtered`] and [`FfnMode::AutoFiltered`], which come on top of the weights: some `n_layers F (C + 16)`, or 0 if it was never
     /// asked for.
     pub fn filter_bytes(&self) -> usize {
         let filters = self.weights.layers.iter().filter_map(|layer| layer.ffn.filter.as_ref());
@@ -196,7 +196,8 @@ impl CpuEngine {
                 let way = if n > 1 { Way::Dense } else { Way::of(options, recent[layer]) };
                 let (Filtered { active, survivors }, time) = pass.ffn_of_one(layer, weights, way, activations);
                 if n == 1 {
-                    recent[layer].observe(active, config.d_ff);
+                    let share = |neurons: usize| neurons as f32 / config.d_ff as f32;
+                    recent[layer].observe(share(active), (way == Way::Filtered).then_some(share(survivors)));
                 }
                 if counted {
                     let density = &mut density[layer];
@@ -416,13 +417,15 @@ enum Way {
 }
 
 impl Way {
-    /// For a token of a layer whose active share was `recent`.
+    /// For a token of a layer whose shares were `recent`.
     fn of(options: &EngineOptions, recent: Recent) -> Way {
+        let sparse_pays = options.psi == Psi::Relu && recent.sparse_pays(options.weights);
         match options.ffn {
             FfnMode::Sparse => Way::Sparse,
             FfnMode::Filtered => Way::Filtered,
-            FfnMode::Auto if options.psi == Psi::Relu && recent.sparse_pays() => Way::Sparse,
-            FfnMode::Dense | FfnMode::Auto => Way::Dense,
+            FfnMode::AutoFiltered if sparse_pays && recent.filter_pays(options.weights) => Way::Filtered,
+            FfnMode::Auto | FfnMode::AutoFiltered if sparse_pays => Way::Sparse,
+            FfnMode::Dense | FfnMode::Auto | FfnMode::AutoFiltered => Way::Dense,
         }
     }
 }

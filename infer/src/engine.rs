@@ -135,10 +135,10 @@ impl EngineOptions {
         {
             return fail("p", p.to_string(), "a probability, 0 to 1".to_string());
         }
-        if matches!(self.ffn, FfnMode::Sparse | FfnMode::Filtered) && self.psi != Psi::Relu {
+        if matches!(self.ffn, FfnMode::Sparse | FfnMode::Filtered | FfnMode::AutoFiltered) && self.psi != Psi::Relu {
             return Err(Error::SparseNeedsRelu { ffn: self.ffn, psi: self.psi });
         }
-        if self.ffn == FfnMode::Filtered && !self.weights.has_filter() {
+        if self.ffn.has_filter() && !self.weights.has_filter() {
             let expected = format!("dense, sparse or auto with {} weights: f32 and bf16 have a filter", self.weights);
             return fail("ffn", self.ffn.to_string(), expected);
         }
@@ -177,12 +177,20 @@ pub enum FfnMode {
     /// Layer by layer: sparse under RELU while few enough neurons of the layer were active in the last tokens, else dense. The
     /// bits are the same whatever is chosen.
     Auto,
+    /// As [`FfnMode::Auto`], and filtered instead of sparse where few enough rows of the gate survive: with the memory, and for the models,
+    /// of [`FfnMode::Filtered`].
+    AutoFiltered,
 }
 
 impl FfnMode {
     /// What `psi` runs with unless something else is asked for: auto if it is RELU, else dense.
     pub fn of(psi: Psi) -> FfnMode {
         if psi == Psi::Relu { FfnMode::Auto } else { FfnMode::Dense }
+    }
+
+    /// Whether it needs the filters of the gates.
+    pub fn has_filter(self) -> bool {
+        matches!(self, FfnMode::Filtered | FfnMode::AutoFiltered)
     }
 }
 
@@ -193,6 +201,7 @@ impl std::fmt::Display for FfnMode {
             FfnMode::Sparse => "sparse",
             FfnMode::Filtered => "filtered",
             FfnMode::Auto => "auto",
+            FfnMode::AutoFiltered => "auto-filtered",
         })
     }
 }
@@ -377,7 +386,7 @@ pub struct LayerDensity {
     pub union: u64,
     /// Tokens for which the layer's FFN ran sparse or filtered.
     pub sparse_tokens: u64,
-    /// Rows of gate_proj that were read: F for each token, but under [`FfnMode::Filtered`] the filter's survivors.
+    /// Rows of gate_proj that were read: F for each token, but the filter's survivors where the FFN ran filtered.
     pub gate_rows: u64,
 }
 

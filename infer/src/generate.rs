@@ -84,8 +84,8 @@ impl Generation {
     /// How the FFN ran, in words: `dense`, `sparse`, or `auto: 5 of 6 layers sparse`.
     pub fn ffn_in_words(&self) -> String {
         match self.ffn {
-            FfnMode::Auto if self.decode_steps > 0 => {
-                format!("auto: {} of {} layers sparse", self.sparse_layers(), self.density.len())
+            FfnMode::Auto | FfnMode::AutoFiltered if self.decode_steps > 0 => {
+                format!("{}: {} of {} layers sparse", self.ffn, self.sparse_layers(), self.density.len())
             }
             ffn => ffn.to_string(),
         }

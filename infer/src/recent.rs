@@ -1,31 +1,75 @@
-//! Which layers run sparse under [`FfnMode::Auto`](crate::FfnMode::Auto).
+//! Which layers run sparse under [`FfnMode::Auto`](crate::FfnMode::Auto), and which filtered under
+//! [`FfnMode::AutoFiltered`](crate::FfnMode::AutoFiltered).
 
-/// The share of active neurons below which the sparse FFN is taken, whatever the weights are.
+use crate::WeightFormat;
+
+/// The share of active neurons below which the sparse FFN is taken. Rows with gaps are read more slowly than one stream, which is why the
+/// dense form wins where there are few gaps.
 ///
-/// Measured on one thread of a Zen 5 (avx512, C = 2048, F = 5632, weights in memory), dense time over sparse time, f32 and bf16: at
-/// 100 % active 0.96 and 0.87, at 95 % 1.00 and 0.91, at 90 % 1.04 and 0.94, at 80 % 1.13 and 1.00. Rows with gaps are read in groups
-/// and those without as one stream, which is why the dense form wins where there are few gaps.
-const BREAK_EVEN: f32 = 0.85;
+/// Measured on one thread of a Zen 5 (avx512, C = 2048, F = 5632, weights in memory), dense time over sparse time at 95, 80 and 60 % active:
+/// f32 0.98, -, 1.26; bf16 0.93, 1.00, 1.21; q8 0.96, 1.01, 1.08; q4 0.96, 1.07, 1.21.
+fn break_even(weights: WeightFormat) -> f32 {
+    match weights {
+        WeightFormat::F32 => 0.92,
+        WeightFormat::Bf16 => 0.80,
+        WeightFormat::Q8 => 0.84,
+        WeightFormat::Q4 => 0.90,
+    }
+}
 
-/// A token's weight in the running share: it looks back on some 16 tokens. One token of a layer near the break-even may be far
+/// The share of survivors below which the filtered FFN is taken rather than the sparse one: the 8-bit copy costs a quarter of an f32 gate and
+/// half of a bf16 one, before the gaps.
+///
+/// Measured in the same way, sparse time over filtered time at 16.9, 43, 54 and 73 % survivors: f32 1.77, 1.13, -, 0.93; bf16 1.26, 0.96, 0.88,
+/// 0.85. Quantised weights have no filter.
+fn most_survivors(weights: WeightFormat) -> f32 {
+    match weights {
+        WeightFormat::F32 => 0.58,
+        WeightFormat::Bf16 => 0.37,
+        WeightFormat::Q8 | WeightFormat::Q4 => 0.0,
+    }
+}
+
+/// A token's weight in a running share: it looks back on some 16 tokens. One token of a layer near the break-even may be far
 /// off; a text that changes its kind is followed within a sentence.
 const NEW: f32 = 1.0 / 16.0;
 
-/// The running share of active neurons of a layer.
+/// Tokens without the filter after which the next one shows what it lets through now: at most a 64th of the tokens runs another way than the
+/// best.
+const LOOK_AGAIN: u8 = 64;
+
+/// The running shares of a layer.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Recent(Option<f32>);
+pub(crate) struct Recent {
+    active: Option<f32>,
+    /// Of the tokens that ran filtered, while they are recent.
+    survivors: Option<f32>,
+    /// Since the last of those.
+    tokens_since: u8,
+}
 
 impl Recent {
-    /// Whether the next token is to run sparse. The first one does: it costs little where it does not pay, and a layer under
+    /// Whether the next token is to run sparse, or filtered. The first one does: it costs little where it does not pay, and a layer under
     /// RELU is rarely dense.
-    pub fn sparse_pays(self) -> bool {
-        self.0.is_none_or(|share| share < BREAK_EVEN)
+    pub fn sparse_pays(self, weights: WeightFormat) -> bool {
+        self.active.is_none_or(|share| share < break_even(weights))
     }
 
-    /// Takes a token's share in, whichever way it ran.
-    pub fn observe(&mut self, active: usize, d_ff: usize) {
-        let share = active as f32 / d_ff as f32;
-        self.0 = Some(self.0.map_or(share, |recent| recent + NEW * (share - recent)));
+    /// Whether it is to run filtered, where sparse pays.
+    pub fn filter_pays(self, weights: WeightFormat) -> bool {
+        self.survivors.is_none_or(|share| share < most_survivors(weights))
+    }
+
+    /// Takes the shares of a token in: of its active neurons, and of the filter's survivors if it ran filtered.
+    pub fn observe(&mut self, active: f32, survivors: Option<f32>) {
+        let mix = |old: Option<f32>, new: f32| Some(old.map_or(new, |old| old + NEW * (new - old)));
+        self.active = mix(self.active, active);
+        self.tokens_since = if survivors.is_some() { 0 } else { self.tokens_since + 1 };
+        if let Some(survivors) = survivors {
+            self.survivors = mix(self.survivors, survivors);
+        } else if self.tokens_since == LOOK_AGAIN {
+            (self.survivors, self.tokens_since) = (None, 0);
+        }
     }
 }
 
@@ -35,21 +79,44 @@ mod tests {
 
     #[test]
     fn a_layer_is_followed_from_sparse_to_dense_and_back() {
+        for weights in WeightFormat::ALL {
+            let mut recent = Recent::default();
+            assert!(recent.sparse_pays(weights), "auto {weights}: the first token runs sparse");
+            // Dense from the first token on: known after one.
+            recent.observe(1.0, None);
+            assert!(!recent.sparse_pays(weights));
+            // 90 % zeros from now on; the share falls by a sixteenth of the way a token.
+            let tokens = (1..100).find(|_| {
+                recent.observe(0.1, None);
+                recent.sparse_pays(weights)
+            });
+            let expected = ((break_even(weights) - 0.1) / 0.9).ln() / (1.0 - NEW).ln();
+            let what = "tokens until a layer that became sparse runs sparse";
+            assert_eq!(tokens, Some(expected.ceil() as usize), "auto {weights}: {what}");
+            // One dense token among sparse ones changes nothing.
+            (0..50).for_each(|_| recent.observe(0.1, None));
+            recent.observe(1.0, None);
+            assert!(recent.sparse_pays(weights));
+        }
+    }
+
+    #[test]
+    fn a_filter_that_lets_too_much_through_is_left_and_looked_at_again() {
+        let weights = WeightFormat::Bf16;
         let mut recent = Recent::default();
-        assert!(recent.sparse_pays(), "the first token runs sparse");
-        // Dense from the first token on: known after one.
-        recent.observe(100, 100);
-        assert!(!recent.sparse_pays());
-        // 90 % zeros from now on; the share falls by a sixteenth of the way a token.
-        let tokens = (1..100).find(|_| {
-            recent.observe(10, 100);
-            recent.sparse_pays()
+        assert!(recent.filter_pays(weights), "auto-filtered: the first token runs filtered");
+        recent.observe(0.3, Some(0.9));
+        assert!(!recent.filter_pays(weights));
+        // Without the filter for a while; then one token looks.
+        let tokens = (1..1000).find(|_| {
+            recent.observe(0.3, None);
+            recent.filter_pays(weights)
         });
-        let expected = ((BREAK_EVEN - 0.1) / 0.9).ln() / (1.0 - NEW).ln();
-        assert_eq!(tokens, Some(expected.ceil() as usize), "auto: tokens until a layer that became sparse runs sparse");
-        // One dense token among sparse ones changes nothing.
-        (0..50).for_each(|_| recent.observe(10, 100));
-        recent.observe(100, 100);
-        assert!(recent.sparse_pays());
+        assert_eq!(tokens, Some(LOOK_AGAIN as usize), "auto-filtered: tokens until the next look");
+        // What it sees counts alone.
+        recent.observe(0.1, Some(0.15));
+        assert!(recent.filter_pays(weights));
+        recent.observe(0.1, Some(0.9));
+        assert!(recent.filter_pays(weights), "auto-filtered: one token changes nothing");
     }
 }

@@ -57,9 +57,10 @@ fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usi
                 (2, FfnMode::Filtered),
                 (2, FfnMode::Dense),
                 (1, FfnMode::Auto),
+                (2, FfnMode::AutoFiltered),
             ];
             for (threads, mode) in modes {
-                if mode == FfnMode::Filtered && !format.has_filter() {
+                if mode.has_filter() && !format.has_filter() {
                     continue;
                 }
                 let (logits, other) = run(threads, mode);
@@ -70,7 +71,9 @@ fn sparse_equals_dense(what: &str, weights: &Weights, prompt: &[u32], steps: usi
                 assert_eq!(active(&other), active(&density), "{what}: active neurons, against those of dense");
                 for layer in other {
                     let fits = match mode {
-                        FfnMode::Filtered => (layer.active..=layer.neurons).contains(&layer.gate_rows),
+                        FfnMode::Filtered | FfnMode::AutoFiltered => {
+                            (layer.active..=layer.neurons).contains(&layer.gate_rows)
+                        }
                         _ => layer.gate_rows == layer.neurons,
                     };
                     assert!(fits, "{what}: rows of the gate that were read, {layer:?}");

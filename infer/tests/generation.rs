@@ -84,15 +84,17 @@ fn options_out_of_range_are_refused_by_name() {
         assert_eq!(message, format!("p = {p}: must be a probability, 0 to 1"));
     }
     for psi in [Psi::Silu, Psi::stochastic(0.5)] {
-        for ffn in [FfnMode::Sparse, FfnMode::Filtered] {
+        for ffn in [FfnMode::Sparse, FfnMode::Filtered, FfnMode::AutoFiltered] {
             let message = refused(options(psi, ffn));
             let expected = format!("the {ffn} FFN is exact for RELU only, and this model runs with {psi}");
             assert!(message.starts_with(&expected), "{message}");
         }
     }
     for weights in [WeightFormat::Q8, WeightFormat::Q4] {
-        let message = refused(EngineOptions { weights, ..options(Psi::Relu, FfnMode::Filtered) });
-        assert!(message.starts_with("ffn = filtered: must be dense, sparse or auto"), "{message}");
+        for ffn in [FfnMode::Filtered, FfnMode::AutoFiltered] {
+            let message = refused(EngineOptions { weights, ..options(Psi::Relu, ffn) });
+            assert!(message.starts_with(&format!("ffn = {ffn}: must be dense, sparse or auto with")), "{message}");
+        }
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     Ok(Report { page: args.plot, pictures: vec![("decode", TOKENS), ("decode", FFNS)], ..Report::new(METHOD, tables) })
 }
 
-const COLUMNS: [Column; 21] = [
+const COLUMNS: [Column; 23] = [
     Column::text("model", "model"),
     Column::text("level", "level"),
     Column::text("weights", "weights"),
@@ -116,6 +116,8 @@ const COLUMNS: [Column; 21] = [
     Column::spread("ffn_speed_up", "FFN alone, speed-up"),
     Column::number("ffn_byte_ceiling", "FFN alone, byte ceiling"),
     Column::number("survivors_percent", "the filter's survivors, %"),
+    Column::number("decisions", "its decisions"),
+    Column::number("missed", "active neurons that it missed"),
     Column::spread("filtered_tokens_per_second", "filtered, tokens/s"),
     Column::spread("filtered_speed_up", "filtered, speed-up"),
     Column::number("filtered_byte_ceiling", "filtered, byte ceiling"),
@@ -319,6 +321,13 @@ impl<'a> Decode<'a> {
     }
 }
 
+/// Active neurons that dense decoding of the same tokens counted and filtered decoding did not, or the other way round.
+fn missed(dense: &[Generation], filtered: &[Generation]) -> usize {
+    let active = |g: &Generation| g.density.iter().map(|layer| layer.active).collect::<Vec<_>>();
+    let pairs = dense.iter().zip(filtered).flat_map(|(d, f)| active(d).into_iter().zip(active(f)));
+    pairs.map(|(dense, filtered)| dense.abs_diff(filtered) as usize).sum()
+}
+
 fn row(
     team: &Team,
     format: Formats,
@@ -365,6 +374,10 @@ fn row(
         ratios(&dense_ffn, &sparse_ffn).into(),
         (3.0 / (1.0 + 2.0 * (1.0 - zeros))).into(),
         survivors.map(|survivors| 100.0 * survivors).into(),
+        survivors
+            .map(|_| filtered.iter().flat_map(|g| &g.density).map(|layer| layer.neurons as usize).sum::<usize>())
+            .into(),
+        survivors.map(|_| missed(dense, filtered)).into(),
         survivors.map(|_| Spread::of(filtered_rates.iter().copied())).into(),
         survivors.map(|_| ratios(&filtered_rates, &dense_rates)).into(),
         survivors.map(|survivors| dense_bytes / filter(survivors)).into(),

@@ -36,7 +36,7 @@ pub fn sample(
     let request = Request { prompt: &prompt, max_tokens: tokens, stop: &[tokenizer.separator()], sample: 0 };
     let written = generate(&mut engine, &mut sampler, request, |_| ControlFlow::Continue(()))?;
     let how = match (written.ffn, written.mean_density()) {
-        (FfnMode::Sparse | FfnMode::Filtered | FfnMode::Auto, Some(density)) => {
+        (FfnMode::Sparse | FfnMode::Filtered | FfnMode::Auto | FfnMode::AutoFiltered, Some(density)) => {
             let (sparse, layers) = (written.sparse_layers(), written.density.len());
             format!("{psi}, sparse FFN in {sparse} of {layers} layers, {:.1} % of the neurons", 100.0 * density)
         }

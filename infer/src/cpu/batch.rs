@@ -123,7 +123,7 @@ impl CpuEngine {
             let way = Way::of(options, recent[layer]);
             let (BatchCounts { active, union }, time) = step.ffn(weights, way, batch);
             *ffn_time += time;
-            recent[layer].observe(union, config.d_ff);
+            recent[layer].observe(union as f32 / config.d_ff as f32, None);
             let density = &mut density[layer];
             density.active += active as u64;
             density.neurons += (n * config.d_ff) as u64;
