@@ -3,7 +3,7 @@
 //! ```text
 //! w     24 rows at a time, the next ones hinted at              in L2 meanwhile
 //! x     panels of 8, 4 or 2 tokens, vector beside vector        a quarter of a panel in L1
-//! tile  3 rows x 8 tokens (6 x 4, 8 x 2): 24 accumulators       registers
+//! tile  2 rows x 8 tokens (4 x 4, 6 x 2): 16 accumulators       registers
 //! ```
 //!
 //! A dot of [`gemv`](crate::gemv::gemv) has four accumulators, which take turns along the row. A tile has one for each of its dots: it goes over the row four
@@ -150,8 +150,9 @@ impl<W: RowFormat> Kernel for DotBlock<'_, W> {
     }
 }
 
-/// Rows that are added in one pass over a token's sum: 8 of 4 KiB multiples lie in one set of an L1 cache of 12 ways.
-pub const AXPY_ROWS: usize = 8;
+/// Rows that are added in one pass over the tokens' sums, which come from L2 and go there. With 8 tokens and as many rows that is 48 bytes a
+/// cycle at two FMAs a cycle, with 16 rows it is 32. Divides the chunks of the FFN.
+pub const AXPY_ROWS: usize = 16;
 
 /// `sums[n, :] += sum_i h[n, i] * w[i, :]`, for each token row by row. Shapes: h `[N, rows]`, sums `[N, sum_len]`.
 #[inline(always)]
@@ -277,74 +278,96 @@ pub fn dot_block<S: Simd, W: Weight, const R: usize, const T: usize>(
     ahead: &mut LinesAhead,
     out: &mut [f32],
 ) {
-    let (cols, panel) = (panel.row_len, panel.x);
-    let mut tiles = rows.chunks_exact(R * cols);
-    let mut outs = out.chunks_exact_mut(R * T);
-    for (rows, out) in (&mut tiles).zip(&mut outs) {
-        dot_tile::<S, W, R, T>(s, rows, panel, ahead, out);
-    }
-    for (row, out) in tiles.remainder().chunks_exact(cols).zip(outs.into_remainder().chunks_exact_mut(T)) {
-        dot_tile::<S, W, 1, T>(s, row, panel, ahead, out);
+    let cols = panel.row_len;
+    let (n, per_accumulator) = (rows.len() / cols, steps(cols, S::LANES) * T * S::LANES);
+    // The sums of the first two accumulators, and the third.
+    let mut sums = [[[s.splat(0.0); T]; BLOCK]; 2];
+    for a in 0..A {
+        let x = &panel.x[a * per_accumulator..][..per_accumulator];
+        let mut first = 0;
+        while first < n {
+            if first + R <= n {
+                let acc: [[S::F32; T]; R] = sweep(s, &rows[first * cols..][..R * cols], a, x, ahead);
+                add_up(s, a, &acc, first, &mut sums, out);
+                first += R;
+            } else {
+                let acc: [[S::F32; T]; 1] = sweep(s, &rows[first * cols..][..cols], a, x, ahead);
+                add_up(s, a, &acc, first, &mut sums, out);
+                first += 1;
+            }
+        }
     }
 }
 
-/// The dots of `R` rows with `T` tokens: out `[R, T]`.
+/// Accumulator `a` of `R` rows and `T` tokens.
 #[allow(clippy::needless_range_loop)] // acc[r][t], as in the formula
 #[inline(always)]
-fn dot_tile<S: Simd, W: Weight, const R: usize, const T: usize>(
+fn sweep<S: Simd, W: Weight, const R: usize, const T: usize>(
     s: S,
     rows: &[W],
-    panel: &[f32],
+    a: usize,
+    x: &[f32],
     ahead: &mut LinesAhead,
+) -> [[S::F32; T]; R] {
+    let (cols, block) = (rows.len() / R, A * S::LANES);
+    let whole = cols / block;
+    assert!(
+        x.len() == steps(cols, S::LANES) * T * S::LANES && rows.len() == R * cols,
+        "gemv_batch: x of another length"
+    );
+    let mut acc = [[s.splat(0.0); T]; R];
+    for step in 0..whole {
+        // SAFETY: step * block + (a + 1) * LANES <= whole * block <= cols, the length of each row; x has T vectors for each step.
+        unsafe {
+            let mut w = [s.splat(0.0); R];
+            for (r, w) in w.iter_mut().enumerate() {
+                *w = W::load_ptr(s, rows.as_ptr().add(r * cols + step * block + a * S::LANES));
+            }
+            for t in 0..T {
+                let x = s.load_ptr(x.as_ptr().add((step * T + t) * S::LANES));
+                for r in 0..R {
+                    acc[r][t] = s.mul_add(w[r], x, acc[r][t]);
+                }
+            }
+        }
+        if (a * S::LANES * size_of::<W>()).is_multiple_of(LINE) {
+            ahead.step(s, R);
+        }
+    }
+    let from = whole * block + a * S::LANES;
+    if from < cols {
+        let n = S::LANES.min(cols - from);
+        for r in 0..R {
+            let row = &rows[r * cols + from..][..n];
+            let w = if n == S::LANES { W::load(s, row) } else { W::load_partial(s, row) };
+            for t in 0..T {
+                acc[r][t] = s.mul_add(w, s.load(&x[(whole * T + t) * S::LANES..]), acc[r][t]);
+            }
+        }
+    }
+    acc
+}
+
+/// `(a0 + a1) + (a2 + a3)`, and the sum of the lanes, for rows `first ..`.
+#[inline(always)]
+fn add_up<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    a: usize,
+    acc: &[[S::F32; T]; R],
+    first: usize,
+    [low, high]: &mut [[[S::F32; T]; BLOCK]; 2],
     out: &mut [f32],
 ) {
-    let cols = rows.len() / R;
-    let (block, steps) = (A * S::LANES, steps(cols, S::LANES));
-    assert!(
-        rows.len() == R * cols && panel.len() >= steps * block * T && out.len() == R * T,
-        "gemv_batch: a tile of another size"
-    );
-    let mut lanes = [[[s.splat(0.0); T]; R]; A];
-    for (a, lanes) in lanes.iter_mut().enumerate() {
-        let mut acc = [[s.splat(0.0); T]; R];
-        let x = &panel[a * steps * T * S::LANES..][..steps * T * S::LANES];
-        let whole = cols / block;
-        for step in 0..whole {
-            // SAFETY: step * block + (a + 1) * LANES <= whole * block <= cols, the length of each row; step < steps, and x has T vectors for
-            // each of them.
-            unsafe {
-                let mut w = [s.splat(0.0); R];
-                for (r, w) in w.iter_mut().enumerate() {
-                    *w = W::load_ptr(s, rows.as_ptr().add(r * cols + step * block + a * S::LANES));
-                }
-                for t in 0..T {
-                    let x = s.load_ptr(x.as_ptr().add((step * T + t) * S::LANES));
-                    for r in 0..R {
-                        acc[r][t] = s.mul_add(w[r], x, acc[r][t]);
-                    }
-                }
-            }
-            if (a * S::LANES * size_of::<W>()).is_multiple_of(LINE) {
-                ahead.step(s, R);
-            }
-        }
-        let from = whole * block + a * S::LANES;
-        if from < cols {
-            let n = S::LANES.min(cols - from);
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let row = &rows[r * cols + from..][..n];
-                let w = if n == S::LANES { W::load(s, row) } else { W::load_partial(s, row) };
-                for (t, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.mul_add(w, s.load(&x[(whole * T + t) * S::LANES..]), *acc);
-                }
-            }
-        }
-        *lanes = acc;
-    }
-    for r in 0..R {
+    let rows = first..first + R;
+    let places = low[rows.clone()].iter_mut().zip(&mut high[rows]).zip(out[first * T..].chunks_exact_mut(T));
+    for (((low, high), out), acc) in places.zip(acc) {
         for t in 0..T {
-            let sum = s.add(s.add(lanes[0][r][t], lanes[1][r][t]), s.add(lanes[2][r][t], lanes[3][r][t]));
-            out[r * T + t] = s.reduce_sum(sum);
+            match a {
+                0 => low[t] = acc[t],
+                1 => low[t] = s.add(low[t], acc[t]),
+                2 => high[t] = acc[t],
+                _ => out[t] = s.reduce_sum(s.add(low[t], s.add(high[t], acc[t]))),
+            }
         }
     }
 }

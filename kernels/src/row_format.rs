@@ -215,13 +215,13 @@ impl<W: Weight> Loops for W {
     }
     #[inline(always)]
     fn dot_block<S: Simd>(s: S, rows: &[W], panel: Panel, ahead: &mut LinesAhead, out: &mut [f32]) {
-        // 24 accumulators in 32 registers, or 8 in 16; 16 for two tokens, which are limited by memory.
+        // 16 accumulators in 32 registers, or 8 in 16. With 24 some went to the stack, once a step.
         match (panel.tokens, S::LANES) {
-            (8, 16) => dot_block::<S, W, 3, 8>(s, rows, panel, ahead, out),
+            (8, 16) => dot_block::<S, W, 2, 8>(s, rows, panel, ahead, out),
             (8, _) => dot_block::<S, W, 1, 8>(s, rows, panel, ahead, out),
-            (4, 16) => dot_block::<S, W, 6, 4>(s, rows, panel, ahead, out),
+            (4, 16) => dot_block::<S, W, 4, 4>(s, rows, panel, ahead, out),
             (4, _) => dot_block::<S, W, 2, 4>(s, rows, panel, ahead, out),
-            (_, 16) => dot_block::<S, W, 8, 2>(s, rows, panel, ahead, out),
+            (_, 16) => dot_block::<S, W, 6, 2>(s, rows, panel, ahead, out),
             _ => dot_block::<S, W, 4, 2>(s, rows, panel, ahead, out),
         }
     }

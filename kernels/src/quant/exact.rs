@@ -3,7 +3,7 @@
 
 use super::{BLOCK, GROUP_BLOCKS, LINE, Quantized, RUNS, block_bytes, groups};
 use crate::RowFormat;
-use crate::panel::{AXPY_ROWS, LinesAhead, Panel};
+use crate::panel::{self, AXPY_ROWS, LinesAhead, Panel};
 use crate::simd::Simd;
 use bytemuck::cast_slice;
 use half::f16;
@@ -44,7 +44,8 @@ pub(super) fn dot<S: Simd, const BITS: u32>(
     s.reduce_sum(total)
 }
 
-/// The dots of rows one after the other with a panel of `T` tokens, `R` rows at a time; each in the order of [`dot`].
+/// The dots of rows one after the other with a panel of `T` tokens, `R` rows at a time; each in the order of [`dot`]. Panel:
+/// `[vector, token, lane]`. The rows meet a group of the panel, which is in L1 meanwhile, before the next.
 #[inline(always)]
 pub(super) fn dot_block<S: Simd, const BITS: u32, const R: usize, const T: usize>(
     s: S,
@@ -53,45 +54,41 @@ pub(super) fn dot_block<S: Simd, const BITS: u32, const R: usize, const T: usize
     ahead: &mut LinesAhead,
     out: &mut [f32],
 ) {
-    let row_len = panel.row_len;
-    let mut tiles = rows.chunks_exact(R * row_len);
-    let mut outs = out.chunks_exact_mut(R * T);
-    for (rows, out) in (&mut tiles).zip(&mut outs) {
-        dot_tile::<S, BITS, R, T>(s, rows, panel, ahead, out);
-    }
-    for (row, out) in tiles.remainder().chunks_exact(row_len).zip(outs.into_remainder().chunks_exact_mut(T)) {
-        dot_tile::<S, BITS, 1, T>(s, row, panel, ahead, out);
-    }
-}
-
-/// The dots of `R` rows with `T` tokens: out `[R, T]`. Panel: `[vector, token, lane]`.
-#[inline(always)]
-fn dot_tile<S: Simd, const BITS: u32, const R: usize, const T: usize>(
-    s: S,
-    rows: &[Quantized<BITS>],
-    panel: Panel,
-    ahead: &mut LinesAhead,
-    out: &mut [f32],
-) {
-    let blocks = panel.x.len() / (T * BLOCK);
-    let row_len = Quantized::<BITS>::len_of(blocks);
+    let (blocks, row_len) = (panel.x.len() / (T * BLOCK), panel.row_len);
+    let n_rows = rows.len() / row_len;
     assert!(
-        rows.len() == R * row_len && panel.x.len() == blocks * BLOCK * T && out.len() == R * T,
-        "gemv_batch: a tile of another size"
+        row_len == Quantized::<BITS>::len_of(blocks) && panel.x.len() == blocks * BLOCK * T,
+        "gemv_batch: a panel of another size"
     );
-    let mut totals = [[s.splat(0.0); T]; R];
+    let mut totals = [[s.splat(0.0); T]; panel::BLOCK];
     for (first, n) in groups(blocks) {
-        let x = panel.x[first * BLOCK * T..][..n * BLOCK * T].as_ptr();
-        // SAFETY: each row has `blocks` blocks, by the assert, and x the T tokens of the group's n.
-        unsafe {
-            if n == GROUP_BLOCKS {
-                tile_of_group::<S, BITS, R, T>(s, GROUP_BLOCKS, rows, (blocks, first), x, ahead, &mut totals);
-            } else {
-                tile_of_group::<S, BITS, R, T>(s, n, rows, (blocks, first), x, ahead, &mut totals);
+        let x = &panel.x[first * BLOCK * T..][..n * BLOCK * T];
+        let mut row = 0;
+        while row < n_rows {
+            let size = if row + R <= n_rows { R } else { 1 };
+            let (rows, totals) = (&rows[row * row_len..][..size * row_len], &mut totals[row..row + size]);
+            // SAFETY: the rows have `blocks` blocks, by the assert, and x the T tokens of the group's n.
+            unsafe {
+                match (size == R, n == GROUP_BLOCKS) {
+                    (true, true) => tile_of_group::<S, BITS, R, T>(
+                        s,
+                        GROUP_BLOCKS,
+                        rows,
+                        (blocks, first),
+                        x.as_ptr(),
+                        ahead,
+                        totals,
+                    ),
+                    (true, false) => {
+                        tile_of_group::<S, BITS, R, T>(s, n, rows, (blocks, first), x.as_ptr(), ahead, totals)
+                    }
+                    _ => tile_of_group::<S, BITS, 1, T>(s, n, rows, (blocks, first), x.as_ptr(), ahead, totals),
+                }
             }
+            row += size;
         }
     }
-    for (total, out) in totals.iter().flatten().zip(out) {
+    for (total, out) in totals[..n_rows].iter().flatten().zip(out) {
         *out = s.reduce_sum(*total);
     }
 }
@@ -109,7 +106,7 @@ unsafe fn tile_of_group<S: Simd, const BITS: u32, const R: usize, const T: usize
     (blocks, first): (usize, usize),
     x: *const f32,
     ahead: &mut LinesAhead,
-    totals: &mut [[S::F32; T]; R],
+    totals: &mut [[S::F32; T]],
 ) {
     let (run, row_len) = (4 * n, rows.len() / R);
     let mut group = [Group::of(s, &rows[..row_len], blocks, (first, n), 1.0); R];
