@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
     ActivationFormat, Engine, EngineOptions, FfnMode, Generation, KvFormat, Prefill, Ranked, Residence, Resident,
-    Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, rank,
+    Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, batches, rank,
 };
 use kernels::Team;
 use model::Psi;
@@ -21,7 +21,7 @@ use train::data::Tokenizer;
 
 /// Continue a prompt.
 ///
-/// The text goes to standard output as it comes, what it took to standard error. The same model, prompt, flags and seed give
+/// Several samples are decoded 16 at a time, each as it would be alone. The text goes to standard output as it comes, what it took to standard error. The same model, prompt, flags and seed give
 /// the same text, on any number of threads.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -204,16 +204,23 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let bar = if streams { progress_bar(0) } else { progress_bar(args.samples.into()) };
     let mut texts = Vec::new();
     let mut samples = Samples::new(&mut engine, &prompt);
-    for sample in 0..args.samples {
-        if streams && args.samples > 1 {
-            say(format_args!("{}--- sample {} of {}", if sample > 0 { "\n" } else { "" }, sample + 1, args.samples))?;
-        }
-        let text = write(&args, &folder.meta().eos_token_ids, &mut samples, &mut sampler, sample, streams)?;
+    for batch in batches(args.samples) {
         if streams {
-            report(&text.generation, psi, &formats, filter_bytes);
+            head(&args, batch.start)?;
         }
-        bar.inc(1);
-        texts.push(text);
+        let numbers: Vec<u32> = batch.clone().collect();
+        let written = write(&args, &folder.meta().eos_token_ids, &mut samples, &mut sampler, &numbers, streams)?;
+        for (sample, text) in batch.clone().zip(&written) {
+            if streams && sample > batch.start {
+                head(&args, sample)?;
+                say(format_args!("{}{}", args.prompt, text.text))?;
+            }
+            if streams {
+                report(&text.generation, psi, &formats, filter_bytes);
+            }
+            bar.inc(1);
+        }
+        texts.extend(written);
     }
     let ranking = match rank_under {
         Some(psi) => {
@@ -241,42 +248,55 @@ struct Text {
     generation: Generation,
 }
 
-/// Generates a sample; prints the prompt and what follows it, piece by piece, if it `streams`.
+/// Says which sample follows, if there are several.
+fn head(args: &Args, sample: u32) -> anyhow::Result<()> {
+    if args.samples > 1 {
+        say(format_args!("{}--- sample {} of {}", if sample > 0 { "\n" } else { "" }, sample + 1, args.samples))?;
+    }
+    Ok(())
+}
+
+/// Generates some samples at once; prints the prompt and what follows it in the first of them, piece by piece, if it `streams`.
 fn write(
     args: &Args,
     stop: &[u32],
     samples: &mut Samples,
     sampler: &mut Sampler,
-    sample: u32,
+    numbers: &[u32],
     streams: bool,
-) -> anyhow::Result<Text> {
-    let mut utf8 = Utf8Stream::default();
-    let mut text = String::new();
+) -> anyhow::Result<Vec<Text>> {
+    let mut texts: Vec<(Utf8Stream, String)> = numbers.iter().map(|_| Default::default()).collect();
     let mut printed = Ok(());
     if streams {
         print(&args.prompt)?;
     }
-    let generation = samples.draw(sampler, args.max_tokens, stop, sample, |token| {
+    let generations = samples.draw_batch(sampler, args.max_tokens, stop, numbers, |sample, token| {
+        let (utf8, text) = &mut texts[sample];
         let before = text.len();
-        utf8.push(&[token as u8], &mut text);
-        if streams {
+        utf8.push(&[token as u8], text);
+        if streams && sample == 0 && printed.is_ok() {
             printed = print(&text[before..]);
         }
         if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     printed?;
-    let before = text.len();
-    utf8.finish(&mut text);
-    if streams {
-        say(&text[before..])?;
+    let mut all = Vec::new();
+    for (i, (generation, (mut utf8, mut text))) in generations.into_iter().zip(texts).enumerate() {
+        let before = text.len();
+        utf8.finish(&mut text);
+        if streams && i == 0 {
+            say(&text[before..])?;
+        }
+        all.push(Text { text, generation });
     }
-    Ok(Text { text, generation })
+    Ok(all)
 }
 
 /// What a text took, in a line or two on standard error.
 fn report(done: &Generation, psi: Psi, formats: &str, filter_bytes: usize) {
     let prompt = done.prefill_rate().map_or("kept".to_string(), |r| format!("at {r:.0} tokens/s"));
-    let rate = done.decode_rate().map_or("-".to_string(), |r| format!("{r:.0} tokens/s"));
+    let beside = if done.batch > 1 { format!(", {} at once", done.batch) } else { String::new() };
+    let rate = done.decode_rate().map_or("-".to_string(), |r| format!("{r:.0} tokens/s{beside}"));
     let ended = match done.stop {
         StopReason::ContextFull => "; the context is full",
         StopReason::StopToken(_) => "; the text has ended",
@@ -285,13 +305,17 @@ fn report(done: &Generation, psi: Psi, formats: &str, filter_bytes: usize) {
     let (prompt_tokens, new) = (counted(done.prompt_tokens as u64, "prompt token"), done.tokens.len());
     complain(format_args!("[{prompt_tokens} {prompt}, {new} new at {rate}{ended}]"));
     let zeros = done.mean_density().map_or(String::new(), |d| format!(", {:.1} % zeros", 100.0 * (1.0 - d)));
+    let union = match done.mean_union() {
+        Some(union) if done.batch > 1 => format!(", {:.1} % of the neurons used by any", 100.0 * union),
+        _ => String::new(),
+    };
     let filter = match (done.ffn, done.mean_gate_share()) {
         (ffn, Some(share)) if ffn.has_filter() => {
             format!(", {:.1} % of the gate's rows read, filter {}", 100.0 * share, bytes(filter_bytes as u64))
         }
         _ => String::new(),
     };
-    complain(format_args!("[{psi}, {formats}, FFN {}{zeros}{filter}]", done.ffn_in_words()));
+    complain(format_args!("[{psi}, {formats}, FFN {}{zeros}{union}{filter}]", done.ffn_in_words()));
 }
 
 /// The samples, best first, and how they came about.

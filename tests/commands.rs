@@ -144,6 +144,24 @@ fn generate_is_the_same_for_any_threads_and_ffn_and_another_for_another_seed() {
     assert_eq!(samples, write(&stochastic).0);
     let texts: Vec<&str> = samples.split("--- sample").skip(1).map(|s| s.split_once('\n').unwrap().1.trim()).collect();
     assert!(texts.len() == 3 && texts[1] != texts[0] && texts[2] != texts[1], "{samples}");
+    // Decoded at once, 16 and 3 of them, each is the one that it is among fewer; the first is the one alone.
+    for more in
+        [&["--activation", "stochastic:0.7"][..], &["--weights", "q8"], &["--weights", "bf16", "--ffn", "dense"]]
+    {
+        let of = |n: &str| {
+            let (samples, report) = write(&[more, &["-n", n]].concat());
+            let texts =
+                samples.split("--- sample ").map(|s| s.split_once('\n').map_or(s, |(_, text)| text).trim().to_string());
+            (texts.skip(1).collect::<Vec<_>>(), samples, report)
+        };
+        let (all, _, report) = of("19");
+        assert!(report.contains(" tokens/s, 16 at once") && report.contains(" tokens/s, 3 at once"), "{report}");
+        assert!(report.contains(" % of the neurons used by any"), "{report}");
+        let (few, _, _) = of("2");
+        let (_, one, report) = of("1");
+        assert!(!report.contains("at once"), "{report}");
+        assert_eq!((all.len(), &all[..2], all[0].as_str()), (19, &few[..], one.trim()), "{more:?}");
+    }
 }
 
 #[test]

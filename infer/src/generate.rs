@@ -1,7 +1,7 @@
 //! From a prompt to what follows it, on any [`Engine`].
 
 use crate::{Engine, Error, FfnMode, LayerDensity, Sampler};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::{Duration, Instant};
 
 /// What to generate.
@@ -37,6 +37,8 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub stop: StopReason,
+    /// Samples that were decoded together: 1 is one alone.
+    pub batch: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Time of the prompt; zero if its pass was there already ([`Samples`]).
@@ -96,6 +98,11 @@ impl Generation {
         self.mean(LayerDensity::share)
     }
 
+    /// The mean over layers of the shares of neurons that any sample of a step needed, 0 to 1; `None` without a decode step.
+    pub fn mean_union(&self) -> Option<f64> {
+        self.mean(LayerDensity::union_share)
+    }
+
     /// The mean over layers of the shares of the gate's rows that were read, 0 to 1; `None` without a decode step. Below 1 only if the
     /// FFN ran filtered: then it is the share of the filter's survivors.
     pub fn mean_gate_share(&self) -> Option<f64> {
@@ -121,9 +128,17 @@ pub fn generate(
     Samples::new(engine, request.prompt).draw(sampler, request.max_tokens, request.stop, request.sample, on_token)
 }
 
+/// Samples to be drawn at once: from here on a token costs arithmetic and no longer memory, and each takes a cache.
+const BATCH: u32 = 16;
+
+/// The numbers `0 .. n` in parts for [`Samples::draw_batch`].
+pub fn batches(n: u32) -> impl Iterator<Item = Range<u32>> {
+    (0..n).step_by(BATCH as usize).map(move |first| first..n.min(first + BATCH))
+}
+
 /// Several texts after one prompt, whose pass is kept from one to the next, unless the activation is stochastic: its draws
 /// are different ones for each sample, in the prompt too, so each sample feeds the prompt again. A text is the one that
-/// [`generate`] gives, bit for bit.
+/// [`generate`] gives, bit for bit, whether it is drawn alone or with others at once.
 pub struct Samples<'a> {
     engine: &'a mut dyn Engine,
     prompt: &'a [u32],
@@ -182,6 +197,7 @@ impl<'a> Samples<'a> {
         Ok(Generation {
             tokens,
             stop,
+            batch: 1,
             prompt_tokens: self.prompt.len(),
             prefill,
             decode_steps,
@@ -191,6 +207,102 @@ impl<'a> Samples<'a> {
             ffn: engine.options().ffn,
             density: engine.density().to_vec(),
         })
+    }
+
+    /// Generates the samples with these numbers, decoded together: each has the tokens that [`draw`](Samples::draw) gives, for any number of them.
+    /// `on_token` hears the index in `samples` too, and breaks off the one whose token it was. Arguments and errors as there.
+    ///
+    /// The times of a generation are those of the steps that it took part in, whole: those of several are not to be added up. Its density is that of
+    /// all of them together.
+    pub fn draw_batch(
+        &mut self,
+        sampler: &mut Sampler,
+        max_tokens: usize,
+        stop: &[u32],
+        samples: &[u32],
+        mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>, Error> {
+        if let [sample] = *samples {
+            return Ok(vec![self.draw(sampler, max_tokens, stop, sample, |token| on_token(0, token))?]);
+        }
+        let mut all = Vec::with_capacity(samples.len());
+        let mut logits = Vec::new();
+        for (branch, &sample) in samples.iter().enumerate() {
+            let prefill = self.begin(sample)?;
+            self.engine.fork(branch);
+            logits.extend_from_slice(&self.logits);
+            all.push(Running {
+                tokens: Vec::new(),
+                stop: None,
+                prefill,
+                steps: 0,
+                decode: Duration::ZERO,
+                sampling: Duration::ZERO,
+            });
+        }
+        let engine = &mut *self.engine;
+        let (context, vocab_size) = (engine.context(), engine.config().vocab_size);
+        let mut position = self.prompt.len();
+        // Those whose logits there are, row by row.
+        let mut running: Vec<usize> = (0..all.len()).collect();
+        let mut step = Vec::new();
+        while !running.is_empty() {
+            step.clear();
+            for (&branch, logits) in running.iter().zip(logits.chunks_exact(vocab_size)) {
+                let one: &mut Running = &mut all[branch];
+                if one.tokens.len() == max_tokens {
+                    one.stop = Some(StopReason::MaxTokens);
+                    continue;
+                }
+                let start = Instant::now();
+                let token = sampler.sample(logits, position, samples[branch])?;
+                one.sampling += start.elapsed();
+                if stop.contains(&token) {
+                    one.stop = Some(StopReason::StopToken(token));
+                    continue;
+                }
+                one.tokens.push(token);
+                one.stop = if on_token(branch, token).is_break() {
+                    Some(StopReason::Receiver)
+                } else if one.tokens.len() == max_tokens {
+                    Some(StopReason::MaxTokens)
+                } else if position == context {
+                    Some(StopReason::ContextFull)
+                } else {
+                    step.push((branch, token));
+                    None
+                };
+            }
+            running.clear();
+            running.extend(step.iter().map(|&(branch, _)| branch));
+            if running.is_empty() {
+                break;
+            }
+            let start = Instant::now();
+            let next = engine.decode_batch(&step)?;
+            let time = start.elapsed();
+            logits.clear();
+            logits.extend_from_slice(next);
+            position += 1;
+            for &branch in &running {
+                all[branch].decode += time;
+                all[branch].steps += 1;
+            }
+        }
+        let finish = |one: Running| Generation {
+            tokens: one.tokens,
+            stop: one.stop.expect("one that is not running has stopped"),
+            batch: samples.len(),
+            prompt_tokens: self.prompt.len(),
+            prefill: one.prefill,
+            decode_steps: one.steps,
+            decode: one.decode,
+            ffn_time: engine.ffn_time(),
+            sampling: one.sampling,
+            ffn: engine.options().ffn,
+            density: engine.density().to_vec(),
+        };
+        Ok(all.into_iter().map(finish).collect())
     }
 
     /// Brings the engine to the end of the prompt, with the logits there. Returns the time of the pass, zero if it was kept.
@@ -207,6 +319,16 @@ impl<'a> Samples<'a> {
         self.logits.extend_from_slice(logits);
         Ok(time)
     }
+}
+
+/// A sample of a batch on its way.
+struct Running {
+    tokens: Vec<u32>,
+    stop: Option<StopReason>,
+    prefill: Duration,
+    steps: usize,
+    decode: Duration,
+    sampling: Duration,
 }
 
 /// The log-likelihood of a continuation.

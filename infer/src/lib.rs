@@ -47,7 +47,7 @@ pub use engine::{
     ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, Prefill, WeightFormat,
 };
 pub use error::Error;
-pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, generate, score};
+pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, batches, generate, score};
 pub use rank::{Ranked, rank};
 pub use resident::{Residence, Resident, resident_bytes, resident_path};
 pub use sampler::{Sampler, Sampling};

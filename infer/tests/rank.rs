@@ -140,6 +140,47 @@ fn samples_are_those_of_generate_with_the_prompt_fed_once_if_it_can_be() {
     }
 }
 
+#[test]
+fn samples_drawn_at_once_are_those_drawn_alone() {
+    let prompt = tokens(&config(), 3, 10);
+    for psi in [Psi::Relu, Psi::Silu, Psi::stochastic(0.7)] {
+        let (mut alone, mut together) = (engine(psi), engine(psi));
+        let mut sampler = Sampler::new(SAMPLING).unwrap();
+        for numbers in [vec![3], vec![9, 1], (0..16).collect::<Vec<u32>>(), vec![u32::MAX, 0, 7, 8, 2]] {
+            // Limits by the number of tokens, by stop tokens, by the context and by the receiver of sample 1.
+            for (max_tokens, stop) in [(12, &[5, 6, 7][..]), (0, &[]), (1, &[]), (usize::MAX, &[5])] {
+                let most = |sample: usize| if sample == 1 { 4 } else { usize::MAX };
+                let mut heard = vec![Vec::new(); numbers.len()];
+                let generations = Samples::new(&mut together, &prompt)
+                    .draw_batch(&mut sampler, max_tokens, stop, &numbers, |sample, token| {
+                        heard[sample].push(token);
+                        if heard[sample].len() < most(sample) {
+                            ControlFlow::Continue(())
+                        } else {
+                            ControlFlow::Break(())
+                        }
+                    })
+                    .unwrap();
+                let mut samples = Samples::new(&mut alone, &prompt);
+                for (i, (&number, other)) in numbers.iter().zip(&generations).enumerate() {
+                    let mut left = most(i);
+                    let one = samples
+                        .draw(&mut sampler, max_tokens, stop, number, |_| {
+                            left -= 1;
+                            if left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                        })
+                        .unwrap();
+                    let facts = |g: &Generation| (g.tokens.clone(), g.stop, g.decode_steps, g.prompt_tokens);
+                    let what = format!("draw_batch {psi}, {numbers:?}, sample {number}");
+                    assert_eq!(facts(other), facts(&one), "{what}: not that of draw");
+                    assert_eq!(heard[i], one.tokens, "{what}: what the receiver heard");
+                    assert_eq!(other.batch, numbers.len());
+                }
+            }
+        }
+    }
+}
+
 /// The longest text that can be generated can be ranked, with the token that ended it.
 #[test]
 fn a_text_up_to_the_end_of_the_context_is_ranked() {

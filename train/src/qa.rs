@@ -10,7 +10,7 @@
 use crate::data::Tokenizer;
 use crate::questions::{self, Question, most_frequent_answer_share};
 use infer::diversity::{distinct, type_token_ratio};
-use infer::{Engine, FfnMode, Generation, Sampler, Samples, Sampling, StopReason, rank};
+use infer::{Engine, FfnMode, Generation, Sampler, Samples, Sampling, StopReason, batches, rank};
 use model::Psi;
 use serde::Serialize;
 use std::ops::ControlFlow;
@@ -268,19 +268,21 @@ impl<'a> Asker<'a> {
 
     fn ask(&mut self, number: usize, question: &Question) -> Result<Answered, infer::Error> {
         let prompt = self.tokenizer.encode(&question.prompt);
-        let write = |samples: &mut Samples, sampler: &mut Sampler, sample| {
-            self.options.answer(self.tokenizer, question, samples, sampler, sample)
-        };
         run_with(self.engine, self.options.psi)?;
-        let greedy = write(&mut Samples::new(self.engine, &prompt), &mut self.greedy, 0)?.answer;
+        let mut samples = Samples::new(self.engine, &prompt);
+        let mut greedy = self.options.answers(self.tokenizer, question, &mut samples, &mut self.greedy, &[0])?;
+        let greedy = greedy.remove(0).answer;
         let (Some(QaSampling { n, psi, .. }), Some(sampler)) = (&self.options.samples, &mut self.sampler) else {
             return Ok(Answered { question: question.clone(), greedy, ranked: Vec::new() });
         };
         run_with(self.engine, *psi)?;
         let mut samples = Samples::new(self.engine, &prompt);
         let first = (number as u32).wrapping_mul(MAX_SAMPLES);
-        let given: Vec<Given> =
-            (0..*n).map(|s| write(&mut samples, sampler, first.wrapping_add(s))).collect::<Result<_, _>>()?;
+        let mut given: Vec<Given> = Vec::new();
+        for batch in batches(*n) {
+            let numbers: Vec<u32> = batch.map(|s| first.wrapping_add(s)).collect();
+            given.extend(self.options.answers(self.tokenizer, question, &mut samples, sampler, &numbers)?);
+        }
         let tokens: Vec<Vec<u32>> = given.iter().map(|given| given.tokens.clone()).collect();
         let ranked = rank(self.engine, self.options.psi, &prompt, &tokens)?;
         let ranked = ranked.into_iter().map(|r| RankedAnswer {
@@ -297,23 +299,24 @@ fn run_with(engine: &mut dyn Engine, psi: Psi) -> Result<(), infer::Error> {
 }
 
 impl QaOptions {
-    /// Writes one answer.
-    fn answer(
+    /// Writes the answers of some samples, all at once.
+    fn answers(
         &self,
         tokenizer: Tokenizer,
         question: &Question,
         samples: &mut Samples,
         sampler: &mut Sampler,
-        sample: u32,
-    ) -> Result<Given, infer::Error> {
-        let mut tokens = Vec::new();
-        let mut end = None;
-        let written = samples.draw(sampler, self.max_tokens, &self.stop, sample, |token| {
+        numbers: &[u32],
+    ) -> Result<Vec<Given>, infer::Error> {
+        let mut so_far = vec![(Vec::new(), None); numbers.len()];
+        let written = samples.draw_batch(sampler, self.max_tokens, &self.stop, numbers, |sample, token| {
+            let (tokens, end) = &mut so_far[sample];
             tokens.push(token);
-            end = self.until.find(&tokenizer.decode(&tokens));
+            *end = self.until.find(&tokenizer.decode(tokens));
             if end.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        Ok(self.given(tokenizer, question, &written, end))
+        let given = written.iter().zip(so_far).map(|(written, (_, end))| self.given(tokenizer, question, written, end));
+        Ok(given.collect())
     }
 
     fn given(&self, tokenizer: Tokenizer, question: &Question, written: &Generation, end: Option<End>) -> Given {
