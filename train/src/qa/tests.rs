@@ -62,6 +62,7 @@ fn what_is_scored_is_the_answer_and_its_end() {
     assert_eq!((options.max_tokens, options.until), (3 + SPARE_TOKENS, AnswerEnd::Sentence));
     let given = |text: &str, stop, until| {
         let written = Generation {
+            batch: 1,
             tokens: BYTES.encode(text),
             stop,
             prompt_tokens: 1,
