@@ -192,7 +192,8 @@ pub fn formats_in_words(options: &EngineOptions, level: Level) -> String {
         KvFormat::F32 => "",
         KvFormat::Bf16 => ", KV cache bf16",
     };
-    format!("{} weights{activations}{prefill}{kv}", options.weights)
+    let sparse_prompt = if options.sparse_prompt { ", sparse prompt" } else { "" };
+    format!("{} weights{activations}{prefill}{sparse_prompt}{kv}", options.weights)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod batch;
 
 use crate::kv_cache::KvCache;
 use crate::matrix::{Matrix, OneToken};
-use crate::recent::Recent;
+use crate::recent::{Recent, prompt_break_even};
 use crate::resident::{self, Opened};
 use crate::rows::FromTensors;
 use crate::sampler::best;
@@ -17,6 +17,7 @@ use batch::Batch;
 use kernels::activation::gated_activation;
 use kernels::attention::AttentionShape;
 use kernels::elementwise::axpy;
+use kernels::reduce::count_positive;
 use kernels::rms_norm::rms_norm;
 use kernels::rope::{RopeShape, Rotation, rope};
 use kernels::sparse::{FfnScratch, Filtered, GateFilter};
@@ -143,11 +144,11 @@ impl CpuEngine {
         Ok(())
     }
 
-    /// Multiplies several tokens with the weights in this way from now on.
+    /// Multiplies several tokens with the weights in this way from now on; `sparse_prompt` as in [`EngineOptions`].
     ///
     /// Errors: [`Error::Option`] if it does not [fit](Prefill::fits) the weights; the engine is then as it was.
-    pub fn set_prefill(&mut self, prefill: Prefill) -> Result<(), Error> {
-        let options = EngineOptions { prefill, ..self.options.clone() };
+    pub fn set_prefill(&mut self, prefill: Prefill, sparse_prompt: bool) -> Result<(), Error> {
+        let options = EngineOptions { prefill, sparse_prompt, ..self.options.clone() };
         options.validate(&self.config)?;
         self.options = options;
         Ok(())
@@ -180,7 +181,8 @@ impl CpuEngine {
         weights.embed_tokens.embedding(team, tokens, &mut activations.x);
         let psi = PsiAt { psi: options.psi, seed: options.seed, first_token: position as u32, step: self.sample };
         let (cos, sin) = (&weights.cos, &weights.sin);
-        let mut pass = Pass { team, config, prefill: options.prefill, cos, sin, psi, position, n };
+        let sparse_below = (options.sparse_prompt && options.psi == Psi::Relu).then(|| prompt_break_even(options.prefill));
+        let mut pass = Pass { team, config, prefill: options.prefill, sparse_below, cos, sin, psi, position, n };
         for (layer, weights) in weights.layers.iter().enumerate() {
             pass.keys_and_values(layer, weights, cache, activations);
             if layer + 1 == config.n_layers {
@@ -377,6 +379,8 @@ struct Activations {
     g: Vec<f32>,
     u: Vec<f32>,
     h: Vec<f32>,
+    /// Of the tokens, how many use each neuron, `[F]`.
+    counts: Vec<u32>,
     /// A branch's result for one token, `[C]`.
     y: Vec<f32>,
     /// The FFN of one token.
@@ -386,6 +390,7 @@ struct Activations {
 impl Activations {
     /// Sized for n tokens. Takes memory only when n is larger than ever before.
     fn resize(&mut self, config: &Config, n: usize) {
+        self.counts.resize(config.d_ff, 0);
         let hidden = if n > 1 { n * config.d_ff } else { 0 };
         let ([q_before, q_after], [k_before, k_after]) = (&mut self.q, &mut self.k);
         for (buffer, len) in [
@@ -436,6 +441,8 @@ struct Pass<'a> {
     team: &'a Team,
     config: &'a Config,
     prefill: Prefill,
+    /// Below which share of active neurons the prompt's FFN runs sparse, if it may.
+    sparse_below: Option<f32>,
     /// `[context, D / 2]`.
     cos: &'a [f32],
     sin: &'a [f32],
@@ -492,6 +499,15 @@ impl Pass<'_> {
     fn ffn(&self, layer: usize, w: &LayerWeights, a: &mut Activations) {
         rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
         self.project(&a.normed, &w.ffn.gate_proj, &mut a.g);
+        if let Some(break_even) = self.sparse_below {
+            a.counts.fill(0);
+            count_positive(self.team, &a.g, &mut a.counts);
+            let active: u64 = a.counts.iter().map(|&count| u64::from(count)).sum();
+            if (active as f32) < break_even * a.g.len() as f32 {
+                w.ffn.sparse_prompt(self.team, &a.g, self.n, &a.normed, &mut a.x);
+                return;
+            }
+        }
         self.project(&a.normed, &w.ffn.up_proj, &mut a.u);
         gated_activation(self.team, self.psi.layer(layer), &a.g, &a.u, self.config.d_ff, &mut a.h);
         w.ffn.down_proj_t.multiply(self.team, self.prefill, &a.h, Beta::One, &mut a.x);

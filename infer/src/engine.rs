@@ -97,6 +97,9 @@ pub struct EngineOptions {
     pub activations: ActivationFormat,
     /// How several tokens at once are multiplied with the weights.
     pub prefill: Prefill,
+    /// Whether the tokens of a prompt leave out the neurons that are inactive for them, in layers where so many are that it pays. Sums are
+    /// then taken in another order: the last bits are not those of a dense prompt. Under RELU; other activations leave out nothing.
+    pub sparse_prompt: bool,
     /// The seed of the draws.
     pub seed: u64,
     /// Positions of the cache, `1 ..= max_seq_len`; `None` is `max_seq_len`.
@@ -108,7 +111,7 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, exact activations and prefill, seed 0, the model's whole context, a growing
+    /// A model that runs with `psi`: [`FfnMode::of`] it, f32 weights, exact activations and prefill, dense prompts, seed 0, the model's whole context, a growing
     /// cache in f32.
     pub fn new(psi: Psi) -> EngineOptions {
         EngineOptions {
@@ -117,6 +120,7 @@ impl EngineOptions {
             weights: WeightFormat::F32,
             activations: ActivationFormat::Exact,
             prefill: Prefill::Exact,
+            sparse_prompt: false,
             seed: 0,
             context: None,
             cache: CacheMemory::Growing,

@@ -12,7 +12,7 @@ use kernels::quant::{I8Dot, Q4, Q8, gemm_i8, i8_dot};
 use kernels::row_format::widen_rows;
 use kernels::sparse::{
     BatchCounts, FfnScratch, FfnWeights, Filtered, GateFilter, ffn_dense, ffn_dense_batch, ffn_filtered, ffn_sparse,
-    ffn_sparse_batch,
+    ffn_sparse_batch, ffn_sparse_prompt,
 };
 use kernels::{Activation, Beta, Mat, MatMut, RowFormat, Team, Weight};
 use std::ops::Range;
@@ -245,6 +245,11 @@ impl FfnMatrices {
     pub fn dense_batch(&self, team: &Team, acts: &[Activation], tokens: Tokens) -> BatchCounts {
         let Tokens { x, scratch, y, .. } = tokens;
         ffn_in_any_format!(self, weights => ffn_dense_batch(team, weights, acts, x, scratch, y))
+    }
+
+    /// [`ffn_sparse_prompt`] of n tokens: g `[N, F]` is the gate's result, and x, y are `[N, C]`.
+    pub fn sparse_prompt(&self, team: &Team, g: &[f32], n: usize, x: &[f32], y: &mut [f32]) {
+        ffn_in_any_format!(self, weights => ffn_sparse_prompt(team, weights.up, weights.down_t, g, n, x, y));
     }
 
     /// Makes the filter, unless it is there. Panics unless the [format has one](WeightFormat::has_filter).

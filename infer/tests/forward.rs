@@ -10,7 +10,7 @@ use kernels::quant::{Q4, Q8};
 use kernels::testing::assert_within;
 use kernels::{Level, RowFormat, Team};
 use model::reference::{Reference, Value};
-use model::{Config, HiddenAct, Positive, Psi, PsiAt, Transformer, Weights};
+use model::{Config, HiddenAct, LayerNames, Positive, Psi, PsiAt, Transformer, Weights};
 use std::sync::Arc;
 use tensor::Tensor;
 
@@ -138,6 +138,49 @@ fn q8_prefill_is_as_near_as_decoding_with_activations_of_8_bits() {
             let again = run(2, ActivationFormat::Exact, Prefill::Q8, 30);
             assert!(prefilled.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "{what}: 1 and 2 threads differ");
         }
+    }
+}
+
+/// Prompts without their inactive neurons: within the bound of the reference, the same bits for any number of threads, and other bits than
+/// dense ones, or the test compares a dense prompt with itself.
+#[test]
+fn a_sparse_prompt_is_within_the_bound_of_the_reference() {
+    let mut differ = false;
+    for (number, config) in configs().iter().enumerate() {
+        let mut weights = weights(config, number as u64);
+        let tokens = tokens(config, number as u64, 90);
+        make_sparse(&mut weights);
+        let expected = Reference::new(&weights).logits(&tokens, psi_at(Psi::Relu));
+        for level in Level::available() {
+            let run = |threads, sparse_prompt| {
+                let mut options = options(Psi::Relu, FfnMode::Dense);
+                options.sparse_prompt = sparse_prompt;
+                let mut engine = engine_on(level, threads, &weights, options);
+                engine.prefill(&tokens).unwrap().to_vec()
+            };
+            let logits = run(1, true);
+            let what = format!("forward sparse prompt config {number} {level}");
+            assert_bounded(&what, &logits, &expected[tokens.len() - 1]);
+            assert!(bits(&logits) == bits(&run(2, true)), "{what}: 1 and 2 threads differ");
+            differ |= bits(&logits) != bits(&run(1, false));
+        }
+    }
+    assert!(differ, "no prompt ran sparse");
+}
+
+/// Gives most neurons a gate that is negative for all tokens: the first element of the residual stream becomes large, and the gate's
+/// weight for it decides.
+fn make_sparse(weights: &mut Weights) {
+    let config = weights.config().clone();
+    let mut set_first_column = |index: usize, value: &dyn Fn(usize) -> f32| {
+        let matrix = &mut weights.tensors_mut()[index];
+        let (mut data, cols) = (matrix.to_vec::<f32>().unwrap(), matrix.dim(1));
+        data.chunks_mut(cols).enumerate().for_each(|(row, data)| data[0] = value(row));
+        *matrix = Tensor::from_slice(&data, matrix.shape());
+    };
+    set_first_column(0, &|_| 10.0);
+    for layer in 0..config.n_layers {
+        set_first_column(LayerNames::new(layer).gate_proj, &|neuron| if neuron % 8 == 0 { 1.0 } else { -1.0 });
     }
 }
 

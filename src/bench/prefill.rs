@@ -1,9 +1,9 @@
 //! `silurian bench prefill`: a prompt through the engine, against the peak of its arithmetic.
 
 use super::decode::{self, Named};
-use super::{Report, Setting, progress, seconds};
+use super::{Report, Setting, parse_percent, progress, seconds};
 use crate::source::{parse_prefill, parse_weights};
-use crate::table::{Column, Spread, Table};
+use crate::table::{Cell, Column, Spread, Table};
 use anyhow::ensure;
 use infer::{CpuEngine, Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
 use kernels::limits::{Dot, dot_gops, fma_gflops};
@@ -31,29 +31,36 @@ pub struct Args {
     #[arg(long, value_name = "WAY,...", value_delimiter = ',', value_parser = parse_prefill, default_value = "exact,bf16")]
     prefill: Vec<Prefill>,
 
+    /// Also leave out the neurons that are inactive for a token, at these shares of zeros in percent
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', value_parser = parse_percent)]
+    zeros: Vec<f64>,
+
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
     tokens: usize,
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 13] = [
     Column::text("model", "model"),
     Column::text("level", "level"),
     Column::text("weights", "weights"),
     Column::text("prefill", "prefill"),
+    Column::text("ffn", "FFN"),
+    Column::number("zeros_percent", "zeros, %"),
     Column::number("threads", "threads"),
     Column::spread("tokens_per_second", "tokens/s"),
     Column::number("gflops", "GFLOP/s"),
     Column::number("peak_gflops", "peak, GFLOP/s"),
     Column::number("peak_percent", "share of peak, %"),
     Column::number("best_percent", "of the best, %"),
+    Column::spread("speed_up", "over dense"),
 ];
 
 const METHOD: &str = "The prompt is fed whole into an empty cache, once more for every repetition; repetitions go round the ways of \
 multiplying, and the peak (best of many passes in registers, of multiply-adds, or of the dot product of bf16 where bf16 has it) is \
 measured in each round; that of q8 is of bytes, although down_proj is multiplied as bf16. Operations are those of the products and of attention, an addition and a multiplication counting 2: the last \
 block makes keys and values for all tokens, and all else for the last one alone, as the LM head does. The shares are those of the \
-median and of the best repetition.";
+median and of the best repetition. Sparse prompts (--zeros) are compared with dense ones of the same repetition.";
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     for way in &args.prefill {
@@ -77,32 +84,31 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
         // What the last model used must not be missing here.
         pool::trim();
         progress(format_args!("prefill, {name}: making {} parameters", config.parameters()));
-        let weights = synthetic::weights(config);
+        let mut weights = synthetic::weights(config);
         let prompt: Vec<u32> = (0..args.tokens).map(|i| (i * 31 % config.vocab_size) as u32).collect();
-        for &format in &args.weights {
-            for team in &teams {
-                progress(format_args!("prefill, {name}, {format}, -t {}", team.threads()));
-                let ffn = FfnMode::Dense;
-                let options =
-                    EngineOptions { context: Some(args.tokens), weights: format, ffn, ..EngineOptions::new(Psi::Relu) };
-                let mut engine = team.install(|| CpuEngine::new(&weights, options))?;
-                let ways: Vec<Prefill> = args.prefill.iter().copied().filter(|way| way.fits(format)).collect();
-                for way in measure(&mut engine, team, &prompt, &ways, setting.repetitions(5))? {
-                    let rate = |seconds: f64| prompt.len() as f64 / seconds;
-                    let gflops = |seconds: f64| flop(config, prompt.len()) / seconds / 1e9;
-                    let times = Spread::of(way.seconds.iter().copied());
-                    table.push(vec![
-                        name.as_str().into(),
-                        team.level().to_string().into(),
-                        format.to_string().into(),
-                        way.prefill.to_string().into(),
-                        team.threads().into(),
-                        Spread::of(way.seconds.iter().map(|&s| rate(s))).into(),
-                        gflops(times.median).into(),
-                        way.peak.into(),
-                        (100.0 * gflops(times.median) / way.peak).into(),
-                        (100.0 * gflops(times.min) / way.peak).into(),
-                    ]);
+        // Without zeros, as the weights are.
+        let sweep: Vec<Option<f64>> =
+            if args.zeros.is_empty() { vec![None] } else { args.zeros.iter().copied().map(Some).collect() };
+        for zeros in sweep {
+            if let Some(percent) = zeros {
+                synthetic::set_zeros(&mut weights, percent / 100.0);
+            }
+            for &format in &args.weights {
+                for team in &teams {
+                    progress(format_args!("prefill, {name}, {format}, -t {}", team.threads()));
+                    let ffn = FfnMode::Dense;
+                    let context = Some(args.tokens);
+                    let options = EngineOptions { context, weights: format, ffn, ..EngineOptions::new(Psi::Relu) };
+                    let mut engine = team.install(|| CpuEngine::new(&weights, options))?;
+                    // A sparse prompt right after the dense one that it is compared with.
+                    let prompts: &[bool] = if zeros.is_some() { &[false, true] } else { &[false] };
+                    let ways = args.prefill.iter().filter(|way| way.fits(format));
+                    let ways = ways.flat_map(|&way| prompts.iter().map(move |&sparse| Way::new(way, sparse)));
+                    let ways = measure(&mut engine, team, &prompt, ways.collect(), setting.repetitions(5))?;
+                    for (i, way) in ways.iter().enumerate() {
+                        let dense = way.sparse.then(|| &ways[i - 1]);
+                        table.push(way.row(name, config, prompt.len(), format, team, zeros, dense));
+                    }
                 }
             }
         }
@@ -113,24 +119,63 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
 /// A way of multiplying, and what it took.
 struct Way {
     prefill: Prefill,
+    sparse: bool,
     seconds: Vec<f64>,
     /// Of its arithmetic, in GFLOP/s.
     peak: f64,
 }
 
+impl Way {
+    fn new(prefill: Prefill, sparse: bool) -> Way {
+        Way { prefill, sparse, seconds: Vec::new(), peak: 0.0 }
+    }
+
+    #[allow(clippy::too_many_arguments)] // The columns.
+    fn row(
+        &self,
+        name: &str,
+        config: &Config,
+        tokens: usize,
+        format: WeightFormat,
+        team: &Team,
+        zeros: Option<f64>,
+        dense: Option<&Way>,
+    ) -> Vec<Cell> {
+        let times = Spread::of(self.seconds.iter().copied());
+        // A sparse prompt does fewer operations.
+        let gflops = |seconds: f64| (!self.sparse).then(|| flop(config, tokens) / seconds / 1e9);
+        let over = |dense: &Way| Spread::of(dense.seconds.iter().zip(&self.seconds).map(|(dense, own)| dense / own));
+        vec![
+            name.into(),
+            team.level().to_string().into(),
+            format.to_string().into(),
+            self.prefill.to_string().into(),
+            if self.sparse { "sparse" } else { "dense" }.into(),
+            zeros.into(),
+            team.threads().into(),
+            Spread::of(self.seconds.iter().map(|&s| tokens as f64 / s)).into(),
+            gflops(times.median).into(),
+            self.peak.into(),
+            gflops(times.median).map(|rate| 100.0 * rate / self.peak).into(),
+            gflops(times.min).map(|rate| 100.0 * rate / self.peak).into(),
+            dense.map(over).into(),
+        ]
+    }
+}
+
+/// Measures the ways by turns.
 fn measure(
     engine: &mut CpuEngine,
     team: &Team,
     prompt: &[u32],
-    ways: &[Prefill],
+    mut ways: Vec<Way>,
     repetitions: usize,
 ) -> anyhow::Result<Vec<Way>> {
-    let mut ways: Vec<Way> = ways.iter().map(|&prefill| Way { prefill, seconds: Vec::new(), peak: 0.0 }).collect();
     // Repetition 0 warms up.
     for repetition in 0..=repetitions {
         for way in &mut ways {
             way.peak = way.peak.max(peak(team, way.prefill));
-            engine.set_prefill(way.prefill)?;
+            engine.set_prefill(way.prefill, way.sparse)?;
             engine.reset(0);
             let mut result = Ok(());
             let time = seconds(|| result = engine.prefill(prompt).map(|_| ()));

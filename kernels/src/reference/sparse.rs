@@ -22,6 +22,23 @@ pub fn ffn_relu(gate: &[f32], up: &[f32], down_t: &[f32], x: &[f32]) -> (Vec<f64
     (y, abs)
 }
 
+/// The same from the gate's results on: `y = W2 (max(g, 0) * (W3 x))`, what
+/// [`ffn_sparse_prompt`](crate::sparse::ffn_sparse_prompt) adds for a token.
+pub fn ffn_relu_of_gate(g: &[f32], up: &[f32], down_t: &[f32], x: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let d = x.len();
+    let (mut y, mut abs) = (vec![0.0; d], vec![0.0; d]);
+    for ((&g, up), down) in g.iter().zip(up.chunks(d)).zip(down_t.chunks(d)) {
+        let g = g.max(0.0) as f64;
+        let terms = || up.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64);
+        let (u, u_abs) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+        for i in 0..d {
+            y[i] += g * u * down[i] as f64;
+            abs[i] += g * u_abs * (down[i] as f64).abs();
+        }
+    }
+    (y, abs)
+}
+
 /// Specification of the test of [`GateFilter`](crate::sparse::GateFilter), without what it adds for rounding: upper bounds of
 /// `g = gate x` from an 8-bit copy of the gate and x in 16 bits. A neuron survives if its bound is above 0. Returns beside each bound
 /// `||w|| ||x||`, which rounding goes by.

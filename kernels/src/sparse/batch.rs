@@ -345,10 +345,10 @@ enum Phase {
 }
 
 /// Rows of w that are needed soon, to be hinted at one by one.
-struct Ahead<'a, W> {
-    w: &'a [W],
-    rows: &'a [u32],
-    row_len: usize,
+pub(super) struct Ahead<'a, W> {
+    pub(super) w: &'a [W],
+    pub(super) rows: &'a [u32],
+    pub(super) row_len: usize,
 }
 
 impl<W> Ahead<'_, W> {
@@ -367,7 +367,7 @@ impl<W> Ahead<'_, W> {
 
 /// `h[j] *= dot(w[rows[j], :], x)`, `G` rows at a time.
 #[inline(always)]
-fn multiply_by_dots<S: Simd, W: RowFormat, const G: usize>(
+pub(super) fn multiply_by_dots<S: Simd, W: RowFormat, const G: usize>(
     s: S,
     w: &[W],
     rows: &[u32],
@@ -399,7 +399,7 @@ fn multiply_by_dots<S: Simd, W: RowFormat, const G: usize>(
 
 /// `sum += h[j] * w[rows[j], :]`, row by row, `G` of them in a pass over the sum.
 #[inline(always)]
-fn add_rows<S: Simd, W: RowFormat, const G: usize>(
+pub(super) fn add_rows<S: Simd, W: RowFormat, const G: usize>(
     s: S,
     w: &[W],
     rows: &[u32],

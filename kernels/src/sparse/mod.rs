@@ -11,6 +11,7 @@
 mod batch;
 mod ffn;
 mod filter;
+mod prompt;
 mod rows_axpy;
 mod rows_dot;
 mod select;
@@ -18,6 +19,7 @@ mod select;
 pub use batch::{BatchCounts, ffn_dense_batch, ffn_sparse_batch};
 pub use ffn::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
 pub use filter::{Filtered, GateFilter, ffn_filtered};
+pub use prompt::ffn_sparse_prompt;
 pub(crate) use rows_axpy::axpy_group;
 pub use rows_axpy::rows_axpy;
 pub use rows_dot::rows_dot;
