@@ -594,7 +594,10 @@ fn questions_and_ranks() {
     succeed(&mut place.silurian(&["eval", "-m", run, "./qa", "--seq-len", "32"]));
 
     let generate = |flags: &[&str]| place.silurian(&[&["generate", "-m", run, "-p", "In "], flags].concat());
-    refuse(&mut generate(&["--sparse-prompt", "--activation", "silu"]), &["--sparse-prompt: SILU leaves no neuron out"]);
+    refuse(
+        &mut generate(&["--sparse-prompt", "--activation", "silu"]),
+        &["--sparse-prompt: SILU leaves no neuron out"],
+    );
     refuse(&mut generate(&["--prefill", "q8"]), &["prefill", "exact or bf16 with f32 weights"]);
     refuse(&mut generate(&["--rank"]), &["--rank: one sample needs no rank", "-n 20"]);
     refuse(&mut generate(&["--rank", "-n", "5", "--temp", "0"]), &["--rank: --temp 0 and RELU draw nothing"]);

@@ -181,7 +181,8 @@ impl CpuEngine {
         weights.embed_tokens.embedding(team, tokens, &mut activations.x);
         let psi = PsiAt { psi: options.psi, seed: options.seed, first_token: position as u32, step: self.sample };
         let (cos, sin) = (&weights.cos, &weights.sin);
-        let sparse_below = (options.sparse_prompt && options.psi == Psi::Relu).then(|| prompt_break_even(options.prefill));
+        let sparse_below =
+            (options.sparse_prompt && options.psi == Psi::Relu).then(|| prompt_break_even(options.prefill));
         let mut pass = Pass { team, config, prefill: options.prefill, sparse_below, cos, sin, psi, position, n };
         for (layer, weights) in weights.layers.iter().enumerate() {
             pass.keys_and_values(layer, weights, cache, activations);
