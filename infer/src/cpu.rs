@@ -196,7 +196,7 @@ impl CpuEngine {
             }
             pass.attention(layer, weights, cache, activations);
             if pass.n == 1 {
-                let way = if n > 1 { Way::Dense } else { Way::of(options, recent[layer]) };
+                let way = if n > 1 { Way::Dense } else { Way::of(options, recent[layer], 1) };
                 let (Filtered { active, survivors }, time) = pass.ffn_of_one(layer, weights, way, activations);
                 if n == 1 {
                     let share = |neurons: usize| neurons as f32 / config.d_ff as f32;
@@ -423,9 +423,9 @@ enum Way {
 }
 
 impl Way {
-    /// For a token of a layer whose shares were `recent`.
-    fn of(options: &EngineOptions, recent: Recent) -> Way {
-        let sparse_pays = options.psi == Psi::Relu && recent.sparse_pays(options.weights);
+    /// For so many tokens of a layer whose shares were `recent`.
+    fn of(options: &EngineOptions, recent: Recent, tokens: usize) -> Way {
+        let sparse_pays = options.psi == Psi::Relu && recent.sparse_pays(options.weights, tokens);
         match options.ffn {
             FfnMode::Sparse => Way::Sparse,
             FfnMode::Filtered => Way::Filtered,

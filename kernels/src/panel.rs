@@ -19,8 +19,8 @@ use std::marker::PhantomData;
 /// multiple of the rows of each tile.
 pub const BLOCK: usize = 24;
 
-/// The most tokens of a panel.
-const MOST_TOKENS: usize = 8;
+/// The most tokens of a panel, in any format.
+pub const MOST_TOKENS: usize = 8;
 
 /// The x of `n` tokens, in panels that are filled up with zeros.
 #[derive(Clone, Copy)]
@@ -44,11 +44,11 @@ pub struct Panel<'a> {
 
 /// First token and size of each panel of `n` tokens.
 #[inline(always)]
-fn panels(n: usize) -> impl Iterator<Item = (usize, usize)> {
+fn panels<W: RowFormat>(n: usize) -> impl Iterator<Item = (usize, usize)> {
     let size = move |first| match n - first {
         1..=2 => 2,
         3..=5 => 4,
-        _ => MOST_TOKENS,
+        _ => W::PANEL_TOKENS,
     };
     let next = move |&(first, of): &(usize, usize)| (first + of < n).then(|| (first + of, size(first + of)));
     std::iter::successors(Some((0, size(0))), next)
@@ -77,9 +77,9 @@ pub fn with_panels_of_sorted<W: RowFormat, R>(
 ) -> R {
     let x_len = sorted.len() / n;
     let len = W::panel_len(x_len);
-    let tokens: usize = panels(n).map(|(_, size)| size).sum();
+    let tokens: usize = panels::<W>(n).map(|(_, size)| size).sum();
     scratch::with(tokens * len, |data| {
-        for (first, size) in panels(n) {
+        for (first, size) in panels::<W>(n) {
             let panel = &mut data[first * len..][..size * len];
             if first + size > n {
                 panel.fill(0.0);
@@ -114,10 +114,10 @@ impl<W: RowFormat> Kernel for ToPanel<'_, W> {
 #[inline(always)]
 pub fn dots_of_batch<S: Simd, W: RowFormat>(s: S, w: &[W], x: Panels, mut put: impl FnMut(usize, usize, f32)) {
     let row_len = x.row_len;
-    let groups = panels(x.n).count();
+    let groups = panels::<W>(x.n).count();
     for (b, rows) in w.chunks(BLOCK * row_len).enumerate() {
         let n = rows.len() / row_len;
-        for (group, (first, size)) in panels(x.n).enumerate() {
+        for (group, (first, size)) in panels::<W>(x.n).enumerate() {
             let panel = Panel { tokens: size, row_len, x: &x.data[first * x.len..][..size * x.len] };
             // The block after this one, a part for each panel; beyond the last block lie rows that another task may be at.
             let ahead = LinesAhead::part(w, (b + 1) * BLOCK * row_len, rows.len(), group, groups);

@@ -102,6 +102,9 @@ mod loops {
         /// Units of a row that belongs to such an x.
         fn row_len_for(x: &[f32]) -> usize;
 
+        /// The most tokens of a [panel](crate::panel::Panel) of x: 4 or 8.
+        const PANEL_TOKENS: usize = crate::panel::MOST_TOKENS;
+
         /// How many rows `dot_group` takes at once: 1, 2 or 4. `scattered`: whether there are gaps between them.
         fn dots_at_once<S: Simd>(row_len: usize, scattered: bool) -> usize;
 

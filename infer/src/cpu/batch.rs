@@ -120,10 +120,10 @@ impl CpuEngine {
                 let first_token = cache.len() as u32;
                 PsiAt { psi: options.psi, seed: options.seed, first_token, step: *sample }.layer(layer)
             }));
-            let way = Way::of(options, recent[layer]);
+            let way = Way::of(options, recent[layer], n);
             let (BatchCounts { active, union }, time) = step.ffn(weights, way, batch);
             *ffn_time += time;
-            recent[layer].observe(union as f32 / config.d_ff as f32, None);
+            recent[layer].observe(active as f32 / (n * config.d_ff) as f32, None);
             let density = &mut density[layer];
             density.active += active as u64;
             density.neurons += (n * config.d_ff) as u64;
