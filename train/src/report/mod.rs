@@ -8,7 +8,7 @@
 //! # Ok::<(), train::report::ReportError>(())
 //! ```
 //!
-//! [`write()`] reads the folders (`run`), `page` says what is shown, `charts` and `tables` choose it, [`html`](crate::html) draws it.
+//! [`write()`] reads the folders (`run`), `page` says what is shown, `charts` and `tables` choose it, [`html`] draws it.
 
 mod charts;
 mod page;
