@@ -21,7 +21,7 @@ const STEPS: usize = 50;
 const ROUNDS: usize = 100;
 
 #[test]
-#[ignore = "needs strace"]
+#[ignore = "needs strace: cargo test --release -p infer --test syscalls -- --ignored --nocapture"]
 fn a_decode_step_makes_no_system_call() {
     if std::env::var_os(WATCHED).is_some() {
         return decode();

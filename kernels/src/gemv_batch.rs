@@ -70,7 +70,8 @@ impl<W: RowFormat> Kernel for Product<'_, W> {
 
 /// Rows of X up to which [`gemv_batch`] is faster than [`gemm`](crate::gemm::gemm). On one thread of a (busy) Zen 5, W `[5632, 2048]`
 /// from memory, milliseconds of `gemv_batch` and `gemm`: bf16, 2 rows 0.85 and 2.8, 4 rows 1.2 and 2.7, 6 rows 1.8 and 2.8, 12 rows 3.6
-/// and 3.4; f32, 2 rows 1.6 and 4.0, 4 rows 3.1 and 3.8, 6 rows 3.8 and 3.4. In a whole prompt of the model 125m, six rows gained nothing.
+/// and 3.4; f32, 2 rows 1.6 and 4.0, 4 rows 3.1 and 3.8, 6 rows 3.8 and 3.4. In a whole prompt of the model 125m, six rows gained nothing. (Before
+/// the tiles of 24 accumulators, which are faster: not measured since.)
 pub const FEW_ROWS: usize = 4;
 
 #[cfg(test)]

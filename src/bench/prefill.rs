@@ -60,7 +60,8 @@ const METHOD: &str = "The prompt is fed whole into an empty cache, once more for
 multiplying, and the peak (best of many passes in registers, of multiply-adds, or of the dot product of bf16 where bf16 has it) is \
 measured in each round; that of q8 is of bytes, although down_proj is multiplied as bf16. Operations are those of the products and of attention, an addition and a multiplication counting 2: the last \
 block makes keys and values for all tokens, and all else for the last one alone, as the LM head does. The shares are those of the \
-median and of the best repetition. Sparse prompts (--zeros) are compared with dense ones of the same repetition.";
+median and of the best repetition. Sparse prompts (--zeros) are compared with dense ones of the same repetition; all tokens of these models have the same zeros, so rows \
+that nobody needs are never read, which text would not grant.";
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     for way in &args.prefill {

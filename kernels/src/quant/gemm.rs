@@ -1,7 +1,7 @@
 //! Products of several tokens with quantised rows: integers within a block, floats between blocks.
 
 use super::i8_dot::round_block;
-use super::{BLOCK, I8Dot, Quantized, RUNS, blocks_of, groups};
+use super::{I8Dot, Quantized, RUNS, block_of, blocks_of, groups};
 use crate::row_format::Loops;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
@@ -105,11 +105,8 @@ impl Kernel for PackX<'_> {
             let (starts, scales) = rest.split_at_mut(TOKENS);
             let (bytes, starts): (&mut [u32], &mut [i32]) = (cast_slice_mut(bytes), cast_slice_mut(starts));
             for token in 0..TOKENS {
-                let mut values = [0.0; BLOCK];
                 let row = x.get(token * k..(token + 1) * k).unwrap_or(&[]);
-                let of_block = &row[(block * BLOCK).min(row.len())..((block + 1) * BLOCK).min(row.len())];
-                values[..of_block.len()].copy_from_slice(of_block);
-                let (q, scale) = round_block(&values);
+                let (q, scale) = round_block(&block_of(row, block));
                 scales[token] = scale;
                 starts[token] = -offset * q.iter().map(|&q| q as i32).sum::<i32>();
                 let words: [u32; RUNS] = cast(q);

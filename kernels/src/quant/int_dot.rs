@@ -3,7 +3,7 @@
 
 use super::exact::hint_scales;
 use super::i8_dot::round_block;
-use super::{BLOCK, LINE, Quantized, RUNS, groups};
+use super::{BLOCK, LINE, Quantized, RUNS, block_of, groups};
 use crate::panel::LinesAhead;
 use crate::simd::{Kernel, Simd};
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -44,12 +44,7 @@ impl<const D: usize> Kernel for RoundX<'_, D> {
         let (digits, starts): (&mut [u32], &mut [i32]) = (cast_slice_mut(digits), cast_slice_mut(starts));
         for (first, n) in groups(blocks) {
             for block in first..first + n {
-                let of_block = &x[(block * BLOCK).min(x.len())..((block + 1) * BLOCK).min(x.len())];
-                let mut x = [0.0; BLOCK];
-                match <&[f32; BLOCK]>::try_from(of_block) {
-                    Ok(whole) => x = *whole,
-                    Err(_) => x[..of_block.len()].copy_from_slice(of_block),
-                }
+                let x = block_of(x, block);
                 let (q, scale) = if D == 1 {
                     let (q, scale) = round_block(&x);
                     ([q; D], scale)

@@ -110,6 +110,17 @@ fn place((first, n): (usize, usize), block: usize, j: usize) -> usize {
     BLOCK * first + 4 * (j * n + block - first)
 }
 
+/// Block number `block` of x, filled up with zeros.
+#[inline(always)]
+fn block_of(x: &[f32], block: usize) -> [f32; BLOCK] {
+    let of_block = &x[(block * BLOCK).min(x.len())..((block + 1) * BLOCK).min(x.len())];
+    <[f32; BLOCK]>::try_from(of_block).unwrap_or_else(|_| {
+        let mut part = [0.0; BLOCK];
+        part[..of_block.len()].copy_from_slice(of_block);
+        part
+    })
+}
+
 /// x in the order of the layout, filled up with zeros.
 fn sort_x(x: &[f32], sorted: &mut [f32]) {
     for group in groups(sorted.len() / BLOCK) {
@@ -205,10 +216,7 @@ impl<const BITS: u32> Kernel for RoundRow<'_, BITS> {
         let scales: &mut [f16] = cast_slice_mut(&mut rest[..blocks * size_of::<f16>()]);
         for group in groups(blocks) {
             for block in group.0..group.0 + group.1 {
-                let of_block = &src[(block * BLOCK).min(src.len())..((block + 1) * BLOCK).min(src.len())];
-                let mut w = [0.0; BLOCK];
-                w[..of_block.len()].copy_from_slice(of_block);
-                let (q, scale) = round_block::<BITS>(&w);
+                let (q, scale) = round_block::<BITS>(&block_of(src, block));
                 scales[block] = scale;
                 if BITS == 8 {
                     for (j, four) in cast_slice::<i8, u8>(&q).chunks_exact(4).enumerate() {

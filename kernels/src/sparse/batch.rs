@@ -312,7 +312,7 @@ impl<W: RowFormat> Kernel for SparseChunk<'_, W> {
                     Phase::Up => (weights.down_t, 0..below(first + block)),
                     Phase::Down => (w, 0..0),
                 };
-                let mut ahead = Ahead { w: w_ahead, rows: &union[rows], row_len };
+                let mut ahead = Ahead { w: w_ahead, rows: union[rows].iter().copied(), row_len };
                 for token in 0..n {
                     let part = lists.next_below(token, end);
                     let rows = &lists.rows[token * lists.stride..][part.clone()];
@@ -345,23 +345,28 @@ enum Phase {
 }
 
 /// Rows of w that are needed soon, to be hinted at one by one.
-pub(super) struct Ahead<'a, W> {
+pub(super) struct Ahead<'a, W, I> {
     pub(super) w: &'a [W],
-    pub(super) rows: &'a [u32],
+    pub(super) rows: I,
     pub(super) row_len: usize,
 }
 
-impl<W> Ahead<'_, W> {
+impl<W, I: Iterator<Item = u32>> Ahead<'_, W, I> {
     /// The next one; one that is in a cache already, if there is none left.
     #[inline(always)]
     fn next(&mut self, other: &[W]) -> *const W {
-        match self.rows.split_first() {
-            Some((&row, rest)) => {
-                self.rows = rest;
-                self.w.as_ptr().wrapping_add(row as usize * self.row_len)
-            }
-            None => other.as_ptr(),
+        self.rows.next().map_or(other.as_ptr(), |row| self.w.as_ptr().wrapping_add(row as usize * self.row_len))
+    }
+
+    /// The rows of `w` that a list of `G` names, and as many to hint at.
+    #[inline(always)]
+    fn group<'w, const G: usize>(&mut self, w: &'w [W], rows: &[u32]) -> ([&'w [W]; G], [*const W; G]) {
+        let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);
+        for r in 0..G {
+            group[r] = &w[rows[r] as usize * self.row_len..][..self.row_len];
+            hints[r] = self.next(group[r]);
         }
+        (group, hints)
     }
 }
 
@@ -372,17 +377,12 @@ pub(super) fn multiply_by_dots<S: Simd, W: RowFormat, const G: usize>(
     w: &[W],
     rows: &[u32],
     x: &[f32],
-    ahead: &mut Ahead<W>,
+    ahead: &mut Ahead<W, impl Iterator<Item = u32>>,
     h: &mut [f32],
 ) {
-    let row = |j: usize, row_len: usize| &w[rows[j] as usize * row_len..][..row_len];
     let mut j = 0;
     while j + G <= rows.len() {
-        let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);
-        for r in 0..G {
-            group[r] = row(j + r, ahead.row_len);
-            hints[r] = ahead.next(group[r]);
-        }
+        let (group, hints) = ahead.group::<G>(w, &rows[j..j + G]);
         let dots = W::dot_group(s, group, hints, x);
         for r in 0..G {
             h[j + r] *= dots[r];
@@ -390,8 +390,8 @@ pub(super) fn multiply_by_dots<S: Simd, W: RowFormat, const G: usize>(
         j += G;
     }
     while j < rows.len() {
-        let row = row(j, ahead.row_len);
-        let [dot] = W::dot_group(s, [row], [ahead.next(row)], x);
+        let (row, hint) = ahead.group::<1>(w, &rows[j..=j]);
+        let [dot] = W::dot_group(s, row, hint, x);
         h[j] *= dot;
         j += 1;
     }
@@ -404,23 +404,18 @@ pub(super) fn add_rows<S: Simd, W: RowFormat, const G: usize>(
     w: &[W],
     rows: &[u32],
     h: &[f32],
-    ahead: &mut Ahead<W>,
+    ahead: &mut Ahead<W, impl Iterator<Item = u32>>,
     sum: &mut [f32],
 ) {
-    let row = |j: usize, row_len: usize| &w[rows[j] as usize * row_len..][..row_len];
     let mut j = 0;
     while j + G <= rows.len() {
-        let (mut group, mut hints) = ([&w[..0]; G], [w.as_ptr(); G]);
-        for r in 0..G {
-            group[r] = row(j + r, ahead.row_len);
-            hints[r] = ahead.next(group[r]);
-        }
+        let (group, hints) = ahead.group::<G>(w, &rows[j..j + G]);
         W::axpy_group(s, group, hints, &h[j..j + G], sum);
         j += G;
     }
     while j < rows.len() {
-        let row = row(j, ahead.row_len);
-        W::axpy_group(s, [row], [ahead.next(row)], &h[j..=j], sum);
+        let (row, hint) = ahead.group::<1>(w, &rows[j..=j]);
+        W::axpy_group(s, row, hint, &h[j..=j], sum);
         j += 1;
     }
 }

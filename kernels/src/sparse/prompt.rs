@@ -83,10 +83,10 @@ impl<W: RowFormat> Task<'_, W> {
         (BLOCK_BYTES / row_bytes::<W>(row_len)).clamp(8, d_ff.max(8))
     }
 
-    /// Of each token its sum, and of the block at hand its h and the rows that they belong to; then a list of rows, or a row of y.
+    /// Of each token its sum, and of the block at hand its h and the rows that they belong to; then a row of y.
     fn memory_len(n: usize, d_ff: usize, c: usize) -> usize {
         let block = Self::block(d_ff, W::row_len(c));
-        n * (W::sum_len(c) + 2 * (block + MAX_LANES)) + block.max(c)
+        n * (W::sum_len(c) + 2 * (block + MAX_LANES)) + c
     }
 }
 
@@ -102,7 +102,7 @@ impl<W: RowFormat> Kernel for Task<'_, W> {
         let stride = block + MAX_LANES;
         let (sums, rest) = memory.split_at_mut(n * sum_len);
         let (h, rest) = rest.split_at_mut(n * stride);
-        let (rows, rest) = rest.split_at_mut(n * stride);
+        let (rows, in_order) = rest.split_at_mut(n * stride);
         let rows: &mut [u32] = cast_slice_mut(rows);
         let (mut counts, mut active) = ([0; TOKENS], 0);
         sums.fill(0.0);
@@ -117,24 +117,19 @@ impl<W: RowFormat> Kernel for Task<'_, W> {
                 }
                 active += *count;
             }
-            let all: &mut [u32] = cast_slice_mut(&mut *rest);
-            for (i, row) in all[..block].iter_mut().enumerate() {
-                *row = (first + i) as u32;
-            }
-            let mut ahead = Ahead { w: down_t, rows: &all[..len], row_len };
+            // All rows: 64 tokens leave out few.
+            let mut ahead = Ahead { w: down_t, rows: first as u32..(first + len) as u32, row_len };
             for (token, &count) in counts[..n].iter().enumerate() {
                 let (rows, h) = (&rows[token * stride..][..count], &mut h[token * stride..][..count]);
                 multiply_by_dots::<S, W, 4>(s, up, rows, &x[token * x_len..][..x_len], &mut ahead, h);
             }
-            all[..block].iter_mut().for_each(|row| *row += block as u32);
-            let next = (d_ff - first - len).min(block);
-            let mut ahead = Ahead { w: up, rows: &all[..next], row_len };
+            let next = first + len..d_ff.min(first + len + block);
+            let mut ahead = Ahead { w: up, rows: next.start as u32..next.end as u32, row_len };
             for (token, &count) in counts[..n].iter().enumerate() {
                 let (rows, h) = (&rows[token * stride..][..count], &h[token * stride..][..count]);
                 add_rows::<S, W, 8>(s, down_t, rows, h, &mut ahead, &mut sums[token * sum_len..][..sum_len]);
             }
         }
-        let in_order = &mut rest[..c];
         for (sum, y) in sums.chunks_exact(sum_len).zip(y.chunks_exact_mut(c)) {
             W::sort_sum(sum, in_order);
             for at in spans(s, c) {

@@ -393,7 +393,7 @@ fn no_neuron_is_missed() {
 }
 
 #[test]
-#[ignore = "ten million decisions: a minute"]
+#[ignore = "ten million decisions take a minute: cargo test --release -p kernels --lib filter -- --ignored --nocapture"]
 fn no_neuron_is_missed_in_ten_million_decisions() {
     let decisions = count_decisions(240);
     assert!(decisions >= 10_000_000, "{decisions}");
