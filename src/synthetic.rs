@@ -3,7 +3,7 @@
 
 use autograd::{Gradients, Tape};
 use kernels::row_format::round_rows;
-use kernels::sparse::{FfnWeights, GateFilter};
+use kernels::sparse::{FfnWeights, FilterLine, GateFilter, gate_filter_lines};
 use kernels::testing::{SparseInputs, uniform};
 use kernels::{RowFormat, Team, Weight};
 use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_specs};
@@ -29,24 +29,24 @@ struct FfnLayer {
     up: Block,
     down_t: Block,
     /// Of [`FfnLayers::make_filters`].
-    filter: Option<GateFilter<Quants>>,
+    filter: Option<GateFilter<FilterMemory>>,
 }
 
 /// The memory of a filter.
-pub struct Quants {
+pub struct FilterMemory {
     block: Block,
     len: usize,
 }
 
-impl Deref for Quants {
-    type Target = [i8];
-    fn deref(&self) -> &[i8] {
+impl Deref for FilterMemory {
+    type Target = [FilterLine];
+    fn deref(&self) -> &[FilterLine] {
         &self.block.elements()[..self.len]
     }
 }
 
-impl DerefMut for Quants {
-    fn deref_mut(&mut self) -> &mut [i8] {
+impl DerefMut for FilterMemory {
+    fn deref_mut(&mut self) -> &mut [FilterLine] {
         &mut self.block.elements_mut()[..self.len]
     }
 }
@@ -126,17 +126,21 @@ impl<W: RowFormat> FfnLayers<W> {
 impl<W: Weight> FfnLayers<W> {
     /// Makes the filters of the gates as they are.
     pub fn make_filters(&mut self) {
-        let len = self.units();
-        let FfnLayers { d_model, ref mut layers, .. } = *self;
+        let units = self.units();
+        let FfnLayers { d_model, d_ff, ref mut layers, .. } = *self;
         let team = Team::current();
+        let new_memory = || {
+            let len = gate_filter_lines(d_ff, d_model);
+            FilterMemory { block: Block::new(len * size_of::<FilterLine>()), len }
+        };
         for FfnLayer { gate, filter, .. } in layers {
-            let memory = filter.take().map_or_else(|| Quants { block: Block::new(len), len }, GateFilter::into_memory);
-            *filter = Some(GateFilter::new(&team, &gate.elements::<W>()[..len], d_model, memory));
+            let memory = filter.take().map_or_else(new_memory, GateFilter::into_memory);
+            *filter = Some(GateFilter::new(&team, &gate.elements::<W>()[..units], d_model, memory));
         }
     }
 
     /// The filter of the gate of layer `turn`, modulo their number. Panics before [`make_filters`](FfnLayers::make_filters).
-    pub fn filter(&self, turn: usize) -> &GateFilter<Quants> {
+    pub fn filter(&self, turn: usize) -> &GateFilter<FilterMemory> {
         self.layers[turn % self.layers.len()].filter.as_ref().expect("make_filters comes first")
     }
 }

@@ -70,7 +70,7 @@ impl CpuEngine {
     }
 
     /// The model in the Hugging Face folder `dir`, whose weights are mapped from disk in decode layout if they were kept there, and else
-    /// converted one at a time, and then kept if `resident` says so. `note` hears, in words, what was written, and what was there and not
+    /// converted one at a time, and then kept if `resident` says so; and so are the filters, if `options` ask for them. `note` hears, in words, what was written, and what was there and not
     /// used.
     ///
     /// Errors: those of [`EngineOptions::validate`]; [`Error::Checkpoint`].
@@ -122,15 +122,14 @@ impl CpuEngine {
     /// The filters of the gates, if they are asked for and not there yet.
     fn make_filters(&mut self) {
         if self.options.ffn.has_filter() {
-            self.weights.layers.iter_mut().for_each(|layer| layer.ffn.make_filter(&self.team));
+            self.weights.make_filters(&self.team);
         }
     }
 
-    /// Bytes of the filters of [`FfnMode::Filtered`] and [`FfnMode::AutoFiltered`], which come on top of the weights: some `n_layers F (C + 16)`, or 0 if it was never
-    /// asked for.
+    /// Bytes of the filters of [`FfnMode::Filtered`] and [`FfnMode::AutoFiltered`], which come on top of the weights: some
+    /// `n_layers F (C + 16)`, or 0 if they were never asked for.
     pub fn filter_bytes(&self) -> usize {
-        let filters = self.weights.layers.iter().filter_map(|layer| layer.ffn.filter.as_ref());
-        filters.map(GateFilter::bytes).sum()
+        self.weights.filters().map(GateFilter::bytes).sum()
     }
 
     /// Computes the FFN of a decoded token in this way from now on: to compare ways on one copy of the weights.

@@ -11,8 +11,8 @@ use kernels::gemv_batch::{FEW_ROWS, gemv_batch};
 use kernels::quant::{I8Dot, Q4, Q8, gemm_i8, i8_dot};
 use kernels::row_format::widen_rows;
 use kernels::sparse::{
-    BatchCounts, FfnScratch, FfnWeights, Filtered, GateFilter, ffn_dense, ffn_dense_batch, ffn_filtered, ffn_sparse,
-    ffn_sparse_batch, ffn_sparse_prompt,
+    BatchCounts, FfnScratch, FfnWeights, FilterLine, Filtered, GateFilter, ffn_dense, ffn_dense_batch, ffn_filtered,
+    ffn_sparse, ffn_sparse_batch, ffn_sparse_prompt, gate_filter_lines,
 };
 use kernels::{Activation, Beta, Mat, MatMut, RowFormat, Team, Weight};
 use std::ops::Range;
@@ -193,7 +193,7 @@ pub(crate) struct FfnMatrices {
     /// down_proj transposed, `[F, C]`: the weights of a neuron lie together, and those of an inactive one are not touched.
     pub down_proj_t: Matrix,
     /// Of gate_proj; there once [`FfnMode::Filtered`](crate::FfnMode::Filtered) was asked for.
-    pub filter: Option<GateFilter<Buffer<i8>>>,
+    pub filter: Option<GateFilter<Rows<FilterLine>>>,
 }
 
 /// One token on its way through an FFN: x, y `[C]` and working memory.
@@ -256,13 +256,20 @@ impl FfnMatrices {
     pub fn make_filter(&mut self, team: &Team) {
         let Matrix { rows, cols, elements } = &self.gate_proj;
         self.filter.get_or_insert_with(|| {
-            let memory = Buffer::stale(rows * cols);
-            match elements {
+            let memory = Buffer::stale(gate_filter_lines(*rows, *cols));
+            let filter = match elements {
                 Elements::F32(gate) => GateFilter::new(team, gate, *cols, memory),
                 Elements::Bf16(gate) => GateFilter::new(team, gate, *cols, memory),
                 _ => unreachable!("the options were validated: quantised rows have no filter"),
-            }
+            };
+            GateFilter::from_memory(Rows::Owned(filter.into_memory()), *rows, *cols)
         });
+    }
+
+    /// Takes the filter of gate_proj from where it was kept.
+    pub fn set_filter(&mut self, memory: Rows<FilterLine>) {
+        let Matrix { rows, cols, .. } = self.gate_proj;
+        self.filter = Some(GateFilter::from_memory(memory, rows, cols));
     }
 
     /// [`ffn_filtered`]. Panics without [`make_filter`](FfnMatrices::make_filter) before.

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::buffer::Buffer;
-use bytemuck::cast_slice;
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use kernels::{RowFormat, Team};
 use model::{Config, LayerNames, parameter_specs};
 use std::ops::{Deref, Range};
@@ -16,7 +16,7 @@ pub(crate) enum Rows<W = f32> {
     Mapped { file: Arc<MappedFile>, bytes: Range<usize> },
 }
 
-impl<W: RowFormat> Deref for Rows<W> {
+impl<W: Pod> Deref for Rows<W> {
     type Target = [W];
     fn deref(&self) -> &[W] {
         match self {
@@ -26,7 +26,7 @@ impl<W: RowFormat> Deref for Rows<W> {
     }
 }
 
-impl<W: RowFormat> Rows<W> {
+impl<W: Pod> Rows<W> {
     /// As they lie there.
     pub fn bytes(&self) -> &[u8] {
         cast_slice(self)
@@ -77,7 +77,7 @@ impl<F: Fn(usize) -> Result<Tensor, Error>> Parameters for FromTensors<F> {
     }
 }
 
-/// A file with all of them in their formats, and the bytes of each in it.
+/// A file, and the bytes of each part in it: of each parameter, or of each layer's filter.
 pub(crate) struct FromFile {
     pub file: Arc<MappedFile>,
     pub bytes: Vec<Range<usize>>,
@@ -85,19 +85,26 @@ pub(crate) struct FromFile {
     pub copied: bool,
 }
 
-impl Parameters for FromFile {
-    fn rows<W: RowFormat>(&self, parameter: Parameter) -> Result<Rows<W>, Error> {
-        /// Elements that a task copies: a megabyte, give or take.
+impl FromFile {
+    /// A part, as units of any type that it is a whole number of.
+    pub fn part<T: Pod>(&self, index: usize) -> Rows<T> {
+        /// Bytes that a task copies.
         const TASK_BYTES: usize = 1 << 20;
-        let bytes = self.bytes[parameter.index].clone();
+        let bytes = self.bytes[index].clone();
         if !self.copied {
-            return Ok(Rows::Mapped { file: self.file.clone(), bytes });
+            return Rows::Mapped { file: self.file.clone(), bytes };
         }
-        let mut buffer = Buffer::stale(parameter.rows * W::row_len(parameter.cols));
+        let mut buffer = Buffer::stale(bytes.len() / size_of::<T>());
         let source = &self.file.bytes()[bytes];
-        Team::current().run_chunks_mut(bytemuck::cast_slice_mut::<W, u8>(&mut buffer), TASK_BYTES, |task, part| {
+        Team::current().run_chunks_mut(cast_slice_mut::<T, u8>(&mut buffer), TASK_BYTES, |task, part| {
             part.copy_from_slice(&source[task * TASK_BYTES..][..part.len()]);
         });
-        Ok(Rows::Owned(buffer))
+        Rows::Owned(buffer)
+    }
+}
+
+impl Parameters for FromFile {
+    fn rows<W: RowFormat>(&self, parameter: Parameter) -> Result<Rows<W>, Error> {
+        Ok(self.part(parameter.index))
     }
 }

@@ -2,8 +2,10 @@
 
 use crate::buffer::Buffer;
 use crate::matrix::{FfnMatrices, Matrix};
-use crate::rows::{Parameter, Parameters, Rows};
+use crate::rows::{FromFile, Parameter, Parameters, Rows};
 use crate::{EngineOptions, Error};
+use kernels::Team;
+use kernels::sparse::{FilterLine, GateFilter};
 use model::{Config, LayerNames, RopeTable};
 
 /// All parameters, in decode layout: matrices in the format asked for, gains and the RoPE table, which are small,
@@ -83,6 +85,21 @@ impl DecodeWeights {
     /// `[V, C]`.
     pub fn lm_head(&self) -> &Matrix {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    /// Makes the filters of the gates, unless they are there.
+    pub fn make_filters(&mut self, team: &Team) {
+        self.layers.iter_mut().for_each(|layer| layer.ffn.make_filter(team));
+    }
+
+    /// Takes the filters of the layers, by their number, from a file.
+    pub fn set_filters(&mut self, file: &FromFile) {
+        self.layers.iter_mut().enumerate().for_each(|(layer, weights)| weights.ffn.set_filter(file.part(layer)));
+    }
+
+    /// The filters that there are.
+    pub fn filters(&self) -> impl Iterator<Item = &GateFilter<Rows<FilterLine>>> {
+        self.layers.iter().filter_map(|layer| layer.ffn.filter.as_ref())
     }
 
     /// The bytes of every parameter, in the fixed order.

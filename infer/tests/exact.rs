@@ -10,6 +10,7 @@ use kernels::Activation;
 use kernels::Level;
 use kernels::quant::{Q4, Q8};
 use kernels::reference::draw16;
+use kernels::sparse::gate_filter_lines;
 use kernels::testing::uniform;
 use model::{Config, EMBED_TOKENS, LM_HEAD, Psi, PsiAt, Weights, parameter_specs};
 use tensor::Tensor;
@@ -101,8 +102,8 @@ fn an_engine_changes_its_ffn_mode() {
     }
     assert_eq!(engine.filter_bytes(), 0, "filter_bytes: before anything is filtered");
     engine.set_ffn(FfnMode::Filtered).unwrap();
-    let (rows, columns) = (config.n_layers * config.d_ff, config.n_layers * config.d_model);
-    assert_eq!(engine.filter_bytes(), rows * (config.d_model + 16) + 4 * columns, "filter_bytes");
+    let bytes = 64 * config.n_layers * gate_filter_lines(config.d_ff, config.d_model);
+    assert_eq!(engine.filter_bytes(), bytes, "filter_bytes");
     let (filtered, density) = greedy(&mut engine, &prompt, 20);
     assert!(filtered == dense, "set_ffn: filtered differs from dense");
     let gate_rows: u64 = density.iter().map(|layer| layer.gate_rows).sum();

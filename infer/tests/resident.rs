@@ -4,7 +4,7 @@ mod common;
 
 use common::{bits, configs, engine_on, options, tokens, weights};
 use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Residence, Resident, WeightFormat};
-use infer::{resident_bytes, resident_path};
+use infer::{resident_bytes, resident_filter_path, resident_path};
 use kernels::{Level, Team};
 use model::hf::{self, Meta};
 use model::{Config, Psi, Weights, parameter_specs};
@@ -48,6 +48,10 @@ fn bf16() -> EngineOptions {
     of_format(WeightFormat::Bf16, ActivationFormat::Exact)
 }
 
+fn filtered(weights: WeightFormat) -> EngineOptions {
+    EngineOptions { ffn: FfnMode::Filtered, ..of_format(weights, ActivationFormat::Exact) }
+}
+
 /// Everything in the folder of the layouts.
 fn listing(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir.join("resident")).unwrap();
@@ -89,9 +93,44 @@ fn every_format_reads_back_to_the_last_bit() {
         assert!(bytes <= most, "{format}: {bytes} bytes");
     }
     assert_eq!(listing(dir), ["bf16.bin", "f32.bin", "q4.bin", "q8.bin", "source.json"]);
-    // Filters are made of what was read.
-    let filtered = EngineOptions { ffn: FfnMode::Filtered, ..bf16() };
-    assert!(open(dir, &filtered).0 == open(dir, &bf16()).0, "filtered over weights from disk");
+}
+
+#[test]
+fn filters_read_back_to_the_last_bit() {
+    let (dir, weights) = place(13);
+    let dir = dir.path();
+    let bits_of = |options: &EngineOptions| logits(&mut CpuEngine::new(&weights, options.clone()).unwrap());
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        let path = resident_filter_path(dir, format);
+        let (options, mut files) = (filtered(format), Vec::new());
+        let expected = bits_of(&options);
+        assert!(expected == bits_of(&of_format(format, ActivationFormat::Exact)), "{format}: filtered is sparse");
+        // Made beside converted weights, read, made beside weights that were read, read.
+        for (removed, written) in
+            [(true, vec![".bin: ", "-filter.bin: "]), (false, vec![]), (true, vec!["-filter.bin: "]), (false, vec![])]
+        {
+            if removed && path.exists() {
+                fs::remove_file(&path).unwrap();
+            }
+            let (found, _, notes) = open(dir, &options);
+            assert!(found == expected, "{format}: logits, {notes}");
+            assert_eq!(notes.lines().count(), written.len(), "{notes}");
+            for (line, name) in notes.lines().zip(written) {
+                assert!(line.contains(&format!("{format}{name}")) && line.contains(" MiB written in "), "{notes}");
+            }
+            files.push(fs::read(&path).unwrap());
+        }
+        assert!(files.iter().all(|file| *file == files[0]), "{format}: the same bytes every time");
+        let auto = EngineOptions { ffn: FfnMode::AutoFiltered, ..options };
+        assert_eq!(open(dir, &auto).2, "", "{format}: one file for all ways of filtering");
+    }
+    let names = ["bf16-filter.bin", "bf16.bin", "f32-filter.bin", "f32.bin", "source.json"];
+    assert_eq!(listing(dir), names);
+    // Who does not filter neither reads nor writes filters.
+    fs::write(resident_filter_path(dir, WeightFormat::Bf16), "no filter").unwrap();
+    assert_eq!(open(dir, &bf16()).2, "");
+    assert!(open(dir, &of_format(WeightFormat::Q8, ActivationFormat::Exact)).2.contains("q8.bin: "));
+    assert!(!resident_filter_path(dir, WeightFormat::Q8).exists());
 }
 
 /// Rows are the same whatever level rounds them, so a file serves all.
@@ -124,48 +163,75 @@ fn off_and_small_models_touch_nothing() {
     assert!(told == 1 && resident_path(dir.path(), WeightFormat::Bf16).exists());
 }
 
+/// Opens the model with each of these contents at `path`: each is told in these words, and made `good` again.
+fn each_is_made_again(dir: &Path, options: &EngineOptions, path: &Path, cases: Vec<(Vec<u8>, &str)>) {
+    let (good, (expected, ..)) = (fs::read(path).unwrap(), open(dir, options));
+    let name = format!("{}: ", path.file_name().unwrap().display());
+    for (bytes, words) in cases {
+        fs::write(path, &bytes).unwrap();
+        let (logits, residence, notes) = open(dir, options);
+        let weights_are_bad = path == resident_path(dir, options.weights);
+        assert_eq!(residence == Residence::Converted, weights_are_bad, "{notes}");
+        assert!(notes.contains(words) && notes.contains(&name) && notes.contains("it is made again"), "{notes}");
+        assert!(logits == expected, "{words}: logits");
+        assert!(fs::read(path).unwrap() == good, "{words}: the file that was made again");
+    }
+}
+
+/// Where the parts begin.
+const DATA: usize = 2 << 20;
+
+/// What may be wrong with a file of any kind.
+fn damages(good: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
+    let with = |at: usize| {
+        let mut bytes = good.to_vec();
+        bytes[at] ^= 1;
+        bytes
+    };
+    vec![
+        (good[..good.len() - 1].to_vec(), "expected"),
+        (good[..DATA + 1].to_vec(), "truncated"),
+        (good[..30].to_vec(), "30 bytes, shorter than its header"),
+        (Vec::new(), "0 bytes, shorter than its header"),
+        ([good, &[0; 64]].concat(), "expected"),
+        (vec![7; good.len()], "not a file of "),
+        (with(0), "not a file of "),
+        (with(8), "of another version of Silurian"),
+        (with(12), "of another version of Silurian"),
+        (with(16), "of another weight format"),
+        (with(24), "made from other weights"),
+        (with(40), "bytes, expected"),
+        (with(48), "its header is damaged"),
+        (with(56), "of another version of Silurian"),
+        (with(64), "its header is damaged"),
+        (with(DATA), "damaged in bytes 2097152 to"),
+        (with(DATA + (good.len() - DATA) / 2), "damaged in bytes 2097152 to"),
+        (with(good.len() - 1), "damaged in bytes"),
+    ]
+}
+
 #[test]
 fn a_file_with_anything_wrong_is_made_again() {
     let (dir, _) = place(3);
     let dir = dir.path();
-    let path = resident_path(dir, WeightFormat::Bf16);
-    let (expected, ..) = open(dir, &bf16());
-    let good = fs::read(&path).unwrap();
     open(dir, &of_format(WeightFormat::Q8, ActivationFormat::Exact));
-    let other = fs::read(resident_path(dir, WeightFormat::Q8)).unwrap();
-    let with = |at: usize| {
-        let mut bytes = good.clone();
-        bytes[at] ^= 1;
-        bytes
-    };
-    let data = 2 << 20;
-    for (bytes, words) in [
-        (good[..good.len() - 1].to_vec(), "expected"),
-        (good[..data + 1].to_vec(), "truncated"),
-        (good[..30].to_vec(), "30 bytes, shorter than its header"),
-        (Vec::new(), "0 bytes, shorter than its header"),
-        ([&good[..], &[0; 64]].concat(), "expected"),
-        (vec![7; good.len()], "not a file of weights in decode layout"),
-        (other, "of another weight format"),
-        (with(0), "not a file of weights in decode layout"),
-        (with(8), "of another version of Silurian"),
-        (with(12), "of another version of Silurian"),
-        (with(24), "made from other weights"),
-        (with(40), "bytes, expected"),
-        (with(48), "its header is damaged"),
-        (with(60), "its header is damaged"),
-        (with(64), "its header is damaged"),
-        (with(data), "damaged in bytes 2097152 to"),
-        (with(data + (good.len() - data) / 2), "damaged in bytes 2097152 to"),
-        (with(good.len() - 1), "damaged in bytes"),
-    ] {
-        fs::write(&path, &bytes).unwrap();
-        let (logits, residence, notes) = open(dir, &bf16());
-        assert_eq!(residence, Residence::Converted, "{notes}");
-        assert!(notes.contains(words) && notes.contains("bf16.bin: ") && notes.contains("it is made again"), "{notes}");
-        assert!(logits == expected, "{words}: logits");
-        assert!(fs::read(&path).unwrap() == good, "{words}: the file that was made again");
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        open(dir, &filtered(format));
     }
+    let read = |path: PathBuf| fs::read(path).unwrap();
+    let (weights, filters) = (resident_path(dir, WeightFormat::Bf16), resident_filter_path(dir, WeightFormat::Bf16));
+    let mut cases = damages(&read(weights.clone()));
+    cases.push((read(resident_path(dir, WeightFormat::Q8)), "of another weight format"));
+    cases.push((read(filters.clone()), "not a file of weights in decode layout"));
+    each_is_made_again(dir, &bf16(), &weights, cases);
+    let mut cases = damages(&read(filters.clone()));
+    cases.push((read(resident_filter_path(dir, WeightFormat::F32)), "of another weight format"));
+    cases.push((read(weights), "not a file of filters of the gate"));
+    // Of the same model with other weights.
+    let (other, _) = place(14);
+    open(other.path(), &filtered(WeightFormat::Bf16));
+    cases.push((read(resident_filter_path(other.path(), WeightFormat::Bf16)), "made from other weights"));
+    each_is_made_again(dir, &filtered(WeightFormat::Bf16), &filters, cases);
 }
 
 /// Replaces the weights by others of the same size, with the same modification time.
@@ -189,18 +255,18 @@ fn rewritten_weights_are_noticed() {
     let (dir, _) = place(4);
     let dir = dir.path();
     for (seed, settled) in [(5, true), (6, false)] {
-        open(dir, &bf16());
+        open(dir, &filtered(WeightFormat::Bf16));
         // As if the files had rested for two seconds before they were hashed.
         let mut memo = memo(dir);
         memo["settled"] = settled.into();
         fs::write(dir.join("resident/source.json"), memo.to_string()).unwrap();
         let weights = rewrite(dir, seed);
-        let (found, residence, notes) = open(dir, &bf16());
+        let (found, residence, notes) = open(dir, &filtered(WeightFormat::Bf16));
         assert_eq!(residence, Residence::Converted);
-        assert!(
-            notes.contains("bf16.bin: made from other weights than those that are here now; it is made again"),
-            "{notes}"
-        );
+        for name in ["bf16.bin", "bf16-filter.bin"] {
+            let words = format!("{name}: made from other weights than those that are here now; it is made again");
+            assert!(notes.contains(&words), "{notes}");
+        }
         assert!(found == logits(&mut CpuEngine::new(&weights, bf16()).unwrap()), "logits of the new weights");
     }
     // The same sizes, with another rotation.
@@ -275,9 +341,10 @@ fn a_folder_that_cannot_be_written_to_is_told_and_no_error() {
     let expected = logits(&mut CpuEngine::new(&weights, bf16()).unwrap());
     // A file where the folder should be: nobody can write into it, not even root.
     fs::write(dir.join("resident"), "").unwrap();
-    let (found, residence, notes) = open(dir, &bf16());
+    let (found, residence, notes) = open(dir, &filtered(WeightFormat::Bf16));
     assert!(found == expected && residence == Residence::Converted);
     assert!(notes.contains("bf16.bin: not written: ") && notes.contains("the next start converts again"), "{notes}");
+    assert!(notes.contains("bf16-filter.bin: not written: ") && notes.contains("makes the filters again"), "{notes}");
     fs::remove_file(dir.join("resident")).unwrap();
     // A folder where the file should be.
     fs::create_dir_all(resident_path(dir, WeightFormat::Bf16)).unwrap();

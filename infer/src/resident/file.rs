@@ -1,9 +1,11 @@
-//! The file: a header with a hash for each 4 MiB of parameters, and from byte 2 Mi on the parameters one after the other.
+//! The file: a header with a hash for each 4 MiB of its parts, and from byte 2 Mi on the parts one after the other: parameters, or the
+//! filters of the layers.
 
 use super::{MappedFile, Parameter, Path, WeightFormat};
 use bytemuck::{Pod, Zeroable, bytes_of, cast_slice, pod_read_unaligned};
 use kernels::Team;
 use kernels::row_format::LAYOUT_VERSION;
+use kernels::sparse::{FILTER_VERSION, FilterLine, gate_filter_lines};
 use model::Config;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -12,20 +14,53 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// The first bytes of a file.
-const MAGIC: [u8; 8] = *b"SILRESID";
+/// What a file holds.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// The parameters.
+    Weights,
+    /// The memory of the filter of each layer's gate.
+    Filters,
+}
 
-/// Changes with the form of the file; [`LAYOUT_VERSION`] changes with that of the rows in it.
+impl Kind {
+    /// The first bytes of a file.
+    fn magic(self) -> [u8; 8] {
+        match self {
+            Kind::Weights => *b"SILRESID",
+            Kind::Filters => *b"SILFILTR",
+        }
+    }
+
+    fn in_words(self) -> &'static str {
+        match self {
+            Kind::Weights => "weights in decode layout",
+            Kind::Filters => "filters of the gate",
+        }
+    }
+
+    /// Bytes of each part.
+    fn parts(self, config: &Config, format: WeightFormat) -> Vec<usize> {
+        match self {
+            Kind::Weights => Parameter::all(config).iter().map(|parameter| parameter.bytes(format)).collect(),
+            Kind::Filters => {
+                vec![gate_filter_lines(config.d_ff, config.d_model) * size_of::<FilterLine>(); config.n_layers]
+            }
+        }
+    }
+}
+
+/// Changes with the form of the file; [`LAYOUT_VERSION`] and [`FILTER_VERSION`] change with what is in it.
 const VERSION: u32 = 1;
 
-/// Where the parameters begin, and the unit in which they are written: a system that keeps files in huge pages takes one for each
+/// Where the parts begin, and the unit in which they are written: a system that keeps files in huge pages takes one for each
 /// aligned 2 MiB of a write. The rest of the header's place is a hole.
 const START: usize = 2 << 20;
 
-/// Bytes of parameters that are written at once, and that have a hash of their own: work for a thread.
+/// Bytes of parts that are written at once, and that have a hash of their own: work for a thread.
 const PIECE: usize = 4 << 20;
 
-/// Parameters begin on a cache line, as in memory of the process.
+/// Parts begin on a cache line, as in memory of the process.
 const ALIGNMENT: usize = 64;
 
 /// The first bytes; behind them a hash (u64) for each piece.
@@ -39,45 +74,49 @@ struct Header {
     format: [u8; 8],
     /// Of the model's own files.
     source: [u64; 2],
-    /// Bytes of all parameters, with what aligns them.
+    /// Bytes of all parts, with what aligns them.
     len: u64,
     /// XXH3 of the fields above and the hashes of the pieces.
     hash: u64,
-    /// To 64 bytes.
-    zero: u64,
+    /// [`FILTER_VERSION`] in a file of filters; their rows are of `layout_version`. 0 in one of weights.
+    filter_version: u64,
 }
 
 /// What a file must be.
 pub(super) struct Layout {
+    kind: Kind,
     /// With a hash of 0.
     header: Header,
-    /// Of each parameter.
+    /// Of each part.
     pub bytes: Vec<Range<usize>>,
 }
 
 impl Layout {
     /// That of a model whose files have the hash `source`.
-    pub fn new(config: &Config, format: WeightFormat, source: u128) -> Layout {
+    pub fn new(kind: Kind, config: &Config, format: WeightFormat, source: u128) -> Layout {
         let mut end = START;
-        let place = |parameter: &Parameter| {
+        let place = |bytes: usize| {
             let start = end.next_multiple_of(ALIGNMENT);
-            end = start + parameter.bytes(format);
+            end = start + bytes;
             start..end
         };
-        let bytes = Parameter::all(config).iter().map(place).collect();
+        let bytes = kind.parts(config, format).into_iter().map(place).collect();
         let mut name = [0; 8];
         name.iter_mut().zip(format.to_string().bytes()).for_each(|(to, byte)| *to = byte);
         let header = Header {
-            magic: MAGIC,
+            magic: kind.magic(),
             version: VERSION,
             layout_version: LAYOUT_VERSION,
             format: name,
             source: [source as u64, (source >> 64) as u64],
             len: (end - START) as u64,
             hash: 0,
-            zero: 0,
+            filter_version: match kind {
+                Kind::Weights => 0,
+                Kind::Filters => FILTER_VERSION.into(),
+            },
         };
-        Layout { header, bytes }
+        Layout { kind, header, bytes }
     }
 
     fn pieces(&self) -> usize {
@@ -101,10 +140,11 @@ impl Layout {
         };
         let header: Header = pod_read_unaligned(header);
         let expected = &self.header;
-        if header.magic != MAGIC {
-            return Err("not a file of weights in decode layout".to_string());
+        if header.magic != expected.magic {
+            return Err(format!("not a file of {}", self.kind.in_words()));
         }
-        if (header.version, header.layout_version) != (expected.version, expected.layout_version) {
+        let versions = |header: &Header| (header.version, header.layout_version, header.filter_version);
+        if versions(&header) != versions(expected) {
             return Err("of another version of Silurian".to_string());
         }
         if header.format != expected.format {
@@ -137,9 +177,9 @@ impl Layout {
         }
     }
 
-    /// Writes `parameters`, in their order, and gives the bytes of the file. Not synced: a file that a crash of the system cuts short is
+    /// Writes the `parts`, in their order, and gives the bytes of the file. Not synced: a file that a crash of the system cuts short is
     /// found to be damaged, and made again.
-    pub fn write(&self, path: &Path, parameters: &[&[u8]]) -> io::Result<u64> {
+    pub fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<u64> {
         let dir = path.parent().expect("a file is in a folder");
         fs::create_dir_all(dir)?;
         let mut temporary = Temporary::new(dir, path)?;
@@ -152,12 +192,12 @@ impl Layout {
             io::Result::Ok(())
         };
         let mut at = START;
-        for (mut bytes, range) in parameters.iter().copied().zip(&self.bytes) {
-            assert_eq!(bytes.len(), range.len(), "resident layout: bytes of a parameter");
+        for (mut bytes, range) in parts.iter().copied().zip(&self.bytes) {
+            assert_eq!(bytes.len(), range.len(), "resident layout: bytes of a part");
             piece.resize(piece.len() + range.start - at, 0);
             at = range.end;
             while !bytes.is_empty() {
-                // The bytes before a parameter may have filled a piece.
+                // The bytes before a part may have filled a piece.
                 let (now, rest) = bytes.split_at(bytes.len().min(PIECE.saturating_sub(piece.len())));
                 piece.extend_from_slice(now);
                 bytes = rest;

@@ -1,8 +1,9 @@
 //! The weights in decode layout, kept on disk beside the model, so that the second start has nothing to convert.
 //!
 //! ```text
-//! MODEL/resident/bf16.bin       the parameters as decoding reads them with bf16 weights; one file for each format
-//! MODEL/resident/source.json    the hash of the model's own files, and when and of which states of them it was taken
+//! MODEL/resident/bf16.bin          the parameters as decoding reads them with bf16 weights; one file for each format
+//! MODEL/resident/bf16-filter.bin   the filters of the gates of bf16 weights, once they were asked for; f32 has one too
+//! MODEL/resident/source.json       the hash of the model's own files, and when and of which states of them it was taken
 //! ```
 //!
 //! A file is used if it is whole, undamaged (every byte is hashed when it is opened, by all threads), of this version, and made from
@@ -19,7 +20,9 @@ mod source;
 use crate::rows::{FromFile, FromTensors, Parameter};
 use crate::weights::DecodeWeights;
 use crate::{EngineOptions, Error, WeightFormat};
-use file::Layout;
+use bytemuck::cast_slice;
+use file::{Kind, Layout};
+use kernels::Team;
 use model::hf::Folder;
 use source::Source;
 use std::fmt;
@@ -68,6 +71,11 @@ pub fn resident_path(dir: &Path, format: WeightFormat) -> PathBuf {
     dir.join(DIR).join(format!("{format}.bin"))
 }
 
+/// The file with the filters of the gates of the model in the folder `dir`, as kept in `format`.
+pub fn resident_filter_path(dir: &Path, format: WeightFormat) -> PathBuf {
+    dir.join(DIR).join(format!("{format}-filter.bin"))
+}
+
 /// Bytes of a model's parameters in decode layout.
 pub fn resident_bytes(config: &model::Config, format: WeightFormat) -> u64 {
     Parameter::all(config).iter().map(|parameter| parameter.bytes(format) as u64).sum()
@@ -90,7 +98,8 @@ pub(crate) struct Opened {
     pub residence: Residence,
 }
 
-/// The model in `dir` in the layout of `options`, from the file if there is one, else from the checkpoint.
+/// The model in `dir` in the layout of `options`, and its filters if they ask for them: from the files if there are some, else from the
+/// checkpoint.
 pub(crate) fn open(
     dir: &Path,
     options: &EngineOptions,
@@ -101,59 +110,112 @@ pub(crate) fn open(
     let source = Source::now(dir);
     let folder = Folder::open(dir)?;
     let context = options.validate(folder.config())?;
-    let from_tensors = |folder: &Folder| {
+    let converted = |folder: &Folder| {
         let tensors = FromTensors(|index| Ok(folder.load(index)?));
         let weights = DecodeWeights::new(folder.config(), options, context, &tensors);
         // The tensors that were converted: their sizes are of no use to decoding.
         tensor::pool::trim();
         weights
     };
-    let converted = |folder: Folder| {
-        let weights = from_tensors(&folder)?;
-        Ok(Opened { folder, weights, residence: Residence::Converted })
+    let kept = match resident {
+        Resident::From(least) => resident_bytes(folder.config(), options.weights) >= least,
+        Resident::Off => false,
     };
-    let Resident::From(least) = resident else { return converted(folder) };
-    if resident_bytes(folder.config(), options.weights) < least {
-        return converted(folder);
-    }
-    let mut source = match source {
-        Ok(source) => source,
-        Err(reason) => {
+    let source = source.inspect_err(|reason| {
+        if kept {
             note(format!("{reason}; the weights are not kept on disk"));
-            return converted(folder);
+        }
+    });
+    let (true, Ok(source)) = (kept, source) else {
+        let weights = converted(&folder)?;
+        return Ok(Opened { folder, weights, residence: Residence::Converted });
+    };
+    let mut kept = Kept::new(&folder, options.weights, source, note);
+    let path = resident_path(dir, options.weights);
+    let (mut weights, residence) = match kept.open(Kind::Weights, &path) {
+        Some(file) => {
+            let residence = if file.copied { Residence::Copied } else { Residence::Mapped };
+            (DecodeWeights::new(folder.config(), options, context, &file)?, residence)
+        }
+        None => {
+            let weights = converted(&folder)?;
+            kept.write(Kind::Weights, &path, &weights.bytes());
+            (weights, Residence::Converted)
         }
     };
-    let hash = source.hash(&folder);
-    let layout = Layout::new(folder.config(), options.weights, hash);
-    let path = resident_path(dir, options.weights);
-    match layout.open(&path) {
-        Ok(Some(file)) => {
-            // Of files that have changed since they were last hashed, and not in what they contain.
-            source.remember(note);
-            let copied = !file.populate();
-            let residence = if copied { Residence::Copied } else { Residence::Mapped };
-            let from_file = FromFile { file: Arc::new(file), bytes: layout.bytes, copied };
-            let weights = DecodeWeights::new(folder.config(), options, context, &from_file)?;
-            return Ok(Opened { folder, weights, residence });
+    if options.ffn.has_filter() {
+        let path = resident_filter_path(dir, options.weights);
+        match kept.open(Kind::Filters, &path) {
+            Some(file) => weights.set_filters(&file),
+            None => {
+                weights.make_filters(&Team::current());
+                let filters: Vec<&[u8]> = weights.filters().map(|filter| cast_slice(filter.memory())).collect();
+                kept.write(Kind::Filters, &path, &filters);
+            }
         }
-        Ok(None) => {}
-        Err(reason) => note(format!("{}: {reason}; it is made again", path.display())),
     }
-    let opened = converted(folder)?;
-    if source.changed() {
-        note(format!("{}: written to meanwhile; its weights are not kept on disk", dir.display()));
-        return Ok(opened);
+    Ok(Opened { folder, weights, residence })
+}
+
+/// The files beside a model whose own files are known by their hash.
+struct Kept<'a> {
+    folder: &'a Folder,
+    format: WeightFormat,
+    source: Source,
+    hash: u128,
+    note: &'a mut dyn FnMut(String),
+}
+
+impl<'a> Kept<'a> {
+    fn new(folder: &'a Folder, format: WeightFormat, mut source: Source, note: &'a mut dyn FnMut(String)) -> Self {
+        let hash = source.hash(folder);
+        Kept { folder, format, source, hash, note }
     }
-    let start = Instant::now();
-    match layout.write(&path, &opened.weights.bytes()) {
-        Ok(bytes) => {
-            source.remember(note);
-            let (mib, time) = (bytes as f64 / (1 << 20) as f64, start.elapsed().as_secs_f64());
-            note(format!("{}: {mib:.0} MiB written in {time:.1} s, for the next start", path.display()));
+
+    fn layout(&self, kind: Kind) -> Layout {
+        Layout::new(kind, self.folder.config(), self.format, self.hash)
+    }
+
+    /// The file, if it is there and as it must be.
+    fn open(&mut self, kind: Kind, path: &Path) -> Option<FromFile> {
+        let layout = self.layout(kind);
+        match layout.open(path) {
+            Ok(Some(file)) => {
+                // Of files that have changed since they were last hashed, and not in what they contain.
+                self.source.remember(self.note);
+                let copied = !file.populate();
+                Some(FromFile { file: Arc::new(file), bytes: layout.bytes, copied })
+            }
+            Ok(None) => None,
+            Err(reason) => {
+                (self.note)(format!("{}: {reason}; it is made again", path.display()));
+                None
+            }
         }
-        Err(reason) => note(format!("{}: not written: {reason}; the next start converts again", path.display())),
     }
-    Ok(opened)
+
+    /// Writes the file for the next start, unless the model was written to since this one began.
+    fn write(&mut self, kind: Kind, path: &Path, parts: &[&[u8]]) {
+        let (dir, path_in_words) = (self.folder.dir().display(), path.display());
+        if self.source.changed() {
+            return (self.note)(format!("{dir}: written to meanwhile; {path_in_words} is not written"));
+        }
+        let start = Instant::now();
+        match self.layout(kind).write(path, parts) {
+            Ok(bytes) => {
+                self.source.remember(self.note);
+                let (mib, time) = (bytes as f64 / (1 << 20) as f64, start.elapsed().as_secs_f64());
+                (self.note)(format!("{path_in_words}: {mib:.0} MiB written in {time:.1} s, for the next start"));
+            }
+            Err(reason) => {
+                let again = match kind {
+                    Kind::Weights => "converts again",
+                    Kind::Filters => "makes the filters again",
+                };
+                (self.note)(format!("{path_in_words}: not written: {reason}; the next start {again}"));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -171,7 +233,7 @@ mod tests {
             let options = EngineOptions { weights: format, context: Some(16), ..EngineOptions::new(Psi::Relu) };
             let tensors = FromTensors(|index: usize| Ok(weights.tensors()[index].clone()));
             let converted = DecodeWeights::new(&config, &options, 16, &tensors).unwrap();
-            let (layout, path) = (Layout::new(&config, format, 7), resident_path(dir.path(), format));
+            let (layout, path) = (Layout::new(Kind::Weights, &config, format, 7), resident_path(dir.path(), format));
             layout.write(&path, &converted.bytes()).unwrap();
             let file = Arc::new(layout.open(&path).unwrap().expect("it was written"));
             let mut logits = Vec::new();
@@ -189,6 +251,38 @@ mod tests {
                 logits.push(engine.decode(4).unwrap().to_vec());
             }
             assert!(logits[..2] == logits[2..], "{format}: logits");
+        }
+    }
+
+    #[test]
+    fn mapped_and_copied_filters_are_those_that_were_written() {
+        let (dir, config) = (tempfile::tempdir().unwrap(), preset("tiny", 256).unwrap());
+        let weights = Weights::init(&config, 2);
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let options = EngineOptions { weights: format, context: Some(16), ..EngineOptions::new(Psi::Relu) };
+            let tensors = FromTensors(|index: usize| Ok(weights.tensors()[index].clone()));
+            let layers = || DecodeWeights::new(&config, &options, 16, &tensors).unwrap();
+            let mut made = layers();
+            made.make_filters(&Team::current());
+            fn bytes(weights: &DecodeWeights) -> Vec<&[u8]> {
+                weights.filters().map(|filter| cast_slice(filter.memory())).collect()
+            }
+            assert_eq!(bytes(&made).len(), config.n_layers);
+            let layout = Layout::new(Kind::Filters, &config, format, 7);
+            let path = resident_filter_path(dir.path(), format);
+            layout.write(&path, &bytes(&made)).unwrap();
+            let file = Arc::new(layout.open(&path).unwrap().expect("it was written"));
+            for copied in [false, true] {
+                let mut read = layers();
+                read.set_filters(&FromFile { file: file.clone(), bytes: layout.bytes.clone(), copied });
+                // Nothing is made where there is one.
+                read.make_filters(&Team::current());
+                let mapped = file.bytes().as_ptr_range();
+                for (read, made) in bytes(&read).into_iter().zip(bytes(&made)) {
+                    assert!(read == made, "{format}, copied {copied}");
+                    assert_eq!(mapped.contains(&read.as_ptr()), !copied, "{format}: where the filter lies");
+                }
+            }
         }
     }
 }

@@ -65,9 +65,10 @@ impl Source {
         states(&self.dir).ok().is_none_or(|(states, _)| states != self.states)
     }
 
-    /// Writes the hash down, if it was taken now.
-    pub fn remember(&self, note: &mut dyn FnMut(String)) {
+    /// Writes the hash down, if it was taken now and is not yet written.
+    pub fn remember(&mut self, note: &mut dyn FnMut(String)) {
         let Some((hash, true)) = self.hash else { return };
+        self.hash = Some((hash, false));
         if self.changed() {
             return;
         }

@@ -18,7 +18,7 @@ mod select;
 
 pub use batch::{BatchCounts, ffn_dense_batch, ffn_sparse_batch};
 pub use ffn::{FfnScratch, FfnWeights, ffn_dense, ffn_sparse};
-pub use filter::{Filtered, GateFilter, ffn_filtered};
+pub use filter::{FILTER_VERSION, FilterLine, Filtered, GateFilter, ffn_filtered, gate_filter_lines};
 pub use prompt::ffn_sparse_prompt;
 pub(crate) use rows_axpy::axpy_group;
 pub use rows_axpy::rows_axpy;

@@ -11,10 +11,24 @@ use crate::gemv::dots;
 use crate::simd::{Kernel, Simd};
 use crate::{Team, Weight};
 use bound::{MAX_COLUMNS, RowBound, TokenBound};
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// An 8-bit copy of gate_proj, with what is known of the error of each row. `Q` is the memory of the copy.
+/// Changes with what is in the memory of a [`GateFilter`], so that one that was kept can be told from one of another version.
+pub const FILTER_VERSION: u32 = 1;
+
+/// The unit of a filter's memory: a cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct FilterLine([u8; 64]);
+
+/// The [lines](FilterLine) that the filter of a gate `[F, C]` takes: `F (C + 16) + 4 C` bytes, each of three parts up to a whole line.
+pub fn gate_filter_lines(d_ff: usize, d_model: usize) -> usize {
+    Parts::lines(d_ff, d_model).iter().sum()
+}
+
+/// An 8-bit copy of gate_proj, with what is known of the error of each row. `Q` is its memory:
 ///
 /// ```text
 /// quants     [F, C] i8                  row i:  w_i = scale_i q_i + e_i
@@ -24,59 +38,129 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// The rows of a gate that RELU has made sparse share a direction, in which x lies too, on the other side: what the errors have in it is
 /// one number a row, known exactly, and leaves the bound.
+///
+/// The memory is all there is of it, and has the same bytes whatever team made it: it may be kept, in a file, and be
+/// [used again](GateFilter::from_memory).
 #[derive(Clone, Debug)]
 pub struct GateFilter<Q> {
-    quants: Q,
-    bounds: Vec<RowBound>,
-    direction: Vec<f32>,
+    memory: Q,
+    d_ff: usize,
+    d_model: usize,
     /// The square of the direction's norm: 1 but for rounding, or 0 if the rows have no mean.
     direction_square: f64,
 }
 
-impl<Q: DerefMut<Target = [i8]>> GateFilter<Q> {
-    /// The filter of a gate `[F, C]`, with C = `d_model`. `quants` is memory for `F C` bytes, whose contents do not matter.
-    ///
-    /// Panics if the gate has no whole rows, `quants` has another length, or C is above 2^20. Cost: the gate is read four times, mostly
-    /// from cache.
-    #[track_caller]
-    pub fn new<W: Weight>(team: &Team, gate: &[W], d_model: usize, mut quants: Q) -> GateFilter<Q> {
-        let (len, c) = (gate.len(), d_model);
-        assert!(
-            (1..=MAX_COLUMNS).contains(&c) && len.is_multiple_of(c) && quants.len() == len,
-            "GateFilter: gate of {len} elements into {} quants, rows of {c} (1 to {MAX_COLUMNS})",
-            quants.len()
-        );
-        let direction = mean_direction(team, gate, c);
-        let direction_square = direction.iter().map(|&m| m as f64 * m as f64).sum();
-        let row_bound =
-            |row: usize, quants: &mut [i8]| RowBound::new(&gate[row * c..][..c], &direction, direction_square, quants);
-        let mut bounds = vec![bytemuck::Zeroable::zeroed(); len / c];
-        // Rows of a task: 64 KiB of quants or a row.
-        let rows = (1 << 16) / c.min(1 << 16);
-        let tasks = crate::team::SharedMut::new(&mut bounds);
-        team.run_chunks_mut(&mut quants, rows * c, |task, quants| {
-            // SAFETY: a task has its own rows, those of its quants.
-            let bounds = unsafe { tasks.slice(task * rows, quants.len() / c) };
-            for (i, (quants, bound)) in quants.chunks_mut(c).zip(bounds).enumerate() {
-                *bound = row_bound(task * rows + i, quants);
-            }
-        });
-        GateFilter { quants, bounds, direction, direction_square }
+/// What lies in the memory of a filter, each from a line of its own on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Parts<'a> {
+    quants: &'a [i8],
+    bounds: &'a [RowBound],
+    direction: &'a [f32],
+}
+
+impl<'a> Parts<'a> {
+    /// Of each part.
+    fn lines(d_ff: usize, d_model: usize) -> [usize; 3] {
+        [d_ff * d_model, d_ff * size_of::<RowBound>(), d_model * size_of::<f32>()]
+            .map(|bytes| bytes.div_ceil(size_of::<FilterLine>()))
+    }
+
+    fn of(memory: &'a [FilterLine], d_ff: usize, d_model: usize) -> Parts<'a> {
+        let [quants, bounds, _] = Parts::lines(d_ff, d_model);
+        let (quants, rest) = memory.split_at(quants);
+        let (bounds, direction) = rest.split_at(bounds);
+        Parts {
+            quants: &cast_slice(quants)[..d_ff * d_model],
+            bounds: &cast_slice(bounds)[..d_ff],
+            direction: &cast_slice(direction)[..d_model],
+        }
     }
 }
 
-impl<Q: Deref<Target = [i8]>> GateFilter<Q> {
+impl<Q: DerefMut<Target = [FilterLine]>> GateFilter<Q> {
+    /// The filter of a gate `[F, C]`, with C = `d_model`. `memory` is as much as [`gate_filter_lines`] says; its contents do not matter.
+    ///
+    /// Panics if the gate has no whole rows, `memory` has another length, or C is above 2^20. Cost: the gate is read four times, mostly
+    /// from cache.
+    #[track_caller]
+    pub fn new<W: Weight>(team: &Team, gate: &[W], d_model: usize, mut memory: Q) -> GateFilter<Q> {
+        let (len, c) = (gate.len(), d_model);
+        assert!(
+            (1..=MAX_COLUMNS).contains(&c) && len.is_multiple_of(c),
+            "GateFilter: gate of {len} elements, rows of {c} (1 to {MAX_COLUMNS})"
+        );
+        let f = len / c;
+        check_memory(&memory, f, c);
+        let m = mean_direction(team, gate, c);
+        let m_square = square(&m);
+        let [quants, bounds, _] = Parts::lines(f, c);
+        let (quants, rest) = memory.split_at_mut(quants);
+        let (bounds, direction) = rest.split_at_mut(bounds);
+        for part in [&mut *quants, bounds, direction] {
+            // What fills up its last line is among the bytes that may be kept.
+            part.last_mut().into_iter().for_each(|line| *line = FilterLine::zeroed());
+        }
+        cast_slice_mut(direction)[..c].copy_from_slice(&m);
+        let (quants, bounds) = (&mut cast_slice_mut(quants)[..len], &mut cast_slice_mut(bounds)[..f]);
+        // Rows of a task: 64 KiB of quants or a row.
+        let rows = (1 << 16) / c.min(1 << 16);
+        let tasks = crate::team::SharedMut::new(bounds);
+        team.run_chunks_mut(quants, rows * c, |task, quants| {
+            // SAFETY: a task has its own rows, those of its quants.
+            let bounds = unsafe { tasks.slice(task * rows, quants.len() / c) };
+            for (i, (quants, bound)) in quants.chunks_mut(c).zip(bounds).enumerate() {
+                *bound = RowBound::new(&gate[(task * rows + i) * c..][..c], &m, m_square, quants);
+            }
+        });
+        GateFilter { memory, d_ff: f, d_model, direction_square: m_square }
+    }
+}
+
+impl<Q: Deref<Target = [FilterLine]>> GateFilter<Q> {
+    /// The filter of a gate `[F, C]` from [its memory](GateFilter::memory), which is used where it is. What comes out of it is right
+    /// if the memory is that of a filter of this very gate and of [`FILTER_VERSION`]; else neurons may be missed.
+    ///
+    /// Panics if `memory` has another length.
+    #[track_caller]
+    pub fn from_memory(memory: Q, d_ff: usize, d_model: usize) -> GateFilter<Q> {
+        check_memory(&memory, d_ff, d_model);
+        let direction_square = square(Parts::of(&memory, d_ff, d_model).direction);
+        GateFilter { memory, d_ff, d_model, direction_square }
+    }
+
+    /// All there is of it.
+    pub fn memory(&self) -> &[FilterLine] {
+        &self.memory
+    }
+
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
-        self.quants.len() + size_of_val(&self.bounds[..]) + size_of_val(&self.direction[..])
+        size_of_val(self.memory())
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        Parts::of(&self.memory, self.d_ff, self.d_model)
     }
 }
 
 impl<Q> GateFilter<Q> {
     /// Gives the memory of the copy back.
     pub fn into_memory(self) -> Q {
-        self.quants
+        self.memory
     }
+}
+
+#[track_caller]
+fn check_memory(memory: &[FilterLine], d_ff: usize, d_model: usize) {
+    let (found, expected) = (memory.len(), gate_filter_lines(d_ff, d_model));
+    assert!(
+        found == expected,
+        "GateFilter: memory of {found} lines for a gate [{d_ff}, {d_model}], expected {expected}"
+    );
+}
+
+fn square(m: &[f32]) -> f64 {
+    m.iter().map(|&m| m as f64 * m as f64).sum()
 }
 
 /// The mean of the rows, normalised; zeros if there is none or it is not finite.
@@ -114,7 +198,7 @@ pub struct Filtered {
 /// Cost: the copy is read in full, then gate in the survivors' rows, up and down_t in the active ones: with bf16 weights, at s zeros and a share v
 /// of survivors, `(1 + 2 v + 4 (1 - s)) / 6` of the dense bytes.
 #[track_caller]
-pub fn ffn_filtered<W: Weight, Q: Deref<Target = [i8]> + Sync>(
+pub fn ffn_filtered<W: Weight, Q: Deref<Target = [FilterLine]>>(
     team: &Team,
     weights: FfnWeights<W>,
     filter: &GateFilter<Q>,
@@ -123,20 +207,18 @@ pub fn ffn_filtered<W: Weight, Q: Deref<Target = [i8]> + Sync>(
     y: &mut [f32],
 ) -> Filtered {
     let d_ff = weights.d_ff("ffn_filtered", x, y);
-    let shape = (filter.bounds.len(), filter.direction.len());
+    let shape = (filter.d_ff, filter.d_model);
     assert!(shape == (d_ff, x.len()), "ffn_filtered: filter {shape:?} of a gate [{d_ff}, {}]", x.len());
     let FfnScratch { partial, token: quants } = scratch;
     quants.resize(x.len(), 0);
-    let bound = team.level().dispatch(Quantize { x, filter, quants });
+    let Parts { quants: copy, bounds, direction } = filter.parts();
+    let bound = team.level().dispatch(Quantize { x, direction, direction_square: filter.direction_square, quants });
     let token = Token { x, quants, bound };
     let chunk = chunk_len(d_ff);
     let [survivors, active] = [(); 2].map(|_| AtomicUsize::new(0));
     sum_chunks::<W>(team, d_ff, 1, y, partial, |task, sum| {
         let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
-        let copy = Copy8 {
-            quants: &filter.quants[first * x.len()..][..len * x.len()],
-            bounds: &filter.bounds[first..first + len],
-        };
+        let copy = Copy8 { quants: &copy[first * x.len()..][..len * x.len()], bounds: &bounds[first..first + len] };
         let n = team.level().dispatch(FilteredChunk { weights, copy, token, first, sum });
         survivors.fetch_add(n.survivors, Ordering::Relaxed);
         active.fetch_add(n.active, Ordering::Relaxed);
@@ -145,18 +227,19 @@ pub fn ffn_filtered<W: Weight, Q: Deref<Target = [i8]> + Sync>(
 }
 
 /// [`TokenBound::new`], which is plain code, compiled for a level.
-struct Quantize<'a, Q> {
+struct Quantize<'a> {
     x: &'a [f32],
-    filter: &'a GateFilter<Q>,
+    direction: &'a [f32],
+    direction_square: f64,
     quants: &'a mut [i16],
 }
 
-impl<Q> Kernel for Quantize<'_, Q> {
+impl Kernel for Quantize<'_> {
     type Output = TokenBound;
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> TokenBound {
-        TokenBound::new(self.x, &self.filter.direction, self.filter.direction_square, self.quants)
+        TokenBound::new(self.x, self.direction, self.direction_square, self.quants)
     }
 }
 

@@ -6,8 +6,9 @@ use crate::{Level, reference};
 use half::bf16;
 use proptest::prelude::*;
 
-fn filter_of<W: Weight>(gate: &[W], c: usize) -> GateFilter<Vec<i8>> {
-    GateFilter::new(&Team::serial(Level::best()), gate, c, vec![99; gate.len()])
+fn filter_of<W: Weight>(gate: &[W], c: usize) -> GateFilter<Vec<FilterLine>> {
+    let memory = vec![FilterLine([99; 64]); gate_filter_lines(gate.len() / c, c)];
+    GateFilter::new(&Team::serial(Level::best()), gate, c, memory)
 }
 
 fn rounded(w: &[f32]) -> Vec<bf16> {
@@ -15,7 +16,7 @@ fn rounded(w: &[f32]) -> Vec<bf16> {
 }
 
 /// For each neuron whether it survives: as in [`ffn_filtered`], but without chunks.
-fn survivors(level: Level, filter: &GateFilter<Vec<i8>>, x: &[f32]) -> Vec<bool> {
+fn survivors(level: Level, filter: &GateFilter<Vec<FilterLine>>, x: &[f32]) -> Vec<bool> {
     struct Survivors<'a>(Copy8<'a>, Token<'a>);
     impl Kernel for Survivors<'_> {
         type Output = Vec<bool>;
@@ -28,8 +29,10 @@ fn survivors(level: Level, filter: &GateFilter<Vec<i8>>, x: &[f32]) -> Vec<bool>
         }
     }
     let mut quants = vec![0; x.len()];
-    let bound = level.dispatch(Quantize { x, filter, quants: &mut quants });
-    let copy = Copy8 { quants: &filter.quants, bounds: &filter.bounds };
+    let Parts { quants: copy, bounds, direction } = filter.parts();
+    let direction_square = filter.direction_square;
+    let bound = level.dispatch(Quantize { x, direction, direction_square, quants: &mut quants });
+    let copy = Copy8 { quants: copy, bounds };
     level.dispatch(Survivors(copy, Token { x, quants: &quants, bound }))
 }
 
@@ -39,7 +42,12 @@ fn none_missed<W: Weight>(what: &str, gate: &[W], x: &[f32]) -> (usize, usize) {
     none_missed_by(what, &filter_of(gate, x.len()), gate, x)
 }
 
-fn none_missed_by<W: Weight>(what: &str, filter: &GateFilter<Vec<i8>>, gate: &[W], x: &[f32]) -> (usize, usize) {
+fn none_missed_by<W: Weight>(
+    what: &str,
+    filter: &GateFilter<Vec<FilterLine>>,
+    gate: &[W],
+    x: &[f32],
+) -> (usize, usize) {
     let mut counts = (0, 0);
     for level in Level::available() {
         let mut g = vec![0.0; gate.len() / x.len()];
@@ -118,9 +126,9 @@ fn x_along_the_error_of_a_row() {
         let filter = filter_of(&gate, c);
         let mut tried = 0;
         for (i, w) in gate.chunks(c).enumerate() {
-            let (bound, m) = (filter.bounds[i], &filter.direction);
-            let known =
-                |j: usize| bound.scale as f64 * filter.quants[i * c + j] as f64 + bound.along as f64 * m[j] as f64;
+            let Parts { quants, bounds, direction: m } = filter.parts();
+            let bound = bounds[i];
+            let known = |j: usize| bound.scale as f64 * quants[i * c + j] as f64 + bound.along as f64 * m[j] as f64;
             let (w, v): (Vec<f64>, Vec<f64>) = (0..c).map(|j| (w[j] as f64, known(j))).unzip();
             let e: Vec<f64> = w.iter().zip(&v).map(|(w, v)| w - v).collect();
             let x = against(&w, &v, &e);
@@ -404,5 +412,45 @@ fn no_neuron_is_missed_in_ten_million_decisions() {
 fn the_filter_of_bf16_rows_is_that_of_the_widened_ones() {
     let (c, gate) = (96, rounded(&uniform(22, 50 * 96)));
     let (narrow, wide) = (filter_of(&gate, c), filter_of(&widened(&gate), c));
-    assert_eq!((narrow.quants, narrow.bounds, narrow.direction), (wide.quants, wide.bounds, wide.direction));
+    assert_eq!(narrow.parts(), wide.parts());
+}
+
+/// FNV-1a of the memory of a filter whose parts end within a line: all bytes are written, by any number of threads.
+#[test]
+fn memory_has_the_contents_that_filter_version_names() {
+    let (f, c) = (70, 97);
+    let gate = uniform(23, f * c);
+    for threads in 1..=3 {
+        for stale in [0, 99] {
+            let memory = vec![FilterLine([stale; 64]); gate_filter_lines(f, c)];
+            let filter = GateFilter::new(&Team::new(Level::best(), threads), &gate, c, memory);
+            let bytes: &[u8] = cast_slice(filter.memory());
+            let add = |hash: u64, &byte: &u8| (hash ^ byte as u64).wrapping_mul(0x100000001b3);
+            let found = bytes.iter().fold(0xcbf29ce484222325, add);
+            let version_1: u64 = 9544517253919654525;
+            assert_eq!(found, version_1, "memory has other contents: raise FILTER_VERSION, and name their hash here");
+        }
+    }
+    assert_eq!(FILTER_VERSION, 1);
+}
+
+#[test]
+fn a_filter_from_memory_is_the_one_that_was_made() {
+    let (f, c) = (600, 97);
+    let inputs = SparseInputs::new(24, c, 1);
+    let ffn = Ffn::of(inputs.gate(25, f, 0.9));
+    let weights = FfnWeights { gate: &ffn.gate, up: &ffn.up, down_t: &ffn.down_t };
+    let made = filter_of(&ffn.gate, c);
+    let kept = GateFilter::from_memory(made.memory(), f, c);
+    assert_eq!((kept.direction_square, kept.bytes()), (made.direction_square, made.bytes()));
+    let (team, mut scratch, mut y) = (Team::serial(Level::best()), FfnScratch::default(), [vec![0.0; c], vec![0.0; c]]);
+    let by_made = ffn_filtered(&team, weights, &made, &inputs.x, &mut scratch, &mut y[0]);
+    let by_kept = ffn_filtered(&team, weights, &kept, &inputs.x, &mut scratch, &mut y[1]);
+    assert_eq!((by_made, &y[0]), (by_kept, &y[1]));
+}
+
+#[test]
+#[should_panic(expected = "GateFilter: memory of 2 lines for a gate [4, 3], expected 3")]
+fn memory_of_another_size_is_named() {
+    GateFilter::from_memory(&[FilterLine::zeroed(); 2][..], 4, 3);
 }
