@@ -3,7 +3,7 @@
 use crate::source;
 use crate::terminal::{bytes, grouped, say};
 use anyhow::{Context, bail};
-use infer::{KvFormat, WeightFormat, resident_bytes, resident_path};
+use infer::{KvFormat, WeightFormat, filter_bytes, resident_bytes, resident_filter_path, resident_path};
 use model::{Config, PRESETS, preset};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -134,17 +134,18 @@ fn tell((name, dir): (&str, Option<&Path>), c: &Config, seq_len: usize, micro_ba
     let cache = |kv: KvFormat| kv.bytes() * (2 * c.n_layers * c.kv_width()) as u64;
     say("inference    what is kept, by --weights")?;
     say("  weights         f32        bf16          q8          q4")?;
-    // Of each neuron the 8-bit copy of its row of the gate and 16 bytes of bounds, of each layer a direction in f32.
-    let filter = c.n_layers * (c.d_ff * (c.d_model + 16) + 4 * c.d_model);
     let row = |what: &str, bytes_of: &dyn Fn(WeightFormat) -> String| {
         let cells: String = WeightFormat::ALL.iter().map(|&format| format!("{:>12}", bytes_of(format))).collect();
         say(format_args!("  {what:<9}{cells}"))
     };
     row("memory", &|format| bytes(resident_bytes(c, format)))?;
-    row("filter", &|format| if format.has_filter() { bytes(filter) } else { "-".to_string() })?;
+    row("filter", &|format| if format.has_filter() { bytes(filter_bytes(c)) } else { "-".to_string() })?;
     if let Some(dir) = dir {
-        let on_disk =
-            |format| std::fs::metadata(resident_path(dir, format)).map_or("-".to_string(), |m| bytes(m.len()));
+        let on_disk = |format| {
+            let files = [resident_path(dir, format), resident_filter_path(dir, format)];
+            let sizes = files.iter().filter_map(|path| Some(std::fs::metadata(path).ok()?.len()));
+            sizes.reduce(|a, b| a + b).map_or("-".to_string(), bytes)
+        };
         row("on disk", &on_disk)?;
     }
     for kv in [KvFormat::F32, KvFormat::Bf16] {

@@ -126,8 +126,8 @@ impl CpuEngine {
         }
     }
 
-    /// Bytes of the filters of [`FfnMode::Filtered`] and [`FfnMode::AutoFiltered`], which come on top of the weights: some
-    /// `n_layers F (C + 16)`, or 0 if they were never asked for.
+    /// Bytes of the filters of [`FfnMode::Filtered`] and [`FfnMode::AutoFiltered`], which come on top of the weights:
+    /// those of [`filter_bytes`](crate::filter_bytes()), or 0 if they were never asked for.
     pub fn filter_bytes(&self) -> usize {
         self.weights.filters().map(GateFilter::bytes).sum()
     }

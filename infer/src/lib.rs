@@ -49,6 +49,6 @@ pub use engine::{
 pub use error::Error;
 pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, batches, generate, score};
 pub use rank::{Ranked, rank};
-pub use resident::{Residence, Resident, resident_bytes, resident_filter_path, resident_path};
+pub use resident::{Residence, Resident, filter_bytes, resident_bytes, resident_filter_path, resident_path};
 pub use sampler::{Sampler, Sampling};
 pub use utf8::Utf8Stream;

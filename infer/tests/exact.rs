@@ -5,12 +5,13 @@ mod common;
 
 use common::{bits, configs, engine_on, options, rounded, tokens, weights, weights_with_active};
 use half::bf16;
-use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, WeightFormat};
+use infer::{
+    ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, WeightFormat, filter_bytes,
+};
 use kernels::Activation;
 use kernels::Level;
 use kernels::quant::{Q4, Q8};
 use kernels::reference::draw16;
-use kernels::sparse::gate_filter_lines;
 use kernels::testing::uniform;
 use model::{Config, EMBED_TOKENS, LM_HEAD, Psi, PsiAt, Weights, parameter_specs};
 use tensor::Tensor;
@@ -102,8 +103,7 @@ fn an_engine_changes_its_ffn_mode() {
     }
     assert_eq!(engine.filter_bytes(), 0, "filter_bytes: before anything is filtered");
     engine.set_ffn(FfnMode::Filtered).unwrap();
-    let bytes = 64 * config.n_layers * gate_filter_lines(config.d_ff, config.d_model);
-    assert_eq!(engine.filter_bytes(), bytes, "filter_bytes");
+    assert_eq!(engine.filter_bytes() as u64, filter_bytes(config), "filter_bytes");
     let (filtered, density) = greedy(&mut engine, &prompt, 20);
     assert!(filtered == dense, "set_ffn: filtered differs from dense");
     let gate_rows: u64 = density.iter().map(|layer| layer.gate_rows).sum();

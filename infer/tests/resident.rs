@@ -4,7 +4,7 @@ mod common;
 
 use common::{bits, configs, engine_on, options, tokens, weights};
 use infer::{ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Residence, Resident, WeightFormat};
-use infer::{resident_bytes, resident_filter_path, resident_path};
+use infer::{filter_bytes, resident_bytes, resident_filter_path, resident_path};
 use kernels::{Level, Team};
 use model::hf::{self, Meta};
 use model::{Config, Psi, Weights, parameter_specs};
@@ -124,6 +124,8 @@ fn filters_read_back_to_the_last_bit() {
         let auto = EngineOptions { ffn: FfnMode::AutoFiltered, ..options };
         assert_eq!(open(dir, &auto).2, "", "{format}: one file for all ways of filtering");
     }
+    let bytes = fs::metadata(resident_filter_path(dir, WeightFormat::Bf16)).unwrap().len();
+    assert_eq!(bytes, DATA as u64 + filter_bytes(weights.config()), "whole lines follow each other");
     let names = ["bf16-filter.bin", "bf16.bin", "f32-filter.bin", "f32.bin", "source.json"];
     assert_eq!(listing(dir), names);
     // Who does not filter neither reads nor writes filters.
@@ -403,6 +405,8 @@ fn sizes_are_those_of_the_parameters() {
         vocab_size: 10,
         ..configs()[0].clone()
     };
+    // Of two layers three parts each: 256 quants of 128, 256 bounds of 16, 128 floats of 4.
+    assert_eq!(filter_bytes(&Config { n_layers: 2, ..config.clone() }), 2 * (256 * (128 + 16) + 4 * 128));
     // Tied; of each row of 128 weights, 128 or 64 bytes and four scales of 2, in lines of 64.
     let gains = 4 * 3 * 128;
     let matrices = 10 + 4 * 128 + 3 * 256;

@@ -8,7 +8,8 @@ use crate::table::{Cell, Column, Spread, Table};
 use crate::terminal::{bytes, complain};
 use anyhow::{Context, ensure};
 use infer::{
-    ActivationFormat, CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, WeightFormat, generate,
+    ActivationFormat, CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, WeightFormat,
+    filter_bytes, generate,
 };
 use kernels::{Level, Team};
 use model::{Config, Psi, Weights, preset};
@@ -217,11 +218,6 @@ fn read_parameters(config: &Config) -> usize {
 
 fn ffn_parameters(config: &Config) -> usize {
     config.n_layers * config.parameter_counts().layer_ffn
-}
-
-/// Of the 8-bit copies of the gates.
-fn filter_bytes(config: &Config) -> u64 {
-    ffn_parameters(config) as u64 / 3
 }
 
 /// Generations by turns, and the rows that they gave.

@@ -40,7 +40,7 @@ impl Kind {
     }
 
     /// Bytes of each part.
-    fn parts(self, config: &Config, format: WeightFormat) -> Vec<usize> {
+    pub fn parts(self, config: &Config, format: WeightFormat) -> Vec<usize> {
         match self {
             Kind::Weights => Parameter::all(config).iter().map(|parameter| parameter.bytes(format)).collect(),
             Kind::Filters => {

@@ -78,7 +78,12 @@ pub fn resident_filter_path(dir: &Path, format: WeightFormat) -> PathBuf {
 
 /// Bytes of a model's parameters in decode layout.
 pub fn resident_bytes(config: &model::Config, format: WeightFormat) -> u64 {
-    Parameter::all(config).iter().map(|parameter| parameter.bytes(format) as u64).sum()
+    Kind::Weights.parts(config, format).iter().map(|&bytes| bytes as u64).sum()
+}
+
+/// Bytes of the filters of a model's gates, on disk and in memory: `n_layers F (C + 16)`, and some for the directions.
+pub fn filter_bytes(config: &model::Config) -> u64 {
+    Kind::Filters.parts(config, WeightFormat::F32).iter().map(|&bytes| bytes as u64).sum()
 }
 
 /// The folder within a model's.
