@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -50,7 +51,7 @@ impl Team {
         assert!(threads > 0, "Team::new: a team has at least one thread");
         let mut team = Team { level, threads, shared: None, helpers: Vec::new() };
         if threads > 1 {
-            let shared = team.shared.insert(Arc::new(Shared::new()));
+            let shared = team.shared.insert(Arc::new(Shared::new(threads)));
             for i in 1..threads {
                 let shared = Arc::clone(shared);
                 let thread = std::thread::Builder::new().name(format!("team-{i}")).stack_size(STACK);
@@ -60,7 +61,7 @@ impl Team {
                 let (begun, begins) = std::sync::mpsc::channel();
                 team.helpers.push(thread.spawn(move || {
                     let _ = begun.send(());
-                    shared.help()
+                    shared.help(i)
                 })?);
                 let _ = begins.recv();
             }
@@ -179,12 +180,9 @@ impl<'a, T> SharedMut<'a, T> {
     }
 }
 
-/// A call in progress: the tasks and how to run one.
+/// A call in progress: how to run a task.
 #[derive(Clone, Copy)]
-struct Job {
-    f: *const (dyn Fn(usize) + Sync),
-    tasks: usize,
-}
+struct Job(*const (dyn Fn(usize) + Sync));
 
 /// What the leader and the helpers share.
 ///
@@ -194,13 +192,40 @@ struct Job {
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
+    /// One for each thread, the leader's first.
+    shares: Box<[Share]>,
     busy: AtomicBool,
     stop: AtomicBool,
     sleepers: Mutex<usize>,
     any_sleeper: AtomicUsize,
     wake: Condvar,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// Tasks `next .. end` that a thread has still to run, as `next | end << 32`; in cache lines of its own, for its owner counts it up.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, tasks: Range<u64>) {
+        self.0.store(tasks.start | tasks.end << 32, Ordering::Relaxed);
+    }
+
+    /// Keeps of the tasks what `kept` makes of them, and returns what they were; `None` if there were none.
+    fn take(&self, kept: impl Fn(Range<u64>) -> Range<u64>) -> Option<Range<u64>> {
+        let tasks = |share: u64| (share & u32::MAX as u64)..(share >> 32);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |share| {
+                let tasks = tasks(share);
+                (!tasks.is_empty()).then(|| {
+                    let kept = kept(tasks);
+                    kept.start | kept.end << 32
+                })
+            })
+            .ok()
+            .map(tasks)
+    }
 }
 
 const CLOSED: u64 = 1 << 31;
@@ -215,11 +240,11 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    fn new() -> Shared {
+    fn new(threads: usize) -> Shared {
         Shared {
             state: AtomicU64::new(CLOSED),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            shares: (0..threads).map(|_| Share::default()).collect(),
             busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: Mutex::new(0),
@@ -265,10 +290,14 @@ impl Shared {
         // SAFETY: only the lifetime changes. The pointer is used by helpers inside this call, and `Close` waits for them
         // before this function returns or unwinds.
         let f = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(f) };
-        let job = Job { f, tasks };
+        let job = Job(f);
         // SAFETY: `busy` makes this the only leader; the call is closed and empty, so no helper reads.
         unsafe { *self.job.get() = Some(job) };
-        self.next.store(0, Ordering::Relaxed);
+        let (tasks, threads) =
+            (u32::try_from(tasks).expect("Team::run: less than 2^32 tasks") as u64, self.shares.len() as u64);
+        for (i, share) in (0..).zip(&self.shares) {
+            share.set(tasks * i / threads..tasks * (i + 1) / threads);
+        }
         let call = (self.state.load(Ordering::Relaxed) & !(CALL - 1)).wrapping_add(CALL);
         self.state.store(call, Ordering::SeqCst);
         let close = Close(self);
@@ -276,7 +305,7 @@ impl Shared {
             let _guard = self.sleepers.lock().unwrap();
             self.wake.notify_all();
         }
-        self.work(job);
+        self.work(0, job);
         drop(close);
         // Taken in a statement of its own: unwinding with the lock held would poison it.
         let payload = self.panic.lock().unwrap().take();
@@ -285,19 +314,29 @@ impl Shared {
         }
     }
 
-    fn work(&self, job: Job) {
+    /// Runs the tasks of thread `me`, then half of what another has left, until nobody has any.
+    ///
+    /// Neighbours stay together: each thread goes through memory in order, as the hardware's streams and the kernels' hints suppose.
+    fn work(&self, me: usize, job: Job) {
         loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= job.tasks {
-                return;
+            while let Some(tasks) = self.shares[me].take(|tasks| tasks.start + 1..tasks.end) {
+                // SAFETY: the closure outlives the call (see `lead`), and this thread is inside it.
+                unsafe { (*job.0)(tasks.start as usize) };
             }
-            // SAFETY: the closure outlives the call (see `lead`), and this thread is inside it.
-            unsafe { (*job.f)(i) };
+            let upper_half = |share: &Share| {
+                let middle = |tasks: &Range<u64>| tasks.start.midpoint(tasks.end);
+                let tasks = share.take(|tasks| tasks.start..middle(&tasks))?;
+                Some(middle(&tasks)..tasks.end)
+            };
+            match self.shares.iter().find_map(upper_half) {
+                Some(tasks) => self.shares[me].set(tasks),
+                None => return,
+            }
         }
     }
 
     /// The life of a helper thread.
-    fn help(&self) {
+    fn help(&self, me: usize) {
         IS_HELPER.set(true);
         let mut seen = 0;
         while let Some(state) = self.wait_for_call(seen) {
@@ -307,8 +346,8 @@ impl Shared {
             seen = state / CALL;
             // SAFETY: joined an open call: the leader wrote the job before it opened the call and does not write now.
             let job = unsafe { (*self.job.get()).expect("an open call has a job") };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.work(job))) {
-                self.next.store(job.tasks, Ordering::Relaxed);
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.work(me, job))) {
+                self.shares.iter().for_each(|share| share.set(0..0));
                 self.panic.lock().unwrap().get_or_insert(payload);
             }
             self.state.fetch_sub(1, Ordering::AcqRel);
