@@ -57,25 +57,32 @@ pub fn adamw(team: &Team, args: &AdamW, param: &mut [f32], grad: &[f32], m: &mut
     });
 }
 
-/// The scalars of a step, one for each multiplication.
-#[derive(Clone, Copy)]
-struct Factors {
-    grad_scale: f32,
-    beta1: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
+/// The scalars of a step, one for each multiplication. The GPU's kernel takes them as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors {
+    /// As in [`AdamW`].
+    pub grad_scale: f32,
+    /// As in [`AdamW`].
+    pub beta1: f32,
+    /// `1 - beta1`.
+    pub one_minus_beta1: f32,
+    /// As in [`AdamW`].
+    pub beta2: f32,
+    /// `1 - beta2`.
+    pub one_minus_beta2: f32,
     /// `1 - lr weight_decay`.
-    decay: f32,
+    pub decay: f32,
     /// `-lr / (1 - beta1^step)`.
-    minus_step_size: f32,
+    pub minus_step_size: f32,
     /// `1 / sqrt(1 - beta2^step)`.
-    root_correction: f32,
-    eps: f32,
+    pub root_correction: f32,
+    /// As in [`AdamW`].
+    pub eps: f32,
 }
 
 impl Factors {
-    fn of(args: &AdamW) -> Factors {
+    /// Of a step; computed in `f64`.
+    pub fn of(args: &AdamW) -> Factors {
         let (lr, beta1, beta2) = (args.lr as f64, args.beta1 as f64, args.beta2 as f64);
         let correction = |beta: f64| 1.0 - beta.powf(args.step as f64);
         Factors {

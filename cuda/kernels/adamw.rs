@@ -1,0 +1,51 @@
+//! AdamW in one pass.
+
+use super::THREADS;
+use crate::stream::Launch;
+use crate::{Error, Kernel, Module, Slice, SliceMut};
+use kernels::adamw::{AdamW, Factors};
+
+static MODULE: Module = Module { name: "adamw", ptx: include_str!("adamw.ptx") };
+static ADAMW: Kernel = Kernel { module: &MODULE, entry: "adamw" };
+
+/// Elements of a thread.
+const PER_THREAD: usize = 4;
+
+/// One step, in place, as [`kernels::adamw::adamw`], with the bits of the CPU's levels that have fused multiply-adds.
+///
+/// All slices have the length of `param`; `args.step` counts from 1. Bytes: 28 an element.
+#[track_caller]
+pub fn adamw(
+    args: &AdamW,
+    param: SliceMut<f32>,
+    grad: Slice<f32>,
+    m: SliceMut<f32>,
+    v: SliceMut<f32>,
+) -> Result<(), Error> {
+    let len = param.len();
+    assert!(
+        grad.len() == len && m.len() == len && v.len() == len,
+        "adamw: grad {}, m {} and v {} elements, param {len}",
+        grad.len(),
+        m.len(),
+        v.len()
+    );
+    assert!(args.step > 0, "adamw: steps count from 1");
+    let aligned = [param.as_slice(), grad, m.as_slice(), v.as_slice()].iter().all(|x| x.is_aligned());
+    let Factors {
+        grad_scale,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        decay,
+        minus_step_size,
+        root_correction,
+        eps,
+    } = Factors::of(args);
+    let launch = Launch::new(&ADAMW, len.div_ceil(THREADS * PER_THREAD), THREADS as u32);
+    let launch = launch.arg(grad_scale).arg(beta1).arg(one_minus_beta1).arg(beta2).arg(one_minus_beta2);
+    let launch = launch.arg(decay).arg(minus_step_size).arg(root_correction).arg(eps).arg(len as u64).arg(aligned);
+    // SAFETY: the parameters are those of the kernel, which touches elements below the length that was checked.
+    unsafe { launch.arg(&param).arg(grad).arg(&m).arg(&v).run() }
+}

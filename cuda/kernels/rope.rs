@@ -1,0 +1,61 @@
+//! Rotary position embedding, in the half-rotation form of Hugging Face Llama.
+
+use super::{Float, THREADS, rows_aligned};
+use crate::stream::Launch;
+use crate::{Error, Kernel, Module, Slice, SliceMut};
+use kernels::rope::{RopeShape, Rotation};
+
+static MODULE: Module = Module { name: "rope", ptx: include_str!("rope.ptx") };
+static ROPE: [Kernel; 2] = [Kernel { module: &MODULE, entry: "rope" }, Kernel { module: &MODULE, entry: "rope_bf16" }];
+
+/// Pairs that a thread turns.
+const PAIRS: usize = 8;
+
+/// With halves `a = x[.., i]` and `b = x[.., i + D/2]`: `y = (a cos - b sin, b cos + a sin)`, as [`kernels::rope::rope`], with its bits in f32.
+///
+/// Shapes: x, y `[N, H, D]`; cos, sin `[max_seq, D / 2]`. Bytes: 8 an element, 4 in bf16.
+#[track_caller]
+pub fn rope<T: Float>(
+    x: Slice<T>,
+    cos: Slice<f32>,
+    sin: Slice<f32>,
+    shape: RopeShape,
+    rotation: Rotation,
+    y: SliceMut<T>,
+) -> Result<(), Error> {
+    let RopeShape { n_heads, head_dim, seq_len, first_position } = shape;
+    let row_len = n_heads * head_dim;
+    assert!(
+        row_len > 0 && head_dim.is_multiple_of(2) && y.len().is_multiple_of(row_len) && x.len() == y.len(),
+        "rope: x {} and y {} elements for rows of {n_heads} heads of {head_dim} (even)",
+        x.len(),
+        y.len()
+    );
+    let half = head_dim / 2;
+    let positions = first_position + seq_len.min(y.len() / row_len);
+    assert!(
+        seq_len > 0 && cos.len() == sin.len() && cos.len() >= positions * half,
+        "rope: cos {} and sin {} elements for {positions} positions of {half} angles (seq_len {seq_len})",
+        cos.len(),
+        sin.len()
+    );
+    let aligned =
+        [x, y.as_slice()].iter().all(|&x| rows_aligned(x, half)) && [cos, sin].iter().all(|&t| rows_aligned(t, half));
+    let groups = y.len() / head_dim * half.div_ceil(PAIRS);
+    let sign = if rotation == Rotation::Forward { 1.0 } else { -1.0 };
+    let launch = Launch::new(T::of(&ROPE), groups.div_ceil(THREADS), THREADS as u32).arg(x).arg(cos).arg(sin);
+    // SAFETY: the parameters are those of the kernels; each thread stays within its pairs of [N, H, D], and within the rows of the tables
+    // whose number was checked.
+    unsafe {
+        launch
+            .arg(n_heads)
+            .arg(head_dim)
+            .arg(seq_len)
+            .arg(first_position)
+            .arg(sign)
+            .arg(groups)
+            .arg(aligned)
+            .arg(&y)
+            .run()
+    }
+}
