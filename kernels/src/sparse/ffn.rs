@@ -1,10 +1,11 @@
-use super::rows_axpy::{axpy_then, sum_chunks};
+use super::rows_axpy::{axpy_then, sum_chunks, sum_runs};
 use super::select::{MAX_LANES, select};
-use super::{MAX_CHUNK, chunk_len};
+use super::{MAX_CHUNK, Run, chunk_len};
 use crate::activation::gated_activation_from;
 use crate::gemv::{Dots, Rows, RowsFrom, dots, dots_then, rows_ahead};
 use crate::simd::{Kernel, Level, Simd};
-use crate::{Activation, RowFormat, Team};
+use crate::{Activation, RowFormat, Team, scratch};
+use bytemuck::cast_slice_mut;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -62,8 +63,8 @@ pub struct FfnScratch {
 /// Accuracy: as the f64 sum but for three dots: `(2 C + F + 12) 2^-24` times the sum over absolute values. Cost: gate is read
 /// in full, up and down_t only in the active rows: at s zeros `(1 + 2 (1 - s)) / 3` of the dense bytes.
 ///
-/// One task does all for a chunk of neurons, from the gate's rows to the chunk's sum, without waiting for the others: the
-/// indices never leave L1, and the threads meet once before the sums are added.
+/// One task does all for its chunks of neurons, from the gate's rows to the chunks' sums, without waiting for the others: the threads meet
+/// once, before the sums are added.
 #[track_caller]
 pub fn ffn_sparse<W: RowFormat>(
     team: &Team,
@@ -73,68 +74,99 @@ pub fn ffn_sparse<W: RowFormat>(
     y: &mut [f32],
 ) -> usize {
     let d_ff = weights.d_ff("ffn_sparse", x, y);
-    let chunk = chunk_len(d_ff);
     let active = AtomicUsize::new(0);
     W::with_x(team.level(), x, |x| {
-        sum_chunks::<W>(team, d_ff, 1, y, &mut scratch.partial, |task, sum| {
-            let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
-            let n = W::dispatch(team.level(), SparseChunk { weights, x, first, len, sum });
+        sum_runs::<W>(team, d_ff, (1, Run::chunks(team, d_ff)), y, &mut scratch.partial, |task, sums| {
+            let run = Run::of(team, d_ff, task);
+            let n = Lists::with(run.len, |lists| W::dispatch(team.level(), SparseRun { weights, x, run, lists, sums }));
             active.fetch_add(n, Ordering::Relaxed);
         });
     });
     active.into_inner()
 }
 
-struct SparseChunk<'a, W> {
-    weights: FfnWeights<'a, W>,
-    x: &'a [f32],
-    first: usize,
-    len: usize,
-    sum: &'a mut [f32],
+/// Working memory of a task.
+pub(super) struct Lists<'a> {
+    /// Neurons, and [`MAX_LANES`] places.
+    pub rows: &'a mut [u32],
+    /// `gate . x` for each of them.
+    pub g: &'a mut [f32],
+    /// `up . x`, and then h.
+    pub h: &'a mut [f32],
 }
 
-impl<W: RowFormat> Kernel for SparseChunk<'_, W> {
+impl Lists<'_> {
+    /// Calls `f` with lists that `len` neurons fit in; what they hold is stale.
+    pub fn with<R>(len: usize, f: impl FnOnce(Lists) -> R) -> R {
+        scratch::with(3 * len + MAX_LANES, |memory| {
+            let (g, rest) = memory.split_at_mut(len);
+            let (h, rows) = rest.split_at_mut(len);
+            f(Lists { rows: cast_slice_mut(rows), g, h })
+        })
+    }
+}
+
+struct SparseRun<'a, W> {
+    weights: FfnWeights<'a, W>,
+    x: &'a [f32],
+    run: Run,
+    lists: Lists<'a>,
+    sums: &'a mut [f32],
+}
+
+impl<W: RowFormat> Kernel for SparseRun<'_, W> {
     type Output = usize;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
-        let SparseChunk { weights, x, first, len, sum } = self;
-        let (mut g, mut rows) = ([0.0; MAX_CHUNK], [0; MAX_CHUNK + MAX_LANES]);
-        let g = &mut g[..len];
+        let SparseRun { weights, x, run, lists: Lists { rows, g, h }, sums } = self;
+        let Run { first, len, .. } = run;
         // While the last rows of the gate are read, the first active ones are known, and hinted at in up_proj.
         let row_len = W::row_len_for(x);
         let early = len - rows_ahead::<W>(row_len, 1).min(len);
         dots(s, weights.gate, RowsFrom(first), x, &mut g[..early]);
-        let known = select(s, &g[..early], first as u32, &mut rows);
+        let known = select(s, &g[..early], first as u32, rows);
         let up = |i: usize| weights.up.as_ptr().wrapping_add((&rows[..known]).at(i) * row_len);
         dots_then(s, weights.gate, &RowsFrom(first + early), up, x, &mut g[early..]);
-        let n = select(s, g, first as u32, &mut rows);
-        let rows = &rows[..n];
+        let n = select(s, g, first as u32, rows);
+        // To the front; a place is read before one that is behind it.
+        for j in 0..n {
+            g[j] = g[rows[j] as usize - first];
+        }
         let gate = |i: usize| weights.gate.as_ptr().wrapping_add((first + len + i) * row_len);
-        sum_active(s, weights, rows, |j| g[rows[j] as usize - first], gate, x, sum);
+        let lists = Lists { rows: &mut rows[..n], g: &mut g[..n], h: &mut h[..n] };
+        sum_active(s, weights, (run, lists), gate, x, sums);
         n
     }
 }
 
-/// The sum over the active neurons `rows` of a chunk; `g(j)` is that of `rows[j]`. Behind them the rows at `then(0)`, `then(1)`, ... are
-/// hinted at.
+/// The sums of the chunks of a run over the active neurons of the lists, which have g. Behind them the rows at `then(0)`, `then(1)`, ...
+/// are hinted at.
 #[inline(always)]
 pub(super) fn sum_active<S: Simd, W: RowFormat>(
     s: S,
     FfnWeights { up, down_t, .. }: FfnWeights<W>,
-    rows: &[u32],
-    g: impl Fn(usize) -> f32,
+    (run, Lists { rows, g, h }): (Run, Lists),
     then: impl Fn(usize) -> *const W,
     x: &[f32],
-    sum: &mut [f32],
+    sums: &mut [f32],
 ) {
-    let mut h = [0.0; MAX_CHUNK];
-    let h = &mut h[..rows.len()];
     let row_len = W::row_len_for(x);
+    let (mut rows, mut h): (&[u32], _) = (rows, h);
     dots_then(s, up, &rows, |i| down_t.as_ptr().wrapping_add(rows.at(i) * row_len), x, h);
     // One multiplication, as in `gated_activation`: relu(g) is g here.
-    h.iter_mut().enumerate().for_each(|(j, h)| *h *= g(j));
-    axpy_then(s, down_t, &rows, then, h, sum);
+    h.iter_mut().zip(g).for_each(|(h, g)| *h *= *g);
+    let sum_len = sums.len() / run.len.div_ceil(run.chunk);
+    for (i, sum) in sums.chunks_exact_mut(sum_len).enumerate() {
+        let n = rows.partition_point(|&row| (row as usize) < run.first + (i + 1) * run.chunk);
+        let hint = |i: usize| match rows.len() - n {
+            left if i < left => down_t.as_ptr().wrapping_add(rows.at(n + i) * row_len),
+            left => then(i - left),
+        };
+        // In the list, the rows of the next chunk are behind those of this one.
+        axpy_then(s, down_t, &rows, hint, &h[..n], sum);
+        (rows, h) = (&rows[n..], &mut h[n..]);
+    }
 }
 
 /// The FFN of one token over all neurons, under any activation: `y = W2 (psi(g) * u)`, `g = W1 x`, `u = W3 x`. Returns how

@@ -47,11 +47,23 @@ pub(super) fn sum_chunks<W: RowFormat>(
     partial: &mut Vec<f32>,
     f: impl Fn(usize, &mut [f32]) + Sync,
 ) {
+    sum_runs::<W>(team, d_ff, (n, 1), y, partial, f);
+}
+
+/// [`sum_chunks`] with `chunks` of them in a task: `f` writes the sums of all of them, one chunk after the other.
+pub(super) fn sum_runs<W: RowFormat>(
+    team: &Team,
+    d_ff: usize,
+    (n, chunks): (usize, usize),
+    y: &mut [f32],
+    partial: &mut Vec<f32>,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) {
     let c = y.len() / n;
     let sum_len = W::sum_len(c);
     let stride = n * sum_len;
     partial.resize(d_ff.div_ceil(chunk_len(d_ff)) * stride, 0.0);
-    team.run_chunks_mut(partial, stride, f);
+    team.run_chunks_mut(partial, chunks * stride, f);
     // A row for each task, but a part of it if there is one row.
     let per_task = if n == 1 { GROUP } else { c };
     team.run_chunks_mut(y, per_task, |task, y| {

@@ -4,9 +4,9 @@ mod bound;
 #[cfg(test)]
 mod tests;
 
-use super::ffn::{FfnScratch, FfnWeights, sum_active};
-use super::rows_axpy::sum_chunks;
-use super::{MAX_CHUNK, chunk_len};
+use super::Run;
+use super::ffn::{FfnScratch, FfnWeights, Lists, sum_active};
+use super::rows_axpy::sum_runs;
 use crate::gemv::dots;
 use crate::simd::{Kernel, Simd};
 use crate::{Team, Weight};
@@ -214,12 +214,11 @@ pub fn ffn_filtered<W: Weight, Q: Deref<Target = [FilterLine]>>(
     let Parts { quants: copy, bounds, direction } = filter.parts();
     let bound = team.level().dispatch(Quantize { x, direction, direction_square: filter.direction_square, quants });
     let token = Token { x, quants, bound };
-    let chunk = chunk_len(d_ff);
     let [survivors, active] = [(); 2].map(|_| AtomicUsize::new(0));
-    sum_chunks::<W>(team, d_ff, 1, y, partial, |task, sum| {
-        let (first, len) = (task * chunk, chunk.min(d_ff - task * chunk));
+    sum_runs::<W>(team, d_ff, (1, Run::chunks(team, d_ff)), y, partial, |task, sums| {
+        let run @ Run { first, len, .. } = Run::of(team, d_ff, task);
         let copy = Copy8 { quants: &copy[first * x.len()..][..len * x.len()], bounds: &bounds[first..first + len] };
-        let n = team.level().dispatch(FilteredChunk { weights, copy, token, first, sum });
+        let n = Lists::with(len, |lists| team.level().dispatch(FilteredRun { weights, copy, token, run, lists, sums }));
         survivors.fetch_add(n.survivors, Ordering::Relaxed);
         active.fetch_add(n.active, Ordering::Relaxed);
     });
@@ -250,7 +249,7 @@ struct Token<'a> {
     bound: TokenBound,
 }
 
-/// The 8-bit copy of a chunk.
+/// The 8-bit copy of a run of neurons.
 #[derive(Clone, Copy)]
 struct Copy8<'a> {
     quants: &'a [i8],
@@ -259,7 +258,7 @@ struct Copy8<'a> {
 
 /// Writes `first + i` for each row i that survives to the front of `survivors` and returns how many they are.
 #[inline(always)]
-fn filter<S: Simd>(s: S, copy: Copy8, token: Token, first: usize, survivors: &mut [u32; MAX_CHUNK]) -> usize {
+fn filter<S: Simd>(s: S, copy: Copy8, token: Token, first: usize, survivors: &mut [u32]) -> usize {
     /// Bytes that are read ahead: in C, one thread of a Zen 5 went over quants in memory at 38.7 GB/s without hints, 46.0 with 4 KiB, 47.9
     /// with 8, and summed them up without hints at 43.6.
     const AHEAD: usize = 8192;
@@ -279,22 +278,22 @@ fn filter<S: Simd>(s: S, copy: Copy8, token: Token, first: usize, survivors: &mu
     n
 }
 
-struct FilteredChunk<'a, W> {
+struct FilteredRun<'a, W> {
     weights: FfnWeights<'a, W>,
     copy: Copy8<'a>,
     token: Token<'a>,
-    first: usize,
-    sum: &'a mut [f32],
+    run: Run,
+    lists: Lists<'a>,
+    sums: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for FilteredChunk<'_, W> {
+impl<W: Weight> Kernel for FilteredRun<'_, W> {
     type Output = Filtered;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Filtered {
-        let FilteredChunk { weights, copy, token, first, sum } = self;
-        let (mut g, mut rows) = ([0.0; MAX_CHUNK], [0; MAX_CHUNK]);
-        let survivors = filter(s, copy, token, first, &mut rows);
+        let FilteredRun { weights, copy, token, run, lists: Lists { rows, g, h }, sums } = self;
+        let survivors = filter(s, copy, token, run.first, rows);
         dots(s, weights.gate, &rows[..survivors], token.x, &mut g[..survivors]);
         let mut active = 0;
         for j in 0..survivors {
@@ -303,7 +302,8 @@ impl<W: Weight> Kernel for FilteredChunk<'_, W> {
             active += (g[j] > 0.0 || g[j].is_nan()) as usize;
         }
         let next = copy.quants.as_ptr_range().end;
-        sum_active(s, weights, &rows[..active], |j| g[j], |_| next.cast(), token.x, sum);
+        let lists = Lists { rows: &mut rows[..active], g: &mut g[..active], h: &mut h[..active] };
+        sum_active(s, weights, (run, lists), |_| next.cast(), token.x, sums);
         Filtered { survivors, active }
     }
 }

@@ -24,7 +24,7 @@ fn survivors(level: Level, filter: &GateFilter<Vec<FilterLine>>, x: &[f32]) -> V
         fn run<S: Simd>(self, s: S) -> Vec<bool> {
             let Survivors(Copy8 { quants, bounds }, token) = self;
             let rows = quants.chunks(token.x.len()).zip(bounds.chunks(1));
-            let one = |(quants, bounds)| super::filter(s, Copy8 { quants, bounds }, token, 0, &mut [0; MAX_CHUNK]) == 1;
+            let one = |(quants, bounds)| super::filter(s, Copy8 { quants, bounds }, token, 0, &mut [0; 1]) == 1;
             rows.map(one).collect()
         }
     }
