@@ -7,8 +7,8 @@ use crate::terminal::{bytes, complain, counted, grouped, print, progress_bar, sa
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    ActivationFormat, Engine, EngineOptions, FfnMode, Generation, KvFormat, Prefill, Ranked, Residence, Resident,
-    Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, batches, rank,
+    ActivationFormat, Engine, EngineOptions, FfnMode, Generation, KvFormat, Prefill, PromptFfn, Ranked, Residence,
+    Resident, Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, batches, rank,
 };
 use kernels::Team;
 use model::Psi;
@@ -194,7 +194,9 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         };
     }
     (options.weights, options.activations) = (args.weights, args.activations);
-    options.sparse_prompt = args.sparse_prompt;
+    if args.sparse_prompt {
+        options.prompt_ffn = PromptFfn::Auto;
+    }
     (options.prefill, options.kv) = (args.prefill, args.kv);
     let formats = formats_in_words(&options, Team::current().level());
     let mut engine = source::engine(&folder, options, args.disk_cache)?;

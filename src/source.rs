@@ -2,7 +2,7 @@
 
 use crate::terminal::complain;
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, CpuEngine, EngineOptions, KvFormat, Prefill, Resident, WeightFormat};
+use infer::{ActivationFormat, CpuEngine, EngineOptions, KvFormat, Prefill, PromptFfn, Resident, WeightFormat};
 use kernels::Level;
 use model::hf::Folder;
 use model::{HiddenAct, Positive, Psi};
@@ -192,8 +192,12 @@ pub fn formats_in_words(options: &EngineOptions, level: Level) -> String {
         KvFormat::F32 => "",
         KvFormat::Bf16 => ", KV cache bf16",
     };
-    let sparse_prompt = if options.sparse_prompt { ", sparse prompt" } else { "" };
-    format!("{} weights{activations}{prefill}{sparse_prompt}{kv}", options.weights)
+    let prompt_ffn = match options.prompt_ffn {
+        PromptFfn::Dense => "",
+        PromptFfn::Sparse => ", sparse prompt",
+        PromptFfn::Auto => ", sparse prompt where it pays",
+    };
+    format!("{} weights{activations}{prefill}{prompt_ffn}{kv}", options.weights)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use autograd::{Gradients, Tape};
 use kernels::row_format::round_rows;
 use kernels::sparse::{FfnWeights, FilterLine, GateFilter, gate_filter_lines};
-use kernels::testing::{SparseInputs, uniform};
+use kernels::testing::{SparseInputs, normal, uniform};
 use kernels::{RowFormat, Team, Weight};
 use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_specs};
 use std::marker::PhantomData;
@@ -54,11 +54,6 @@ impl DerefMut for FilterMemory {
 impl<W: RowFormat> FfnLayers<W> {
     /// Random layers, the same ones in every run, and one token. The gates come with [`set_zeros`](FfnLayers::set_zeros).
     pub fn new(layers: usize, d_model: usize, d_ff: usize) -> FfnLayers<W> {
-        FfnLayers::with_tokens(layers, d_model, d_ff, 1)
-    }
-
-    /// The same, with `tokens` tokens.
-    pub fn with_tokens(layers: usize, d_model: usize, d_ff: usize, tokens: usize) -> FfnLayers<W> {
         let units = d_ff * W::row_len(d_model);
         let weights = |seed| {
             let mut block = Block::new(size_of::<W>() * units);
@@ -71,7 +66,17 @@ impl<W: RowFormat> FfnLayers<W> {
             FfnLayer { gate, up, down_t, filter: None }
         };
         let layers = (0..layers as u64).map(layer).collect();
-        FfnLayers { d_model, d_ff, layers, inputs: SparseInputs::new(0, d_model, tokens), elements: PhantomData }
+        FfnLayers { d_model, d_ff, layers, inputs: SparseInputs::new(0, d_model, 1), elements: PhantomData }
+    }
+
+    /// Takes other tokens. The gates that are for them come with [`set_zeros`](FfnLayers::set_zeros). Panics if they have another width.
+    pub fn set_tokens(&mut self, inputs: SparseInputs) {
+        assert!(
+            inputs.x.len().is_multiple_of(self.d_model),
+            "set_tokens: tokens of another width than {}",
+            self.d_model
+        );
+        self.inputs = inputs;
     }
 
     /// Bytes of `layers` such layers, without filters.
@@ -93,7 +98,7 @@ impl<W: RowFormat> FfnLayers<W> {
     }
 
     /// Makes new gates, which are 0 in a share `zeros` of the neurons for [`input`](FfnLayers::input) but for the rounding of their
-    /// format: on average over tokens, each of which has neurons of its own. The rows are [`SparseInputs::gate`]'s: normal, with a shift against a direction that x has.
+    /// format: on average over tokens, each of which has neurons of its own. The rows are [`SparseInputs::gate`]'s.
     pub fn set_zeros(&mut self, zeros: f64) {
         let units = self.units();
         let FfnLayers { d_model, d_ff, ref inputs, ref mut layers, .. } = *self;
@@ -186,9 +191,51 @@ pub fn set_zeros(weights: &mut Weights, zeros: f64) {
     }
 }
 
+/// Makes a share `zeros` of the neurons of every layer inactive for each token, other ones for other tokens, as if at random; but for the rounding
+/// of a format. For [`weights`]: embeddings become so large that each token is nearly its own embedding in all layers, which a
+/// gate's random rows meet with products that are normally distributed; the first element, one for all tokens, shifts them.
+pub fn set_zeros_of_each_token(weights: &mut Weights, zeros: f64) {
+    /// What the blocks add is of the size of 0.1 to 1.
+    const SIZE: f32 = 30.0;
+    let (n_layers, c) = (weights.config().n_layers, weights.config().d_model);
+    let mut draws = normal(0, 1 << 16);
+    draws.sort_by(f32::total_cmp);
+    let quantile = draws[((zeros * draws.len() as f64) as usize).min(draws.len() - 1)];
+    // Half as large as all others together: a product with weights of size s, which is of the size of `s sqrt(C)`, is shifted by
+    // `quantile` times that.
+    let first = 0.5 * (c as f32).sqrt();
+    let embeddings = &mut weights.tensors_mut()[0];
+    let scale = SIZE / rms(embeddings);
+    change_rows(embeddings, |_, row| {
+        row.iter_mut().for_each(|x| *x *= scale);
+        row[0] = SIZE * first;
+    });
+    for layer in 0..n_layers {
+        let gate_proj = &mut weights.tensors_mut()[LayerNames::new(layer).gate_proj];
+        let shift = -2.0 * quantile * rms(gate_proj);
+        change_rows(gate_proj, |_, row| row[0] = shift);
+    }
+}
+
+/// The root of the mean square, of the first thousand rows and without the first column.
+fn rms(matrix: &Tensor) -> f32 {
+    let data = matrix.to_vec::<f32>().expect("made on the CPU");
+    let rows = data.chunks(matrix.dim(1)).take(1000);
+    let (mut sum, mut n) = (0.0, 0);
+    for x in rows.flat_map(|row| &row[1..]) {
+        sum += *x as f64 * *x as f64;
+        n += 1;
+    }
+    (sum / n as f64).sqrt() as f32
+}
+
 fn set_first_column(matrix: &mut Tensor, value: impl Fn(usize) -> f32) {
+    change_rows(matrix, |number, row| row[0] = value(number));
+}
+
+fn change_rows(matrix: &mut Tensor, change: impl Fn(usize, &mut [f32])) {
     let mut data = matrix.to_vec::<f32>().expect("made on the CPU");
-    data.chunks_mut(matrix.dim(1)).enumerate().for_each(|(row, data)| data[0] = value(row));
+    data.chunks_mut(matrix.dim(1)).enumerate().for_each(|(number, row)| change(number, row));
     *matrix = Tensor::from_slice(&data, matrix.shape());
 }
 

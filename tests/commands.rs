@@ -330,6 +330,23 @@ fn bench_writes_markdown_csv_and_json() {
     }
     assert_eq!(prompts.len(), 4, "{report}");
 
+    // With zeros of their own, and those of a model on a text: dense, sparse and auto beside each other.
+    let run = place.trained("m");
+    let model = ["-m", run.to_str().unwrap(), "--text", "text.txt"];
+    for (of, zeros) in [(&["--models", "tiny", "--zeros", "80"][..], Some(80.0)), (&model, None)] {
+        let flags = ["--tokens", "30", "--weights", "f32,q8", "--prefill", "exact", "-o", "json"];
+        let report = json(&[&["prefill"], of, &flags].concat());
+        let prompts = rows(&report, "prefill");
+        let ffns: Vec<&str> = prompts.iter().map(|row| row["ffn"].as_str().unwrap()).collect();
+        assert_eq!(ffns, ["dense", "sparse", "auto"].repeat(2), "{report}");
+        for row in &prompts {
+            let share = row["zeros_percent"].as_f64().unwrap();
+            assert!((0.0..100.0).contains(&share) && zeros.is_none_or(|zeros| (share - zeros).abs() < 5.0), "{row}");
+        }
+        positive(&prompts[1], &["speed_up", "union_percent"]);
+        assert_eq!(prompts[1]["sparse_percent"], 100.0);
+    }
+
     let ffn = ["sparse", "--d-model", "64", "--d-ff", "100", "--layers", "3", "--zeros", "90,0"];
     let csv = output(&[&ffn[..], &["--weights", "bf16", "-o", "csv"]].concat());
     let (sweep, break_even) = csv.split_once("\n\n").unwrap();
@@ -351,6 +368,16 @@ fn bench_writes_markdown_csv_and_json() {
         }
         assert_eq!(rows.len(), 2, "{report}");
     }
+    let flags = ["--d-model", "64", "--d-ff", "300", "--layers", "1", "--batch", "1,4", "--zeros", "90", "-o", "json"];
+    let report = json(&[&["sparse"], &flags[..]].concat());
+    let batches = rows(&report, "ffn_batch");
+    assert_eq!(batches.len(), 8, "two formats, two kinds of tokens, two batches: {report}");
+    for row in &batches {
+        positive(row, &["zeros_percent", "union_percent", "speed_up", "byte_ceiling", "over_one_by_one"]);
+        assert!(row["auto"] == "sparse" && row["byte_ceiling"].as_f64() < Some(3.0), "{row}");
+    }
+    let union = |row: usize| batches[row]["union_percent"].as_f64().unwrap();
+    assert!((batches[3]["kind"] == "independent") && union(3) > union(1) && union(1) > union(0), "{report}");
     positive(&rows(&decode, "decode")[1], &["dense_tokens_per_second", "sparse_tokens_per_second", "ffn_speed_up"]);
     for (report, table, fields) in [
         (&sparse, "ffn_filtered", ["survivors_percent", "filtered_us", "speed_up"]),
@@ -372,7 +399,6 @@ fn bench_writes_markdown_csv_and_json() {
     // An earlier page is replaced.
     assert_eq!(page(&["decode", "--zeros", "20,50,90"]).matches("<circle").count(), 6 * 3);
 
-    let run = place.trained("m");
     let report = json(&["decode", "-m", run.to_str().unwrap(), "--weights", "f32", "-o", "json"]);
     positive(&rows(&report, "decode")[0], &["zeros_percent", "speed_up"]);
 
@@ -464,6 +490,7 @@ fn eval_qa_counts_answers() {
     {
         assert!(text.contains(words), "{words:?}: {text}");
     }
+    assert!(said(&eval(&[])).contains("note: not one answer is right: questions suit a model"), "{text}");
     let csv = stdout(&["-o", "csv"]);
     assert_eq!(csv, "kind,questions,greedy_percent,baseline_percent\na,2,0.0,50.0\nb,1,0.0,100.0\nall,3,0.0,66.6667\n");
     let n4 = ["-n", "4", "--temp", "1.5", "-o", "json"];

@@ -4,9 +4,7 @@ mod common;
 
 use common::{Place, SMALL, refuse, said, succeed};
 use std::fs;
-use std::io::Read;
 use std::path::Path;
-use std::process::Stdio;
 
 #[test]
 fn data() {
@@ -220,6 +218,10 @@ fn benchmarks() {
         (&["sparse", "--activations", "f32"], "expected exact or q8"),
         (&["decode", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["decode", "-m", "runs/m", "--zeros", "50"], "cannot be used with"),
+        (&["sparse", "--batch-of", "similar"], "--batch <N,...>"),
+        (&["sparse", "--batch", "2", "--batch-of", "twins"], "similar, independent"),
+        (&["prefill", "-m", "runs/m"], "--text <FILE>"),
+        (&["prefill", "-m", "runs/m", "--text", "text.txt", "--zeros", "50"], "cannot be used with"),
         (&["prefill", "--prefill", "fast"], "expected exact, bf16 or q8"),
         (&["prefill", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["train", "--models", "XL"], "expected S, M or L"),
@@ -237,12 +239,20 @@ fn benchmarks() {
     refuse(&mut bench(&["decode", "-m", "nowhere"]), &["nowhere"]);
     refuse(
         &mut bench(&["prefill", "--models", "tiny", "--tokens", "0"]),
-        &["--tokens 0: must be 1 to 256, the context of tiny"],
+        &["--tokens 0: must be 2 to 256, the context of tiny"],
     );
     refuse(
         &mut bench(&["prefill", "--models", "tiny", "--prefill", "q8"]),
         &["--prefill q8: for q8 and q4 weights alone, and --weights has none"],
     );
+    let run = place.trained("m");
+    let text = |file: &str, flags: &[&str]| {
+        bench(&[&["prefill", "-m", run.to_str().unwrap(), "--text", file], flags].concat())
+    };
+    refuse(&mut text("nowhere.txt", &[]), &["nowhere.txt", "cannot be read as text", "No such file"]);
+    refuse(&mut text("text.txt", &["--tokens", "33"]), &["--tokens 33: must be 2 to 32, the context of "]);
+    place.write("word.txt", "word");
+    refuse(&mut text("word.txt", &["--tokens", "5"]), &["--tokens 5: word.txt has 4"]);
     refuse(&mut bench(&["train", "--preset", "huge"]), &["--preset huge", "tiny"]);
     let taken = place.write("mine.html", "<p>mine</p>");
     refuse(
@@ -476,90 +486,6 @@ fn reports() {
     assert!(!place.path("runs/new/report.html").exists(), "a report was left behind");
     let output = report(&[]).output().unwrap();
     assert!(output.status.code() == Some(2) && said(&output).contains("<RUN>"), "{}", said(&output));
-}
-
-#[test]
-fn a_run_folder_in_use() {
-    let place = Place::new();
-    let mut command = place.train(&["--name", "m", "--steps", "1000000"]);
-    let mut first = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let run = place.path("runs/m");
-    while !run.join("metrics.jsonl").exists() {
-        assert!(first.try_wait().unwrap().is_none(), "the first run ended");
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    refuse(&mut place.silurian(&["train", "--resume", "runs/m"]), &["runs/m", "in use", &first.id().to_string()]);
-    refuse(&mut place.train(&["--name", "m"]), &["runs/m", "in use"]);
-    first.kill().unwrap();
-    first.wait().unwrap();
-}
-
-#[test]
-fn a_loss_that_is_not_a_number() {
-    let place = Place::new();
-    let mut command = place.train(&["--name", "m", "--steps", "50", "--lr", "1e30", "--set", "train.grad_clip=0.0"]);
-    refuse(command.args(["--set", "train.checkpoint_every=1"]), &["step ", "not finite", "first in"]);
-    // What was saved before is whole.
-    let kept: Vec<_> = fs::read_dir(place.path("runs/m/checkpoints")).unwrap().collect();
-    assert!(!kept.is_empty(), "no checkpoint was kept");
-}
-
-/// A limit on the size of files makes every write beyond it fail, as on a full disk.
-#[cfg(unix)]
-#[test]
-fn a_full_disk() {
-    let place = Place::new();
-    let run = place.trained("m");
-    let binary = env!("CARGO_BIN_EXE_silurian");
-    let limited = |kib: u32, arguments: &str| {
-        let mut command = std::process::Command::new("sh");
-        // The signal that the limit sends is ignored, so that the write fails with an error; `exec` keeps both.
-        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec {binary} {arguments}");
-        command.args(["-c", &script]).current_dir(place.path("")).env("XDG_CACHE_HOME", place.path("cache"));
-        command
-    };
-    // The weights alone are larger than this.
-    let flags = SMALL.join(" ");
-    refuse(&mut limited(64, &format!("train text.txt {flags} --name full --steps 3")), &["safetensors", "runs/full"]);
-    let left: Vec<_> = fs::read_dir(place.path("runs/full/checkpoints")).unwrap().collect();
-    assert!(left.is_empty(), "something half-written was left: {left:?}");
-    // A later checkpoint that does not fit leaves the earlier one.
-    fs::remove_dir_all(place.path("runs/full")).unwrap();
-    assert!(run.join("checkpoints/step-20/state.json").exists());
-    fs::remove_file(run.join("checkpoints/step-20/state.json")).unwrap();
-    refuse(&mut limited(64, "train --resume runs/m"), &["runs/m"]);
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn an_output_that_is_full() {
-    let place = Place::new();
-    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    refuse(place.silurian(&["inspect"]).stdout(full()), &["standard output cannot be written", "No space left"]);
-}
-
-#[cfg(unix)]
-#[test]
-fn a_closed_pipe() {
-    let place = Place::new();
-    let run = place.trained("m");
-    let mut command = place.silurian(&["generate", "-m", run.to_str().unwrap(), "-p", "In ", "-n", "50"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut first = [0; 3];
-    let mut out = child.stdout.take().unwrap();
-    out.read_exact(&mut first).unwrap();
-    drop(out);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(141), "{}", said(&output));
-    assert!(!said(&output).contains("error") && !said(&output).contains("panicked"), "{}", said(&output));
-
-    // Training goes on without a listener: what counts is in the folder.
-    let mut command = place.train(&["--name", "deaf", "--steps", "20"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    drop(child.stderr.take());
-    assert!(child.wait().unwrap().success());
-    assert!(place.path("runs/deaf/checkpoints/step-20/state.json").exists());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::resident::{self, Opened};
 use crate::rows::FromTensors;
 use crate::sampler::best;
 use crate::weights::{DecodeWeights, LayerWeights};
-use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill, Residence, Resident};
+use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill, PromptFfn, Residence, Resident};
 use batch::Batch;
 use kernels::activation::gated_activation;
 use kernels::attention::AttentionShape;
@@ -51,6 +51,8 @@ pub struct CpuEngine {
     /// Logits of several positions, while [`log_probs`](Engine::log_probs) needs them.
     row_logits: Vec<f32>,
     density: Vec<LayerDensity>,
+    /// Of prompts that may run sparse.
+    prompt_density: Vec<LayerDensity>,
     /// What [`FfnMode::Auto`] and [`FfnMode::AutoFiltered`] go by, for each layer.
     recent: Vec<Recent>,
     ffn_time: Duration,
@@ -103,6 +105,7 @@ impl CpuEngine {
             logits: vec![0.0; config.vocab_size],
             row_logits: Vec::new(),
             density: vec![LayerDensity::default(); config.n_layers],
+            prompt_density: vec![LayerDensity::default(); config.n_layers],
             recent: vec![Recent::default(); config.n_layers],
             ffn_time: Duration::ZERO,
             sample: 0,
@@ -117,6 +120,12 @@ impl CpuEngine {
     /// Where the weights lie.
     pub fn residence(&self) -> Residence {
         self.residence
+    }
+
+    /// As [`density`](Engine::density), of several tokens at once: how many neurons were active for them since the last reset, where they
+    /// were counted, which is under RELU and unless [`PromptFfn::Dense`] was asked for. A step is one of 512 tokens at most.
+    pub fn prompt_density(&self) -> &[LayerDensity] {
+        &self.prompt_density
     }
 
     /// The filters of the gates, if they are asked for and not there yet.
@@ -143,11 +152,11 @@ impl CpuEngine {
         Ok(())
     }
 
-    /// Multiplies several tokens with the weights in this way from now on; `sparse_prompt` as in [`EngineOptions`].
+    /// Multiplies several tokens with the weights in this way from now on, and computes their FFNs in that one.
     ///
     /// Errors: [`Error::Option`] if it does not [fit](Prefill::fits) the weights; the engine is then as it was.
-    pub fn set_prefill(&mut self, prefill: Prefill, sparse_prompt: bool) -> Result<(), Error> {
-        let options = EngineOptions { prefill, sparse_prompt, ..self.options.clone() };
+    pub fn set_prefill(&mut self, prefill: Prefill, prompt_ffn: PromptFfn) -> Result<(), Error> {
+        let options = EngineOptions { prefill, prompt_ffn, ..self.options.clone() };
         options.validate(&self.config)?;
         self.options = options;
         Ok(())
@@ -173,15 +182,31 @@ impl CpuEngine {
     /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the rows asked for,
     /// after the last block, in the activations. `counted`: whether density and FFN time count them.
     fn append(&mut self, tokens: &[u32], rows: Rows, counted: bool) {
-        let CpuEngine { config, options, team, weights, cache, activations, density, recent, ffn_time, .. } = self;
+        let CpuEngine {
+            config,
+            options,
+            team,
+            weights,
+            cache,
+            activations,
+            density,
+            prompt_density,
+            recent,
+            ffn_time,
+            ..
+        } = self;
         let (n, position) = (tokens.len(), cache.len());
         cache.reserve(n);
         activations.resize(config, n);
         weights.embed_tokens.embedding(team, tokens, &mut activations.x);
         let psi = PsiAt { psi: options.psi, seed: options.seed, first_token: position as u32, step: self.sample };
         let (cos, sin) = (&weights.cos, &weights.sin);
-        let sparse_below =
-            (options.sparse_prompt && options.psi == Psi::Relu).then(|| prompt_break_even(options.prefill));
+        let sparse_below = match options.prompt_ffn {
+            _ if options.psi != Psi::Relu => None,
+            PromptFfn::Dense => None,
+            PromptFfn::Sparse => Some(f32::INFINITY),
+            PromptFfn::Auto => Some(prompt_break_even(options.prefill)),
+        };
         let mut pass = Pass { team, config, prefill: options.prefill, sparse_below, cos, sin, psi, position, n };
         for (layer, weights) in weights.layers.iter().enumerate() {
             pass.keys_and_values(layer, weights, cache, activations);
@@ -202,18 +227,20 @@ impl CpuEngine {
                     recent[layer].observe(share(active), (way == Way::Filtered).then_some(share(survivors)));
                 }
                 if counted {
-                    let density = &mut density[layer];
-                    density.active += active as u64;
-                    density.neurons += config.d_ff as u64;
-                    density.tokens += 1;
-                    density.steps += 1;
-                    density.union += active as u64;
-                    density.sparse_tokens += (way != Way::Dense) as u64;
-                    density.gate_rows += survivors as u64;
+                    density[layer].add(LayerDensity {
+                        active: active as u64,
+                        neurons: config.d_ff as u64,
+                        tokens: 1,
+                        steps: 1,
+                        union: active as u64,
+                        sparse_tokens: (way != Way::Dense) as u64,
+                        gate_rows: survivors as u64,
+                    });
                     *ffn_time += time;
                 }
             } else {
-                pass.ffn(layer, weights, activations);
+                let counts = pass.ffn(layer, weights, activations);
+                prompt_density[layer].add(counts);
             }
         }
         cache.advance(n);
@@ -278,6 +305,7 @@ impl Engine for CpuEngine {
     fn rewind(&mut self, len: usize, sample: u32) {
         self.cache.truncate(len);
         self.density.fill(LayerDensity::default());
+        self.prompt_density.fill(LayerDensity::default());
         self.recent.fill(Recent::default());
         self.ffn_time = Duration::ZERO;
         self.sample = sample;
@@ -468,9 +496,8 @@ impl Pass<'_> {
     fn keys_and_values(&self, layer: usize, w: &LayerWeights, cache: &mut KvCache, a: &mut Activations) {
         rms_norm(self.team, &a.x, &w.input_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
         let [k, k_rotated] = &mut a.k;
-        self.project(&a.normed, &w.k_proj, k);
+        self.project_both(&a.normed, [&w.k_proj, &w.v_proj], [k, &mut a.v]);
         self.rotate(k, self.config.n_kv_heads, k_rotated);
-        self.project(&a.normed, &w.v_proj, &mut a.v);
         cache.write(self.team, layer, k_rotated, &a.v);
     }
 
@@ -495,22 +522,29 @@ impl Pass<'_> {
         self.project_add(q, &w.o_proj, &mut a.x, &mut a.y);
     }
 
-    /// `x += W2 (psi(W1 z) * (W3 z))` with `z = norm(x)`, for several tokens.
-    fn ffn(&self, layer: usize, w: &LayerWeights, a: &mut Activations) {
+    /// `x += W2 (psi(W1 z) * (W3 z))` with `z = norm(x)`, for several tokens. Returns what was counted.
+    fn ffn(&self, layer: usize, w: &LayerWeights, a: &mut Activations) -> LayerDensity {
         rms_norm(self.team, &a.x, &w.post_attention_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
-        self.project(&a.normed, &w.ffn.gate_proj, &mut a.g);
+        let mut counted = LayerDensity::default();
         if let Some(break_even) = self.sparse_below {
+            self.project(&a.normed, &w.ffn.gate_proj, &mut a.g);
             a.counts.fill(0);
             count_positive(self.team, &a.g, &mut a.counts);
-            let active: u64 = a.counts.iter().map(|&count| u64::from(count)).sum();
-            if (active as f32) < break_even * a.g.len() as f32 {
+            let (neurons, tokens) = (a.g.len() as u64, self.n as u64);
+            counted = LayerDensity { neurons, tokens, gate_rows: neurons, steps: 1, ..counted };
+            counted.active = a.counts.iter().map(|&count| u64::from(count)).sum();
+            counted.union = a.counts.iter().filter(|&&count| count > 0).count() as u64;
+            if (counted.active as f32) < break_even * neurons as f32 {
                 w.ffn.sparse_prompt(self.team, &a.g, self.n, &a.normed, &mut a.x);
-                return;
+                return LayerDensity { sparse_tokens: tokens, ..counted };
             }
+            self.project(&a.normed, &w.ffn.up_proj, &mut a.u);
+        } else {
+            self.project_both(&a.normed, [&w.ffn.gate_proj, &w.ffn.up_proj], [&mut a.g, &mut a.u]);
         }
-        self.project(&a.normed, &w.ffn.up_proj, &mut a.u);
         gated_activation(self.team, self.psi.layer(layer), &a.g, &a.u, self.config.d_ff, &mut a.h);
         w.ffn.down_proj_t.multiply(self.team, self.prefill, &a.h, Beta::One, &mut a.x);
+        counted
     }
 
     /// The same for one token, in the kernels where sparse equals dense. Returns the numbers of active neurons and of rows of the gate
@@ -533,6 +567,16 @@ impl Pass<'_> {
     /// `y = x W^T`. Shapes: x `[N, in]`, w `[out, in]`, y `[N, out]`.
     fn project(&self, x: &[f32], w: &Matrix, y: &mut [f32]) {
         if self.n == 1 { w.gemv(self.team, x, y) } else { w.multiply_t(self.team, self.prefill, x, Beta::Zero, y) }
+    }
+
+    /// [`project`](Pass::project) with each of two W.
+    fn project_both(&self, x: &[f32], w: [&Matrix; 2], y: [&mut [f32]; 2]) {
+        if self.n > 1 {
+            return Matrix::multiply_both_t(w, self.team, self.prefill, x, y);
+        }
+        for (w, y) in w.into_iter().zip(y) {
+            w.gemv(self.team, x, y);
+        }
     }
 
     /// `residual += x W^T`. Shapes: x `[N, in]`, w `[C, in]`, residual `[N, C]`; y `[C]` is overwritten.

@@ -97,9 +97,8 @@ pub struct EngineOptions {
     pub activations: ActivationFormat,
     /// How several tokens at once are multiplied with the weights.
     pub prefill: Prefill,
-    /// Whether the tokens of a prompt leave out the neurons that are inactive for them, in layers where so many are that it pays. Sums are
-    /// then taken in another order: the last bits are not those of a dense prompt. Under RELU; other activations leave out nothing.
-    pub sparse_prompt: bool,
+    /// How the FFNs of a prompt's tokens are computed.
+    pub prompt_ffn: PromptFfn,
     /// The seed of the draws.
     pub seed: u64,
     /// Positions of the cache, `1 ..= max_seq_len`; `None` is `max_seq_len`.
@@ -120,7 +119,7 @@ impl EngineOptions {
             weights: WeightFormat::F32,
             activations: ActivationFormat::Exact,
             prefill: Prefill::Exact,
-            sparse_prompt: false,
+            prompt_ffn: PromptFfn::Dense,
             seed: 0,
             context: None,
             cache: CacheMemory::Growing,
@@ -336,6 +335,28 @@ impl std::fmt::Display for Prefill {
     }
 }
 
+/// How the FFNs of several tokens at once are computed: those of [`Engine::prefill`] and [`Engine::log_probs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptFfn {
+    /// Every neuron, by products of matrices.
+    Dense,
+    /// gate_proj in full, then up_proj and down_proj for the pairs of a token and a neuron that is active for it. Sums are taken in another
+    /// order: the last bits are not those of [`PromptFfn::Dense`]. Under RELU; other activations leave out nothing, and are computed so.
+    Sparse,
+    /// Layer by layer: sparse where so few pairs are active that it pays, else dense.
+    Auto,
+}
+
+impl std::fmt::Display for PromptFfn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            PromptFfn::Dense => "dense",
+            PromptFfn::Sparse => "sparse",
+            PromptFfn::Auto => "auto",
+        })
+    }
+}
+
 /// How the key-value cache keeps keys and values. Scores and sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvFormat {
@@ -395,6 +416,18 @@ pub struct LayerDensity {
 }
 
 impl LayerDensity {
+    /// With the counts of another.
+    pub(crate) fn add(&mut self, other: LayerDensity) {
+        let LayerDensity { active, neurons, tokens, steps, union, sparse_tokens, gate_rows } = other;
+        self.active += active;
+        self.neurons += neurons;
+        self.tokens += tokens;
+        self.steps += steps;
+        self.union += union;
+        self.sparse_tokens += sparse_tokens;
+        self.gate_rows += gate_rows;
+    }
+
     /// The active share, 0 to 1; `None` before the first decoded token.
     pub fn share(&self) -> Option<f64> {
         (self.neurons > 0).then(|| self.active as f64 / self.neurons as f64)

@@ -44,11 +44,13 @@ mod weights;
 
 pub use cpu::CpuEngine;
 pub use engine::{
-    ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, Prefill, WeightFormat,
+    ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, Prefill, PromptFfn,
+    WeightFormat,
 };
 pub use error::Error;
 pub use generate::{Generation, Request, Samples, Score, Scorer, StopReason, batches, generate, score};
 pub use rank::{Ranked, rank};
+pub use recent::{prompt_break_even, sparse_break_even};
 pub use resident::{Residence, Resident, filter_bytes, resident_bytes, resident_filter_path, resident_path};
 pub use sampler::{Sampler, Sampling};
 pub use utf8::Utf8Stream;

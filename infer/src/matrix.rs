@@ -8,7 +8,7 @@ use kernels::embedding::embedding;
 use kernels::gemm::{gemm, gemm_bf16};
 use kernels::gemv::gemv;
 use kernels::gemv_batch::{FEW_ROWS, gemv_batch};
-use kernels::quant::{I8Dot, Q4, Q8, gemm_i8, i8_dot};
+use kernels::quant::{I8Dot, I8Product, Q4, Q8, gemm_i8, gemm_i8_each, i8_dot};
 use kernels::row_format::widen_rows;
 use kernels::sparse::{
     BatchCounts, FfnScratch, FfnWeights, FilterLine, Filtered, GateFilter, ffn_dense, ffn_dense_batch, ffn_filtered,
@@ -101,20 +101,65 @@ impl Matrix {
         let Matrix { rows, cols, .. } = *self;
         let n = y.len() / rows;
         let few = n <= FEW_ROWS;
-        let by_i8 = prefill == Prefill::Q8 && team.level().has_vnni();
+        if by_i8(team, prefill) {
+            if let Some(w) = self.q8() {
+                return gemm_i8(team, x, w, cols, beta, y);
+            } else if let Some(w) = self.q4() {
+                return gemm_i8(team, x, w, cols, beta, y);
+            }
+        }
         match &self.elements {
             Elements::F32(w) if few => gemv_batch(team, w, x, n, beta, y),
             Elements::Bf16(w) if few => gemv_batch(team, w, x, n, beta, y),
             Elements::F32(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
             Elements::Bf16(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
-            Elements::Q8(w) if by_i8 => gemm_i8(team, x, i8_dot(w), cols, beta, y),
-            Elements::Q4(w) if by_i8 => gemm_i8(team, x, i8_dot(w), cols, beta, y),
-            Elements::Q8ByI8(w) if by_i8 => gemm_i8(team, x, w, cols, beta, y),
-            Elements::Q4ByI8(w) if by_i8 => gemm_i8(team, x, w, cols, beta, y),
             Elements::Q8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q4(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q8ByI8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q4ByI8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
+        }
+    }
+
+    /// [`multiply_t`](Matrix::multiply_t) of X with each of two matrices of one format, into the Y of each; an X that is rounded to 8 bits is so
+    /// once.
+    pub fn multiply_both_t(
+        [a, b]: [&Matrix; 2],
+        team: &Team,
+        prefill: Prefill,
+        x: &[f32],
+        [y_a, y_b]: [&mut [f32]; 2],
+    ) {
+        fn both<const BITS: u32>(team: &Team, x: &[f32], cols: usize, w: [&[I8Dot<BITS>]; 2], y: [&mut [f32]; 2]) {
+            let ([w_a, w_b], [y_a, y_b], beta) = (w, y, Beta::Zero);
+            let products = &mut [I8Product { w: w_a, beta, y: y_a }, I8Product { w: w_b, beta, y: y_b }];
+            gemm_i8_each(team, x, cols, products);
+        }
+        if by_i8(team, prefill) {
+            if let (Some(w_a), Some(w_b)) = (a.q8(), b.q8()) {
+                return both(team, x, a.cols, [w_a, w_b], [y_a, y_b]);
+            } else if let (Some(w_a), Some(w_b)) = (a.q4(), b.q4()) {
+                return both(team, x, a.cols, [w_a, w_b], [y_a, y_b]);
+            }
+        }
+        a.multiply_t(team, prefill, x, Beta::Zero, y_a);
+        b.multiply_t(team, prefill, x, Beta::Zero, y_b);
+    }
+
+    /// Rows of q8, however they were to be multiplied.
+    fn q8(&self) -> Option<&[I8Dot<8>]> {
+        match &self.elements {
+            Elements::Q8(w) => Some(i8_dot(w)),
+            Elements::Q8ByI8(w) => Some(w),
+            _ => None,
+        }
+    }
+
+    /// Rows of q4.
+    fn q4(&self) -> Option<&[I8Dot<4>]> {
+        match &self.elements {
+            Elements::Q4(w) => Some(i8_dot(w)),
+            Elements::Q4ByI8(w) => Some(w),
+            _ => None,
         }
     }
 
@@ -169,6 +214,11 @@ impl Matrix {
             f(range, part);
         }
     }
+}
+
+/// Whether rows of quants are multiplied as bytes.
+fn by_i8(team: &Team, prefill: Prefill) -> bool {
+    prefill == Prefill::Q8 && team.level().has_vnni()
 }
 
 fn product<W: Weight>(team: &Team, prefill: Prefill, x: &[f32], w: Mat<W>, beta: Beta, y: &mut [f32]) {
@@ -362,6 +412,12 @@ mod tests {
                 };
                 let y = product(ActivationFormat::Exact, Prefill::Q8);
                 assert_eq!(y, product(ActivationFormat::Q8, Prefill::Q8), "prefill q8 {weights} {level}");
+                let options = EngineOptions { weights, ..EngineOptions::new(Psi::Relu) };
+                let matrix = Matrix::new(&source, parameter(), &options).unwrap();
+                let mut both = [(); 2].map(|_| vec![f32::NAN; n * rows]);
+                let [a, b] = &mut both;
+                Matrix::multiply_both_t([&matrix; 2], &team, Prefill::Q8, &x, [a, b]);
+                assert!(both.iter().all(|one| *one == y), "prefill q8 {weights} {level}: two at once");
                 let as_bf16 = y == product(ActivationFormat::Exact, Prefill::Bf16);
                 assert_eq!(as_bf16, !level.has_vnni(), "prefill q8 {weights} {level}: as bf16");
             }

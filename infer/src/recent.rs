@@ -3,33 +3,47 @@
 
 use crate::{Prefill, WeightFormat};
 
-/// The share of active neurons below which the sparse FFN is taken. Rows with gaps are read more slowly than one stream, which is why the
-/// dense form wins where there are few gaps.
+/// The share of active neurons of a token below which [`FfnMode::Auto`](crate::FfnMode::Auto) takes the sparse FFN, for so many tokens at once. Rows
+/// with gaps are read more slowly than one stream, which is why the dense form wins where there are few gaps.
 ///
 /// Measured on one thread of a Zen 5 (avx512, C = 2048, F = 5632, weights in memory), dense time over sparse time at 95, 80 and 60 % active:
 /// f32 0.98, -, 1.26; bf16 0.93, 1.00, 1.21; q8 0.96, 1.01, 1.08; q4 0.96, 1.07, 1.21.
 ///
-/// In a batch, where a row is read for all tokens that use it, arithmetic decides, and so the share of a token, not of the union. Times at 40,
-/// 60 and 80 % active, 2, 4 and 16 tokens: bf16 1.29 0.97 1.03, 1.06 0.85 0.88, 0.97 0.76 0.75; q8 1.06 1.37 1.61, 0.90 1.17 1.34, 0.81
-/// 1.03 1.14. (f32 and q4 were measured at 10 % alone, where they gain as much.)
-fn break_even(weights: WeightFormat, tokens: usize) -> f32 {
-    match weights {
-        WeightFormat::F32 | WeightFormat::Bf16 if tokens > 1 => 0.40,
-        WeightFormat::Q8 | WeightFormat::Q4 if tokens > 1 => 0.50,
-        WeightFormat::F32 => 0.92,
-        WeightFormat::Bf16 => 0.80,
-        WeightFormat::Q8 => 0.84,
-        WeightFormat::Q4 => 0.90,
+/// In a batch, where a row is read for all tokens that use it, arithmetic decides, and so the share of a token, not of the union. Times of
+/// tokens whose zeros are independent, the worst case (`silurian bench sparse --batch`):
+///
+/// | tokens | f32 at 20, 40, 60 % active | bf16 at 20, 30, 40 % | q8 at 45, 55 % | q4 at 20, 40, 60 % |
+/// |-------:|---------------------------:|---------------------:|---------------:|-------------------:|
+/// | 2      | 1.67 1.26 1.06             | 1.61 1.38 1.20       | 1.02 0.94      | 1.53 1.09 0.93     |
+/// | 4      | 1.48 1.15 1.04             | 1.19 1.01 0.93       | 1.30 1.20      | 1.72 1.38 1.15     |
+/// | 8      | - 1.16 -                     | 1.12 0.98 0.96       | -              | -                  |
+/// | 16     | 1.21 0.97 0.93             | 1.24 1.12 1.03       | 1.58 1.49      | 2.32 1.76 1.38     |
+///
+/// Three tokens take as long as four where they run dense. With x rounded to 8 bits sparse gains as much or more: 1, 2, 4, 16 tokens at 60 %
+/// active, q8 1.12 0.99 1.09 1.46, q4 1.16 0.98 1.27 1.58.
+pub fn sparse_break_even(weights: WeightFormat, tokens: usize) -> f32 {
+    match (weights, tokens) {
+        (WeightFormat::F32, 0..=1) => 0.92,
+        (WeightFormat::Bf16, 0..=1) => 0.80,
+        (WeightFormat::Q8, 0..=1) => 0.84,
+        (WeightFormat::Q4, 0..=1) => 0.90,
+        (WeightFormat::F32, 2..=4) => 0.60,
+        (WeightFormat::F32, _) => 0.35,
+        (WeightFormat::Bf16, 2) => 0.50,
+        (WeightFormat::Bf16, _) => 0.28,
+        (WeightFormat::Q8, 2) => 0.46,
+        (WeightFormat::Q4, 2) => 0.50,
+        (WeightFormat::Q8 | WeightFormat::Q4, _) => 0.65,
     }
 }
 
-/// The share of active neurons below which a prompt's FFN runs sparse ([`EngineOptions::sparse_prompt`](crate::EngineOptions)): the less,
-/// the faster dense products are.
+/// The share of active pairs of token and neuron below which a prompt's FFN runs sparse under
+/// [`PromptFfn::Auto`](crate::PromptFfn::Auto): the less, the faster dense products are.
 ///
-/// Measured on one thread of a Zen 5 (avx512, model 350m with bf16 weights, 512 tokens), time of the dense prompt over that of the sparse
-/// one at 50 and 10 % active: exact 0.95 and 1.48, bf16 0.69 and 1.25; the break-even lies on the line between. q8 was not measured: its dense products are
-/// faster than those of bf16, so it has less.
-pub(crate) fn prompt_break_even(prefill: Prefill) -> f32 {
+/// Measured on one thread of a Zen 5 (avx512, model 350m with bf16 weights, 512 tokens, which all have the same zeros), time of the dense prompt over
+/// that of the sparse one at 50 and 10 % active: exact 0.95 and 1.48, bf16 0.69 and 1.25; the break-even lies on the line between. q8 with q8 weights, 256
+/// tokens of independent zeros, at 25, 15 and 5 %: 0.90, 1.13, 1.53.
+pub fn prompt_break_even(prefill: Prefill) -> f32 {
     match prefill {
         Prefill::Exact => 0.44,
         Prefill::Bf16 => 0.22,
@@ -72,7 +86,7 @@ impl Recent {
     /// Whether the next token is to run sparse, or filtered. The first one does: it costs little where it does not pay, and a layer under
     /// RELU is rarely dense.
     pub fn sparse_pays(self, weights: WeightFormat, tokens: usize) -> bool {
-        self.active.is_none_or(|share| share < break_even(weights, tokens))
+        self.active.is_none_or(|share| share < sparse_break_even(weights, tokens))
     }
 
     /// Whether it is to run filtered, where sparse pays.
@@ -110,7 +124,7 @@ mod tests {
                 recent.observe(0.1, None);
                 recent.sparse_pays(weights, tokens)
             });
-            let expected = ((break_even(weights, tokens) - 0.1) / 0.9).ln() / (1.0 - NEW).ln();
+            let expected = ((sparse_break_even(weights, tokens) - 0.1) / 0.9).ln() / (1.0 - NEW).ln();
             let what = "tokens until a layer that became sparse runs sparse";
             assert_eq!(steps, Some(expected.ceil() as usize), "auto {weights}, {tokens} at once: {what}");
             // One dense token among sparse ones changes nothing.

@@ -5,7 +5,7 @@ mod common;
 use autograd::Tape;
 use common::{bits, configs, engine_on, options, rounded, tokens, weights};
 use half::bf16;
-use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, Prefill, WeightFormat};
+use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, Prefill, PromptFfn, WeightFormat};
 use kernels::quant::{Q4, Q8};
 use kernels::testing::assert_within;
 use kernels::{Level, RowFormat, Team};
@@ -152,17 +152,29 @@ fn a_sparse_prompt_is_within_the_bound_of_the_reference() {
         make_sparse(&mut weights);
         let expected = Reference::new(&weights).logits(&tokens, psi_at(Psi::Relu));
         for level in Level::available() {
-            let run = |threads, sparse_prompt| {
+            let run = |threads, prompt_ffn| {
                 let mut options = options(Psi::Relu, FfnMode::Dense);
-                options.sparse_prompt = sparse_prompt;
+                options.prompt_ffn = prompt_ffn;
                 let mut engine = engine_on(level, threads, &weights, options);
-                engine.prefill(&tokens).unwrap().to_vec()
+                let logits = engine.prefill(&tokens).unwrap().to_vec();
+                (logits, engine.prompt_density().to_vec())
             };
-            let logits = run(1, true);
+            let (logits, density) = run(1, PromptFfn::Sparse);
             let what = format!("forward sparse prompt config {number} {level}");
             assert_bounded(&what, &logits, &expected[tokens.len() - 1]);
-            assert!(bits(&logits) == bits(&run(2, true)), "{what}: 1 and 2 threads differ");
-            differ |= bits(&logits) != bits(&run(1, false));
+            assert!(bits(&logits) == bits(&run(2, PromptFfn::Sparse).0), "{what}: 1 and 2 threads differ");
+            let (dense, uncounted) = run(1, PromptFfn::Dense);
+            differ |= bits(&logits) != bits(&dense);
+            // An eighth is active, in all layers but the last, which runs for the last token alone.
+            let (auto, auto_density) = run(1, PromptFfn::Auto);
+            assert!(bits(&logits) == bits(&auto) && density == auto_density, "{what}: auto is sparse");
+            for (layer, density) in density.iter().enumerate().take(config.n_layers - 1) {
+                let (tokens, share) = (density.tokens, density.share().unwrap_or(0.0));
+                assert!(tokens == 90 && density.sparse_tokens == 90, "{what} layer {layer}: {density:?}");
+                assert!((share - 0.125).abs() < 0.02, "{what} layer {layer}: share {share}");
+                assert!(density.union_share() >= Some(share), "{what} layer {layer}: {density:?}");
+            }
+            assert!(uncounted.iter().all(|layer| layer.tokens == 0), "{what}: a dense prompt is not counted");
         }
     }
     assert!(differ, "no prompt ran sparse");

@@ -50,6 +50,7 @@ pub fn normal(seed: u64, len: usize) -> Vec<f32> {
 pub struct SparseInputs {
     d_model: usize,
     direction: Vec<f32>,
+    independent: bool,
     /// `[tokens, d_model]`.
     pub x: Vec<f32>,
 }
@@ -57,16 +58,26 @@ pub struct SparseInputs {
 impl SparseInputs {
     /// Reproducible tokens.
     pub fn new(seed: u64, d_model: usize, tokens: usize) -> SparseInputs {
+        SparseInputs::with_channels(12.0, seed, d_model, tokens)
+    }
+
+    /// Tokens whose neurons are independent: no channels are larger than others, [`gate`](SparseInputs::gate) shifts all rows alike, and the
+    /// direction decides nothing else. With a share s of zeros, n tokens together use a share 1 - s^n of the neurons: the most.
+    pub fn independent(seed: u64, d_model: usize, tokens: usize) -> SparseInputs {
+        SparseInputs { independent: true, ..SparseInputs::with_channels(1.0, seed, d_model, tokens) }
+    }
+
+    fn with_channels(size: f32, seed: u64, d_model: usize, tokens: usize) -> SparseInputs {
         let mut direction = normal(seed << 1, d_model);
         let norm = sum_squares(&direction).sqrt();
         direction.iter_mut().for_each(|m| *m = (*m as f64 / norm) as f32);
         let mut x = normal(seed << 1 | 1, tokens * d_model);
         for x in x.chunks_mut(d_model) {
-            x.iter_mut().step_by((d_model / 8).max(1)).for_each(|x| *x *= 12.0);
+            x.iter_mut().step_by((d_model / 8).max(1)).for_each(|x| *x *= size);
             let (scale, common) = ((d_model as f64 / sum_squares(x)).sqrt(), 0.5 * (d_model as f64).sqrt());
             x.iter_mut().zip(&direction).for_each(|(x, &m)| *x = (*x as f64 * scale + common * m as f64) as f32);
         }
-        SparseInputs { d_model, direction, x }
+        SparseInputs { d_model, direction, independent: false, x }
     }
 
     /// A gate `[d_ff, d_model]` that RELU leaves a share `zeros` of 0 over these tokens (the first eight of them): normal rows of norm 1,
@@ -77,7 +88,15 @@ impl SparseInputs {
         let mut gate = normal(seed << 1, d_ff * c);
         let scale = 1.0 / (c as f32).sqrt();
         gate.iter_mut().for_each(|w| *w *= scale);
-        let shifts: Vec<f64> = uniform(seed << 1 | 1, d_ff).into_iter().map(|u| 1.3 + 0.7 * u as f64).collect();
+        let spread = if self.independent { 0.0 } else { 0.7 };
+        let shifts: Vec<f64> = uniform(seed << 1 | 1, d_ff).into_iter().map(|u| 1.3 + spread * u as f64).collect();
+        if self.independent {
+            // What a row has of the direction would make its neuron more active, or less, for all tokens.
+            for row in gate.chunks_mut(c) {
+                let along = dot(row, &self.direction) as f32;
+                row.iter_mut().zip(&self.direction).for_each(|(w, &m)| *w -= along * m);
+            }
+        }
         // The shift at which a neuron is 0, as a multiple of its own.
         let mut edges: Vec<f64> = Vec::new();
         for x in self.x.chunks(c).take(8) {

@@ -8,11 +8,11 @@ use crate::table::{Cell, Column, Spread, Table};
 use crate::terminal::{bytes, complain};
 use anyhow::{Context, ensure};
 use infer::{
-    ActivationFormat, CpuEngine, EngineOptions, FfnMode, Generation, Request, Sampler, Sampling, WeightFormat,
-    filter_bytes, generate,
+    ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Generation, Request, Resident, Sampler, Sampling,
+    WeightFormat, filter_bytes, generate,
 };
 use kernels::{Level, Team};
-use model::{Config, Psi, Weights, preset};
+use model::{Config, Psi, preset};
 use silurian::synthetic;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -170,7 +170,7 @@ fn of_random(
     let mut bench = Decode::new(name, config, formats, (prompt, Sampling::GREEDY), tokens, setting)?;
     for &percent in zeros {
         synthetic::set_zeros(&mut weights, percent / 100.0);
-        bench.measure(&weights, &format!("{percent} % zeros"))?;
+        bench.measure(&|options| Ok(CpuEngine::new(&weights, options)?), &format!("{percent} % zeros"))?;
     }
     Ok(bench.table(&format!("random weights, {}", sizes_in_words(config))))
 }
@@ -178,8 +178,7 @@ fn of_random(
 /// A real model, with the zeros that it has under RELU.
 fn of_folder(folder: &Path, formats: &[Formats], tokens: Option<usize>, setting: &Setting) -> anyhow::Result<Table> {
     let model = source::open(folder)?;
-    let (weights, meta) = (&model.load_all()?, model.meta());
-    let config = weights.config();
+    let (config, meta) = (model.config(), model.meta());
     require_memory(
         &format!("bench decode: an engine's copy of {}", model.dir().display()),
         config.inference_memory().weights.saturating_add(filter_bytes(config) + 4 * LARGE as u64),
@@ -193,7 +192,8 @@ fn of_folder(folder: &Path, formats: &[Formats], tokens: Option<usize>, setting:
     let sampling = Sampling { temperature: 0.8, ..Sampling::GREEDY };
     let name = folder.display().to_string();
     let mut bench = Decode::new(&name, config, formats, (vec![first], sampling), tokens, setting)?;
-    bench.measure(weights, "its own zeros")?;
+    // A format at a time, from the files: no copy of all weights in f32.
+    bench.measure(&|options| source::engine(&model, options, Resident::Off), "its own zeros")?;
     Ok(bench.table(&sizes_in_words(config)))
 }
 
@@ -219,6 +219,9 @@ fn read_parameters(config: &Config) -> usize {
 fn ffn_parameters(config: &Config) -> usize {
     config.n_layers * config.parameter_counts().layer_ffn
 }
+
+/// An engine of the model at hand.
+pub(super) type MakeEngine<'a> = dyn Fn(EngineOptions) -> anyhow::Result<CpuEngine> + Sync + 'a;
 
 /// Generations by turns, and the rows that they gave.
 struct Decode<'a> {
@@ -269,7 +272,7 @@ impl<'a> Decode<'a> {
     }
 
     /// A row for each team.
-    fn measure(&mut self, weights: &Weights, what: &str) -> anyhow::Result<()> {
+    fn measure(&mut self, engine: &MakeEngine, what: &str) -> anyhow::Result<()> {
         let teams = self.formats.iter().flat_map(|&format| self.teams.iter().map(move |team| (format, team)));
         for ((format, team), rows) in teams.zip(&mut self.rows) {
             progress(format_args!("decode, {}, {format}, {what}, -t {}", self.name, team.threads()));
@@ -277,7 +280,7 @@ impl<'a> Decode<'a> {
             let context = Some(self.prompt.len() + self.tokens - 1);
             let Formats { weights: kept, activations } = format;
             let options = EngineOptions { context, weights: kept, activations, ..EngineOptions::new(Psi::Relu) };
-            let mut engine = team.install(|| CpuEngine::new(weights, options))?;
+            let mut engine = team.install(|| engine(options))?;
             let mut by_turns = [const { Vec::new() }; 3];
             // Repetition 0 warms up.
             for repetition in 0..=self.repetitions {
@@ -299,7 +302,7 @@ impl<'a> Decode<'a> {
                     read.push(read_now);
                 }
             }
-            let mut row = row(team, format, weights.config(), &by_turns, &read).context("no token was decoded")?;
+            let mut row = row(team, format, engine.config(), &by_turns, &read).context("no token was decoded")?;
             row.insert(0, self.name.into());
             rows.push(row);
             // Blocks of this format are of no use to the next one.

@@ -54,6 +54,16 @@ pub struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     batch: Vec<u16>,
 
+    /// The tokens of a batch
+    #[arg(
+        long,
+        value_name = "KIND,...",
+        value_delimiter = ',',
+        default_value = "similar,independent",
+        requires = "batch"
+    )]
+    batch_of: Vec<batch::Kind>,
+
     /// Also write the curves beside their ceilings to this HTML file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -133,7 +143,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     args.plot.as_deref().map_or(Ok(()), plot::check)?;
     if !args.batch.is_empty() {
         let tokens: Vec<usize> = args.batch.into_iter().map(usize::from).collect();
-        let table = batch::ffn(&sizes, &tokens, &zeros, &formats, setting)?;
+        let table = batch::ffn(&sizes, (&tokens, &args.batch_of), &zeros, &formats, setting)?;
         return Ok(Report {
             page: args.plot,
             pictures: vec![("ffn_batch", batch::PICTURE)],

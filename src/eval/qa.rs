@@ -154,6 +154,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             say(format_args!("{report:#}"))?;
         }
     }
+    if report.answered.iter().all(|answered| !answered.greedy.right && answered.ranked.iter().all(|r| !r.answer.right))
+    {
+        complain(format_args!(
+            "note: not one answer is right: questions suit a model whose text has their answers; `silurian almanac` writes a text and \
+             questions that go together",
+        ));
+    }
     if report.all.unended > 0 {
         let answers = questions.len() * (1 + args.samples.unwrap_or(0) as usize);
         complain(format_args!(

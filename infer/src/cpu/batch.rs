@@ -1,10 +1,10 @@
 //! A token each of several sequences, which share every pass over the weights.
 
 use super::{CpuEngine, Way};
-use crate::Error;
 use crate::kv_cache::KvCache;
 use crate::matrix::Tokens;
 use crate::weights::LayerWeights;
+use crate::{Error, LayerDensity};
 use kernels::attention::AttentionShape;
 use kernels::elementwise::axpy;
 use kernels::rms_norm::rms_norm;
@@ -124,14 +124,15 @@ impl CpuEngine {
             let (BatchCounts { active, union }, time) = step.ffn(weights, way, batch);
             *ffn_time += time;
             recent[layer].observe(active as f32 / (n * config.d_ff) as f32, None);
-            let density = &mut density[layer];
-            density.active += active as u64;
-            density.neurons += (n * config.d_ff) as u64;
-            density.tokens += n as u64;
-            density.steps += 1;
-            density.union += union as u64;
-            density.sparse_tokens += if way == Way::Dense { 0 } else { n as u64 };
-            density.gate_rows += (n * config.d_ff) as u64;
+            density[layer].add(LayerDensity {
+                active: active as u64,
+                neurons: (n * config.d_ff) as u64,
+                tokens: n as u64,
+                steps: 1,
+                union: union as u64,
+                sparse_tokens: if way == Way::Dense { 0 } else { n as u64 },
+                gate_rows: (n * config.d_ff) as u64,
+            });
         }
         for &(branch, _) in tokens {
             batch.branches[branch].cache.advance(1);

@@ -39,18 +39,37 @@ const PANELS: usize = 2;
 /// for every eight of those; W and x are read and copied once.
 #[track_caller]
 pub fn gemm_i8<const BITS: u32>(team: &Team, x: &[f32], w: &[I8Dot<BITS>], k: usize, beta: Beta, y: &mut [f32]) {
+    gemm_i8_each(team, x, k, &mut [I8Product { w, beta, y }]);
+}
+
+/// What [`gemm_i8`] computes from an x: w `[M, K]`, y `[N, M]`.
+#[derive(Debug)]
+pub struct I8Product<'a, const BITS: u32> {
+    /// The rows.
+    pub w: &'a [I8Dot<BITS>],
+    /// Whether y is added to.
+    pub beta: Beta,
+    /// The result.
+    pub y: &'a mut [f32],
+}
+
+/// [`gemm_i8`] of one x `[N, K]` with several W, each with a Y of its own, bit for bit: x is rounded once.
+#[track_caller]
+pub fn gemm_i8_each<const BITS: u32>(team: &Team, x: &[f32], k: usize, products: &mut [I8Product<BITS>]) {
     let row_len = I8Dot::<BITS>::row_len(k);
-    let fits = k > 0 && x.len().is_multiple_of(k) && w.len().is_multiple_of(row_len);
-    let (n, m) = (x.len() / k.max(1), w.len() / row_len.max(1));
-    assert!(
-        fits && y.len() == n * m,
-        "gemm_i8: x has {} elements, w {} units of {} in rows of {row_len}, y {} for [N, {k}], [M, {k}] and [N, M]",
-        x.len(),
-        w.len(),
-        I8Dot::<BITS>::NAME,
-        y.len()
-    );
-    if n == 0 || m == 0 {
+    let n = x.len() / k.max(1);
+    for I8Product { w, y, .. } in &*products {
+        let fits = k > 0 && x.len().is_multiple_of(k) && w.len().is_multiple_of(row_len);
+        assert!(
+            fits && y.len() == n * (w.len() / row_len),
+            "gemm_i8: x has {} elements, w {} units of {} in rows of {row_len}, y {} for [N, {k}], [M, {k}] and [N, M]",
+            x.len(),
+            w.len(),
+            I8Dot::<BITS>::NAME,
+            y.len()
+        );
+    }
+    if n == 0 {
         return;
     }
     let (level, blocks) = (team.level(), blocks_of(k));
@@ -60,14 +79,16 @@ pub fn gemm_i8<const BITS: u32>(team: &Team, x: &[f32], w: &[I8Dot<BITS>], k: us
             let x = &x[tile * TOKENS * k..n.min((tile + 1) * TOKENS) * k];
             level.dispatch(PackX { x, k, offset: super::int_dot::offset(BITS), panel });
         });
-        let (packed, y) = (&*packed, SharedMut::new(y));
-        team.run(m.div_ceil(PANELS * width), |task| {
-            let first = task * PANELS * width;
-            let w = &w[first * row_len..m.min(first + PANELS * width) * row_len];
-            scratch::with(PANELS * blocks * w_block(width), |panels| {
-                I8Dot::<BITS>::dispatch(level, Columns { x: packed, w, row_len, panels, n, m, first, beta, y: &y });
+        for I8Product { w, beta, y } in products {
+            let (packed, m, beta, y) = (&*packed, w.len() / row_len, *beta, SharedMut::new(y));
+            team.run(m.div_ceil(PANELS * width), |task| {
+                let first = task * PANELS * width;
+                let w = &w[first * row_len..m.min(first + PANELS * width) * row_len];
+                scratch::with(PANELS * blocks * w_block(width), |panels| {
+                    I8Dot::<BITS>::dispatch(level, Columns { x: packed, w, row_len, panels, n, m, first, beta, y: &y });
+                });
             });
-        });
+        }
     });
 }
 

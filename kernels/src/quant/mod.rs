@@ -42,7 +42,7 @@ mod gemm;
 mod i8_dot;
 mod int_dot;
 
-pub use gemm::gemm_i8;
+pub use gemm::{I8Product, gemm_i8, gemm_i8_each};
 pub use i8_dot::{I8Dot, i8_dot};
 use int_dot::{EXACT, RoundX, words};
 

@@ -190,6 +190,19 @@ fn gemm_i8_bits_of_an_element_depend_on_its_token_and_its_row() {
             gemm_i8(&Team::serial(team.level()), &x[token * k..][..k], w, k, Beta::Zero, &mut one);
             assert_eq!(one[0], all[token * m + row], "gemm_i8 {} {}t [{token}, {row}]", team.level(), team.threads());
         }
+        // Of two W at once, the second added to ones.
+        let (low, high) = i8_dot(&w).split_at(30 * row_len);
+        let (mut first, mut second) = (vec![f32::NAN; n * 30], vec![1.0; n * 40]);
+        let products = &mut [
+            I8Product { w: low, beta: Beta::Zero, y: &mut first },
+            I8Product { w: high, beta: Beta::One, y: &mut second },
+        ];
+        gemm_i8_each(&team, &x, k, products);
+        for (token, all) in all.chunks(m).enumerate() {
+            let added: Vec<f32> = all[30..].iter().map(|y| 1.0 + y).collect();
+            let same = first[token * 30..][..30] == all[..30] && second[token * 40..][..40] == added;
+            assert!(same, "gemm_i8_each {} {}t token {token}", team.level(), team.threads());
+        }
     }
 }
 

@@ -426,7 +426,7 @@ mod tests {
     use crate::Level;
     use crate::quant::{I8Dot, Q4, Q8};
     use crate::sparse::{ffn_dense, ffn_sparse};
-    use crate::testing::{rounded_rows, uniform};
+    use crate::testing::{SparseInputs, rounded_rows, uniform};
     use half::bf16;
     use proptest::prelude::*;
 
@@ -534,6 +534,30 @@ mod tests {
             // Chunks of 256 neurons and more blocks of rows than one: 5 KiB a row of f32.
             in_every_format(level, &Ffn::new(4400, 20, 4, 0.1), 4);
             in_every_format(level, &Ffn::new(530, 1300, 6, 0.1), 6);
+        }
+    }
+
+    /// The tokens that `silurian bench sparse` takes for the worst case are that: unions of n have a share 1 - s^n.
+    #[test]
+    fn independent_tokens_have_the_unions_of_chance() {
+        let (c, f, n) = (300, 4000, 8);
+        let inputs = SparseInputs::independent(1, c, n);
+        for zeros in [0.5f64, 0.9] {
+            let gate = inputs.gate(2, f, zeros);
+            let weights = FfnWeights { gate: &gate, up: &gate, down_t: &gate };
+            let (mut scratch, mut y) = (FfnScratch::default(), vec![0.0; n * c]);
+            for n in [2, 4, 8] {
+                let team = Team::serial(Level::best());
+                let counts = ffn_sparse_batch(&team, weights, n, &inputs.x[..n * c], &mut scratch, &mut y[..n * c]);
+                let expected = 1.0 - (1.0 - counts.active as f64 / (n * f) as f64).powi(n as i32);
+                let union = counts.union as f64 / f as f64;
+                // Of 4000 draws; the tokens' own shares differ by a little, which hardly matters.
+                let deviation = (expected * (1.0 - expected) / f as f64).sqrt();
+                assert!(
+                    (union - expected).abs() < 4.0 * deviation,
+                    "{n} tokens, {zeros}: union {union}, not {expected}"
+                );
+            }
         }
     }
 

@@ -5,30 +5,61 @@ use crate::bench::plot::Picture;
 use crate::bench::{Formats, Setting, large_block, progress, read_now, read_percent, seconds};
 use crate::table::{Column, Spread, Table};
 use half::bf16;
-use infer::{ActivationFormat, WeightFormat};
+use infer::{ActivationFormat, WeightFormat, sparse_break_even};
 use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::sparse::{BatchCounts, FfnScratch, ffn_dense_batch, ffn_sparse, ffn_sparse_batch};
+use kernels::testing::SparseInputs;
 use kernels::{Activation, Level, RowFormat, Team};
 use silurian::synthetic::FfnLayers;
+use std::fmt;
 use tensor::pool::Block;
 use train::html::plot::Look;
 
+/// How the zeros of the tokens of a batch go together.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Kind {
+    /// They share a direction, and the neurons differ in what they make of it: the union is smaller than that of independent tokens
+    Similar,
+    /// Each has zeros at random, whatever the others have: with a share s of zeros the union of N is 1 - s^N, the worst case
+    Independent,
+}
+
+impl Kind {
+    fn tokens(self, d_model: usize, n: usize) -> SparseInputs {
+        match self {
+            Kind::Similar => SparseInputs::new(0, d_model, n),
+            Kind::Independent => SparseInputs::independent(0, d_model, n),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Similar => "similar",
+            Kind::Independent => "independent",
+        })
+    }
+}
+
 pub(super) const METHOD: &str = "Dense and sparse batches, the sparse FFN of one of the tokens, and a pass over 512 MiB in huge pages by turns; \
 speed-ups and shares of reading are medians of the ratios of neighbours. Every token has zeros of its own, and the union is the share of \
-neurons that any of them needs. The byte ceiling is that of the union; where arithmetic is the limit, its ceiling is that of one token.";
+neurons that any of them needs: of independent tokens 1 - s^N at a share s of zeros. The byte ceiling is that of the union; where arithmetic is the \
+limit, its ceiling is that of one token. Auto is what the engine would take.";
 
 pub(super) const PICTURE: Picture = Picture {
     title: "The sparse FFN of a batch over the dense one",
-    by: &["weights", "threads", "zeros_asked_percent"],
+    by: &["weights", "threads", "kind", "zeros_asked_percent"],
     x: ("batch", "tokens at once"),
     y: "times as fast as dense",
     curves: &[("speed_up", "sparse", Look::Heavy), ("byte_ceiling", "the union's bytes allow", Look::Dashed)],
 };
 
-const COLUMNS: [Column; 16] = [
+const COLUMNS: [Column; 18] = [
     Column::text("level", "level"),
     Column::text("weights", "weights"),
     Column::number("threads", "threads"),
+    Column::text("kind", "tokens are"),
     Column::number("zeros_asked_percent", "zeros asked for, %"),
     Column::number("batch", "tokens"),
     Column::number("zeros_percent", "zeros, %"),
@@ -38,6 +69,7 @@ const COLUMNS: [Column; 16] = [
     Column::number("dense_gflops", "GFLOP/s"),
     Column::spread("sparse_us", "sparse, us"),
     Column::spread("speed_up", "speed-up"),
+    Column::text("auto", "auto"),
     Column::number("byte_ceiling", "byte ceiling of the union"),
     Column::number("arithmetic_ceiling", "arithmetic's ceiling"),
     Column::spread("over_one_by_one", "over one by one, sparse"),
@@ -47,7 +79,7 @@ const COLUMNS: [Column; 16] = [
 /// The sweep over tokens and zeros.
 pub(super) fn ffn(
     sizes: &Sizes,
-    batches: &[usize],
+    (batches, kinds): (&[usize], &[Kind]),
     zeros: &[f64],
     formats: &[Formats],
     setting: &Setting,
@@ -55,7 +87,8 @@ pub(super) fn ffn(
     let title = format!("The FFN of several tokens at once: {}", sizes_in_words(sizes));
     let mut table = Table::new("ffn_batch", title, &COLUMNS);
     let (teams, large) = (setting.teams(Level::from_env()?)?, large_block());
-    let sweep = Sweep { sizes, batches, zeros, teams: &teams, large: &large, repetitions: setting.repetitions(9) };
+    let sweep =
+        Sweep { sizes, batches, kinds, zeros, teams: &teams, large: &large, repetitions: setting.repetitions(9) };
     for &format in formats {
         match (format.weights, format.activations) {
             (WeightFormat::F32, _) => sweep.of::<f32>(format, &mut table),
@@ -72,6 +105,7 @@ pub(super) fn ffn(
 struct Sweep<'a> {
     sizes: &'a Sizes,
     batches: &'a [usize],
+    kinds: &'a [Kind],
     zeros: &'a [f64],
     teams: &'a [Team],
     large: &'a Block,
@@ -83,15 +117,20 @@ impl Sweep<'_> {
         let &Sizes { layers, d_model, d_ff } = self.sizes;
         let most = *self.batches.iter().max().expect("the flag has a value");
         progress(format_args!("sparse, batches, {}", W::NAME));
-        let mut ffns = FfnLayers::<W>::with_tokens(layers, d_model, d_ff, most);
-        let x = ffns.input();
-        for team in self.teams {
+        let mut ffns = FfnLayers::<W>::new(layers, d_model, d_ff);
+        for &kind in self.kinds {
+            ffns.set_tokens(kind.tokens(d_model, most));
+            let x = ffns.input();
             for &percent in self.zeros {
                 ffns.set_zeros(percent / 100.0);
-                for &n in self.batches {
-                    progress(format_args!("sparse, {n} tokens, {}, {percent} % zeros, -t {}", W::NAME, team.threads()));
+                for (team, &n) in self.teams.iter().flat_map(|team| self.batches.iter().map(move |n| (team, n))) {
+                    progress(format_args!(
+                        "sparse, {n} tokens ({kind}), {}, {percent} % zeros, -t {}",
+                        W::NAME,
+                        team.threads()
+                    ));
                     let row = self.measure(team, &ffns, &x[..n * d_model], n);
-                    row.push(team, format, percent, n, table);
+                    row.push(team, format, (kind, percent, n), table);
                 }
             }
         }
@@ -158,7 +197,7 @@ struct Row {
 }
 
 impl Row {
-    fn push(&self, team: &Team, format: Formats, asked: f64, n: usize, table: &mut Table) {
+    fn push(&self, team: &Team, format: Formats, (kind, asked, n): (Kind, f64, usize), table: &mut Table) {
         let us = |times: &[f64]| Spread::of(times.iter().map(|t| 1e6 * t));
         let over = |times: &[f64], scale: f64| {
             Spread::of(times.iter().zip(&self.sparse).map(|(time, sparse)| scale * time / sparse))
@@ -167,12 +206,14 @@ impl Row {
         let neurons = (layers * d_ff) as f64;
         let active = self.counts.active as f64 / (neurons * n as f64);
         let union = self.counts.union as f64 / neurons;
+        let sparse = active < sparse_break_even(format.weights, n) as f64;
         let gbs: Vec<f64> = self.dense.iter().map(|t| self.bytes / t / 1e9).collect();
         let flop = (6 * n * d_ff * d_model) as f64;
         table.push(vec![
             team.level().to_string().into(),
             format.to_string().into(),
             team.threads().into(),
+            kind.to_string().into(),
             asked.into(),
             n.into(),
             (100.0 * (1.0 - active)).into(),
@@ -182,6 +223,7 @@ impl Row {
             Spread::of(self.dense.iter().map(|t| flop / t / 1e9)).median.into(),
             us(&self.sparse).into(),
             over(&self.dense, 1.0).into(),
+            if sparse { "sparse" } else { "dense" }.into(),
             (3.0 / (1.0 + 2.0 * union)).into(),
             (3.0 / (1.0 + 2.0 * active)).into(),
             over(&self.one, n as f64).into(),
