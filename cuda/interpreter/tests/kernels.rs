@@ -143,3 +143,140 @@ fn gemm_tile_by_tensor_cores() {
         assert_eq!(report.bank_conflicts, copies / 8, "gemm_tile {m} {n} {k}: bank conflicts");
     }
 }
+
+#[test]
+fn forms_of_floats() {
+    let module = load("forms");
+    let x: Vec<f32> = (0..32).map(|i| 3.0 * uniform(5, i)).collect();
+    let d: Vec<f64> = (0..32).map(|i| f64::from(uniform(6, i)) + 1e-9).collect();
+    let mut memory = Memory::new();
+    let (x_at, d_at) = (upload(&mut memory, &x, f32::to_le_bytes), upload(&mut memory, &d, f64::to_le_bytes));
+    let rows = 23;
+    let out = memory.alloc(4 * 32 * rows);
+    // struct Pair { float a; unsigned char b[5]; long long c; } at offset 24.
+    let mut params = [Params::new().u64(out).u64(x_at).u64(d_at).to_vec(), 0.5f32.to_le_bytes().to_vec()].concat();
+    params.extend([1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0, 0]);
+    params.extend((-9i64).to_le_bytes());
+    let which = 3u32;
+    params.extend(which.to_le_bytes());
+    launch(&module, "forms_float", [1; 3], [32, 1, 1], 0, &params, &mut memory, Options::default()).unwrap();
+    let results = download_f32(&memory, out, 32 * rows);
+    for i in 0..32 {
+        let (v, stack) = (x[i], |j: usize| x[j] + j as f32);
+        let chosen = match (which as usize + i) % 6 {
+            0 => v + 1.0,
+            1 => v * 2.0,
+            2 => -v,
+            3 => 5.0,
+            4 => v * v,
+            _ => v,
+        };
+        let w = f64::from(v);
+        let next = f64::from(x[(i + 1) % 32]) + 3.0;
+        let thrice = (0..i % 4).fold(w, |x, _| 3.0 * x + 1.0);
+        let erf = w.signum() * erf(w.abs());
+        // Results and their errors in ULPs of f32: exact ones first, else those of the programming guide's table.
+        let expected = [
+            (f64::from(stack((i * which as usize) & 15) + (i & 7) as f32 + 1.0), 0.0),
+            (f64::from(chosen), 0.0),
+            (w.exp(), 2.0),
+            (w.abs().ln(), 2.0),
+            (f64::from(v * 1e6).sin(), 2.0),
+            (w.abs().powf(1.5), 9.0),
+            (w.tanh(), 2.0),
+            (erf, 3.0),
+            (w / next, 2.0),
+            (w.abs().sqrt(), 1.0),
+            (1.0 / w.abs().sqrt(), 2.0),
+            (f64::from(v * 7.0).floor(), 0.0),
+            (f64::from(v * 7.0).round_ties_even(), 0.0),
+            (d[i] / d[(i + 1) % 32], 1.0),
+            (d[i].abs().sqrt(), 1.0),
+            (d[i].exp(), 1.0),
+            (0.5 + (i % 5 + 1) as f64 - 9.0, 0.0),
+            (thrice, 4.0),
+            (w.min(0.25), 0.0),
+            (w.max(-0.25), 0.0),
+            (2f64.copysign(w), 0.0),
+            (f64::from(v * 100.0).trunc(), 0.0),
+            (w.clamp(0.0, 1.0), 0.0),
+        ];
+        for (k, &(expected, ulps)) in expected.iter().enumerate() {
+            let result = f64::from(results[32 * k + i]);
+            let bound = ulps * 2f64.powi(-23) * expected.abs();
+            assert!(
+                (result - expected).abs() <= bound,
+                "forms_float row {k} of x = {v:e}: {result:e} for {expected:e}"
+            );
+        }
+    }
+}
+
+/// The error function of a positive number by its series, whose terms stay small below 3.
+fn erf(x: f64) -> f64 {
+    let mut term = x;
+    let mut sum = x;
+    for n in 1..80 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+#[test]
+fn forms_of_integers() {
+    let module = load("forms");
+    let x: Vec<u64> = (0..32u64).map(|i| (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(i as u32)).collect();
+    let mut memory = Memory::new();
+    let x_at = upload(&mut memory, &x, u64::to_le_bytes);
+    let rows = 27;
+    let out = memory.alloc(8 * 32 * rows);
+    let n = 13i32;
+    let params = Params::new().u64(out).u64(x_at).u32(n as u32);
+    launch(&module, "forms_integer", [1; 3], [32, 1, 1], 0, &params, &mut memory, Options::default()).unwrap();
+    let results = common::download(&memory, out, 8 * 32 * rows);
+    let low = |v: u64| v as u32;
+    for i in 0..32 {
+        let (v, u, s) = (x[i], x[i] as u32, x[i] as u32 as i32);
+        let high = (v >> 32) as u32;
+        let wide = u128::from(v) * u128::from(x[(i + 1) % 32]) + u128::from(x[(i + 2) % 32]);
+        let pair = [u.to_le_bytes(), high.to_le_bytes()].concat();
+        let dot = (0..4).map(|b| i32::from(pair[b] as i8) * i32::from(pair[b + 4] as i8)).sum::<i32>() + 3;
+        let shifted = (u64::from(high) << 32 | u64::from(u)) << (i % 32) >> 32;
+        let expected: [u64; 27] = [
+            v / 13,
+            v % 10,
+            (v as i64 / 13) as u64,
+            ((s / n) as u32).into(),
+            ((s % n) as u32).into(),
+            (u / 7).into(),
+            ((u128::from(v) * u128::from(v)) >> 64) as u64,
+            wide as u64,
+            (wide >> 64) as u64,
+            v.count_ones().into(),
+            v.leading_zeros().into(),
+            (u.trailing_zeros() + 1).into(),
+            u.reverse_bits().into(),
+            u32::from_le_bytes([pair[5], pair[1], pair[7], pair[3]]).into(),
+            low(shifted).into(),
+            (dot as u32).into(),
+            s.unsigned_abs().into(),
+            (u.abs_diff(77) + 1).into(),
+            (0..32).filter(|&l| x[l] & 1 != 0).map(|l| 1 << l).sum(),
+            x.iter().any(|&v| low(v) == 5).into(),
+            (0..32).filter(|&l| x[l] & 3 == v & 3).map(|l| 1 << l).sum(),
+            x.iter().fold(0u32, |sum, &v| sum.wrapping_add(low(v))).into(),
+            (x.iter().map(|&v| low(v) as i32).max().unwrap() as u32).into(),
+            (u.wrapping_mul(3) as u16).into(),
+            i64::from(u as i8) as u64,
+            low(x[if i >= 3 { i - 3 } else { i }]).into(),
+            x[i / 2],
+        ];
+        for (k, expected) in expected.into_iter().enumerate() {
+            let result = u64::from_le_bytes(results[8 * (32 * k + i)..][..8].try_into().unwrap());
+            assert_eq!(result, expected, "forms_integer row {k} of x = {v:#x}: {result:#x} for {expected:#x}");
+        }
+    }
+    let (counter, _) = memory.variable(&module, "counter").unwrap();
+    assert_eq!(download_u32(&memory, counter, 1), [3 + 31 * 16]);
+}

@@ -69,7 +69,11 @@ fn is_word(c: char) -> bool {
 }
 
 /// A word ends at the first other character; a double colon belongs to it (`L1::no_allocate`), a single one ends a label.
+/// One that begins with a dot ends at the next dot, as in `.reg.b32`.
 fn word_length(text: &str) -> usize {
+    if let Some(directive) = text.strip_prefix('.') {
+        return 1 + directive.find(|c| !is_word(c) || c == '.').unwrap_or(directive.len());
+    }
     let mut length = 0;
     loop {
         length += text[length..].find(|c| !is_word(c)).unwrap_or(text.len() - length);
@@ -86,10 +90,10 @@ mod tests {
 
     #[test]
     fn words_marks_and_lines() {
-        let source = Source::new("m", "ld.L1::x.v2 {%r1,_}, [%rd2+-4]; // c\n/* a\nb */$L:").unwrap();
+        let source = Source::new("m", "ld.L1::x.v2 {%r1,_}, [%rd2+-4]; // c\n/* a\nb */$L:.reg.b32").unwrap();
         let words: Vec<_> = source.tokens.iter().map(|&(line, t)| (line, format!("{t:?}"))).collect();
         let expected = "Word(\"ld.L1::x.v2\") Mark('{') Word(\"%r1\") Mark(',') Word(\"_\") Mark('}') Mark(',') Mark('[') \
-                        Word(\"%rd2\") Mark('+') Mark('-') Word(\"4\") Mark(']') Mark(';') Word(\"$L\") Mark(':')";
+                        Word(\"%rd2\") Mark('+') Mark('-') Word(\"4\") Mark(']') Mark(';') Word(\"$L\") Mark(':') Word(\".reg\") Word(\".b32\")";
         assert_eq!(words.iter().map(|w| w.1.as_str()).collect::<Vec<_>>().join(" "), expected);
         assert_eq!((words[0].0, words[14].0), (1, 3));
     }
