@@ -55,7 +55,7 @@ pub fn gated_activation<T: Float>(
     );
     let aligned = [g, u, h.as_slice()].iter().all(|&x| rows_aligned(x, d_ff));
     let psi = Psi::of(act);
-    let launch = psi.launch(T::of(&psi.kernels.forward), len, d_ff).arg(g).arg(u);
+    let launch = psi.launch(T::of(&psi.kernels().forward), len, d_ff).arg(g).arg(u);
     // SAFETY: the parameters are those of the kernels; each thread stays within its elements of [N, F].
     unsafe { psi.shape(launch, len, d_ff, aligned).arg(&h).run() }
 }
@@ -89,63 +89,99 @@ pub fn gated_activation_backward<T: Float>(
     let operands = [dh, g, u, dg.as_slice(), du.as_slice(), h.as_slice()];
     let aligned = operands.iter().all(|&x| rows_aligned(x, d_ff));
     let psi = Psi::of(act);
-    let launch = psi.launch(T::of(&psi.kernels.backward), len, d_ff).arg(l1).arg(dh).arg(g).arg(u);
+    let launch = psi.launch(T::of(&psi.kernels().backward), len, d_ff).arg(l1).arg(dh).arg(g).arg(u);
     // SAFETY: as in `gated_activation`.
     unsafe { psi.shape(launch, len, d_ff, aligned).arg(&dg).arg(&du).arg(&h).run() }
 }
 
-/// The kernels for an activation, and what they take first.
-struct Psi {
-    kernels: &'static Kernels,
-    site: Option<(MaskSite, u32)>,
-    kinds: Option<[Fixed; 3]>,
+/// An activation as the kernels that choose for every element have it.
+pub(super) struct Any {
+    site: MaskSite,
+    threshold: u32,
+    /// For x < 0 the first two, and what is not negative goes through the third.
+    kinds: [Fixed; 3],
 }
 
-impl Psi {
-    fn of(act: Activation) -> Psi {
+impl Any {
+    pub(super) fn of(act: Activation) -> Any {
         // No draw is below 0, so a site that does not matter will do.
-        const NOWHERE: (MaskSite, u32) = (MaskSite { seed: 0, first_token: 0, layer: 0, stream: 0, step: 0 }, 0);
-        let fixed = |kind| Psi { kernels: &ANY, site: Some(NOWHERE), kinds: Some([kind; 3]) };
+        const NOWHERE: MaskSite = MaskSite { seed: 0, first_token: 0, layer: 0, stream: 0, step: 0 };
+        let fixed = |kind| Any { site: NOWHERE, threshold: 0, kinds: [kind; 3] };
         match act {
-            Activation::Relu => Psi { kernels: &RELU, site: None, kinds: None },
-            Activation::Silu => Psi { kernels: &SILU, site: None, kinds: None },
+            Activation::Relu => fixed(Fixed::Relu),
+            Activation::Silu => fixed(Fixed::Silu),
             Activation::Gelu => fixed(Fixed::Gelu),
             Activation::Relu2 => fixed(Fixed::Relu2),
             Activation::Tanh => fixed(Fixed::Tanh),
-            Activation::Stochastic {
-                negative: [Fixed::Relu, Fixed::Silu],
-                positive: Positive::Identity,
-                threshold,
-                site,
-            } => Psi { kernels: &STOCHASTIC, site: Some((site, threshold)), kinds: None },
             Activation::Stochastic { negative: [first, second], positive, threshold, site } => {
                 // RELU is the identity for what is not negative.
                 let positive = if positive == Positive::Identity { Fixed::Relu } else { Fixed::Silu };
-                Psi { kernels: &ANY, site: Some((site, threshold)), kinds: Some([first, second, positive]) }
+                Any { site, threshold, kinds: [first, second, positive] }
             }
         }
     }
 
-    /// A thread takes the elements of one Philox call, or a single one where it chooses between all psi.
-    fn launch<'a>(&self, kernel: &'static Kernel, len: usize, d_ff: usize) -> Launch<'a> {
-        let mut launch = Launch::new(kernel, self.threads(len, d_ff).div_ceil(THREADS), THREADS as u32);
-        if let Some((MaskSite { seed, first_token, layer, stream, step }, threshold)) = self.site {
-            let [key0, key1] = key(seed);
-            launch =
-                launch.arg(key0).arg(key1).arg(first_token).arg(u32::from(layer) | u32::from(stream) << 16).arg(step);
-            launch = launch.arg(threshold);
+    /// The parameters of the site and its threshold.
+    fn site<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
+        let MaskSite { seed, first_token, layer, stream, step } = self.site;
+        let [key0, key1] = key(seed);
+        let launch = launch.arg(key0).arg(key1).arg(first_token).arg(u32::from(layer) | u32::from(stream) << 16);
+        launch.arg(step).arg(self.threshold)
+    }
+
+    /// These, and the kinds: the order of `Fixed` is that of `Kind` in psi.cuh.
+    pub(super) fn args<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
+        self.kinds.iter().fold(self.site(launch), |launch, &kind| launch.arg(kind as u32))
+    }
+}
+
+/// Which kernels run an activation.
+enum Psi {
+    /// Compiled for themselves; they draw nothing.
+    Fixed(&'static Kernels),
+    /// The paper's pair.
+    Stochastic(Any),
+    /// All others.
+    Any(Any),
+}
+
+impl Psi {
+    fn of(act: Activation) -> Psi {
+        match act {
+            Activation::Relu => Psi::Fixed(&RELU),
+            Activation::Silu => Psi::Fixed(&SILU),
+            Activation::Stochastic { negative: [Fixed::Relu, Fixed::Silu], positive: Positive::Identity, .. } => {
+                Psi::Stochastic(Any::of(act))
+            }
+            _ => Psi::Any(Any::of(act)),
         }
-        // The order of `Fixed` is that of `Kind` in the .cu.
-        self.kinds.iter().flatten().fold(launch, |launch, &kind| launch.arg(kind as u32))
     }
 
+    fn kernels(&self) -> &'static Kernels {
+        match self {
+            Psi::Fixed(kernels) => kernels,
+            Psi::Stochastic(_) => &STOCHASTIC,
+            Psi::Any(_) => &ANY,
+        }
+    }
+
+    fn launch<'a>(&self, kernel: &'static Kernel, len: usize, d_ff: usize) -> Launch<'a> {
+        let launch = Launch::new(kernel, self.threads(len, d_ff).div_ceil(THREADS), THREADS as u32);
+        match self {
+            Psi::Fixed(_) => launch,
+            Psi::Stochastic(site) => site.site(launch),
+            Psi::Any(any) => any.args(launch),
+        }
+    }
+
+    /// Threads with work: one for the elements of a Philox call, or for a single one where it chooses between all psi.
     fn threads(&self, len: usize, d_ff: usize) -> usize {
-        if self.kinds.is_some() { len } else { len / d_ff * d_ff.div_ceil(DRAWS_PER_CALL) }
+        if let Psi::Any(_) = self { len } else { len / d_ff * d_ff.div_ceil(DRAWS_PER_CALL) }
     }
 
-    /// d_ff, the number of threads with work, and for those of eight elements, whether they may load 16 bytes at once.
+    /// d_ff, the number of those threads, and if they have eight elements, whether they may load 16 bytes at once.
     fn shape<'a>(&self, launch: Launch<'a>, len: usize, d_ff: usize, aligned: bool) -> Launch<'a> {
         let launch = launch.arg(d_ff).arg(self.threads(len, d_ff));
-        if self.kinds.is_some() { launch } else { launch.arg(aligned) }
+        if let Psi::Any(_) = self { launch } else { launch.arg(aligned) }
     }
 }

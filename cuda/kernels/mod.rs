@@ -10,8 +10,10 @@
 //! fused multiply-adds.
 
 pub mod adamw;
+pub mod attention_cached;
 pub mod elementwise;
 pub mod embedding;
+pub mod ffn;
 pub mod gated_activation;
 pub mod gemv;
 pub mod reduce;

@@ -18,6 +18,12 @@ struct Draws {
 
     // The 16-bit draw of column % 8, low half of a word first.
     __device__ __forceinline__ u32 at(u32 i) const { return i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xFFFFu; }
+
+    // The same for an i that is not known to the compiler, without an array in memory.
+    __device__ __forceinline__ u32 pick(u32 i) const {
+        const u32 low = i & 2 ? word[1] : word[0], high = i & 2 ? word[3] : word[2], both = i & 4 ? high : low;
+        return i & 1 ? both >> 16 : both & 0xFFFFu;
+    }
 };
 
 // The draws of the columns 8 call .. 8 call + 7 of a row.

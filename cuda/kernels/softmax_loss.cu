@@ -3,24 +3,6 @@
 
 constexpr u32 MAX_THREADS = 512;
 
-// ln x of a positive f32, in f64 to some 1e-15: x = 2^e m with m in sqrt(1/2) .. sqrt(2), ln m = 2 artanh((m - 1) / (m + 1)), whose series is
-// cut where its terms are below 2^-55. NaN and infinity give themselves.
-DEVICE double log_f64(float x) {
-    if (!(x < __int_as_float(0x7F800000))) return x;
-    const u32 bits = __float_as_uint(x);
-    int e = (int)(bits >> 23) - 127;
-    double m = __uint_as_float((bits & 0x7FFFFFu) | 0x3F800000u);
-    if (m > 1.4142135623730951) {
-        m = m * 0.5;
-        e = e + 1;
-    }
-    const double s = (m - 1.0) / (m + 1.0), square = s * s;
-    double sum = 1.0 / 19.0;
-#pragma unroll
-    for (int k = 17; k >= 1; k -= 2) sum = fma(sum, square, 1.0 / k);
-    return fma((double)e, 0.69314718055994531, 2.0 * s * sum);
-}
-
 // Row n of z [N, V] at `stride`: losses[n] = logsumexp(z) - z[target]; if `gradient` is set, dz = scale (softmax(z) - onehot(target)). dz may be z.
 // A target that is not below V makes the loss NaN.
 template <class D>

@@ -66,14 +66,15 @@ impl Device {
         if properties.compute_capability < (8, 0) {
             return Err(Error::GpuTooOld { name: properties.name.clone(), found: properties.compute_capability });
         }
+        let wait_for_each = std::env::var(SYNC_VARIABLE).is_ok_and(|value| value != "0" && !value.is_empty());
         Ok(Device(Arc::new(Inner {
             name: name.into(),
+            wait_for_each: wait_for_each || driver.is_immediate(),
             driver,
             pool: Mutex::default(),
             poison: AtomicBool::new(false),
             modules: Mutex::default(),
             functions: Mutex::default(),
-            wait_for_each: std::env::var(SYNC_VARIABLE).is_ok_and(|value| value != "0" && !value.is_empty()),
             launches: AtomicU64::new(0),
             last_launch: Mutex::default(),
             succeeded: AtomicU64::new(0),

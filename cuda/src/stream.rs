@@ -23,6 +23,7 @@ pub(crate) struct Launch<'a> {
 
 /// What a kernel takes as a parameter.
 pub(crate) trait Arg<'a> {
+    #[track_caller]
     fn push(self, launch: &mut Launch<'a>);
 }
 
@@ -40,6 +41,7 @@ impl<'a> Launch<'a> {
     }
 
     /// The next parameter.
+    #[track_caller]
     pub(crate) fn arg(mut self, arg: impl Arg<'a>) -> Launch<'a> {
         arg.push(&mut self);
         self
