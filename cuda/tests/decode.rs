@@ -165,27 +165,33 @@ fn attention_cached_matches_reference() {
         let lse_bound = |i: usize| probability + 2.0 * ROUNDING * lse_ref[i].abs();
 
         let what = format!("attention_cached {heads:?} {kv_len} of {capacity}");
-        let (q, kv_len) = (on(&device, &q), on(&device, &[kv_len as u32]));
-        let mut scratch = AttentionScratch::new(&device, heads, capacity).unwrap();
-        let mut check = |what: &str, run: &mut dyn FnMut(&mut AttentionScratch, &mut Buffer<f32>, &mut Buffer<f32>)| {
-            let (mut out, mut lse) = (stale(&device, n_heads * head_dim), stale(&device, n_heads));
-            run(&mut scratch, &mut out, &mut lse);
-            assert_within(&format!("{what} out"), &out.to_vec().unwrap(), &out_ref, out_bound);
-            assert_within(&format!("{what} lse"), &lse.to_vec().unwrap(), &lse_ref, lse_bound);
+        let check = |what: &str, (out, lse): (Vec<f32>, Vec<f32>)| {
+            assert_within(&format!("{what} out"), &out, &out_ref, out_bound);
+            assert_within(&format!("{what} lse"), &lse, &lse_ref, lse_bound);
         };
-        let (k_on, v_on) = (on(&device, &k), on(&device, &v));
-        check(&format!("{what} bf16"), &mut |scratch, out, lse| {
-            let cache = CachedKv { k: k_on.as_slice(), v: v_on.as_slice(), capacity };
-            attention_cached(heads, scale, q.as_slice(), cache, kv_len.as_slice(), scratch, out.as_mut(), lse.as_mut())
-                .unwrap();
-        });
-        let (k_on, v_on) = (on(&device, &widened(&k)), on(&device, &widened(&v)));
-        check(&what, &mut |scratch, out, lse| {
-            let cache = CachedKv { k: k_on.as_slice(), v: v_on.as_slice(), capacity };
-            attention_cached(heads, scale, q.as_slice(), cache, kv_len.as_slice(), scratch, out.as_mut(), lse.as_mut())
-                .unwrap();
-        });
+        check(&what, attend(&device, heads, scale, &q, &widened(&k), &widened(&v), kv_len));
+        check(&format!("{what} bf16"), attend(&device, heads, scale, &q, &k, &v, kv_len));
     }
+}
+
+/// `(out, lse)` of the first `kv_len` positions of a cache.
+fn attend<W: Float>(
+    device: &Device,
+    heads: Heads,
+    scale: f32,
+    q: &[f32],
+    k: &[W],
+    v: &[W],
+    kv_len: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let capacity = k.len() / heads.n_kv_heads / heads.head_dim;
+    let (q, k, v, kv_len) = (on(device, q), on(device, k), on(device, v), on(device, &[kv_len as u32]));
+    let mut scratch = AttentionScratch::new(device, heads, capacity).unwrap();
+    let (mut out, mut lse) = (stale(device, q.len()), stale(device, heads.n_heads));
+    let cache = CachedKv { k: k.as_slice(), v: v.as_slice(), capacity };
+    let (to, lse_to) = (out.as_mut(), lse.as_mut());
+    attention_cached(heads, scale, q.as_slice(), cache, kv_len.as_slice(), &mut scratch, to, lse_to).unwrap();
+    (out.to_vec().unwrap(), lse.to_vec().unwrap())
 }
 
 /// One recorded launch serves every position: the length is read on the device.
