@@ -18,10 +18,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// How long a helper spins for the next call before it sleeps, in spin-loop hints. About 40 microseconds on a 4 GHz Zen 5:
-/// longer than the serial stretches between the kernels of one token, shorter than a scheduler tick.
-const SPINS: u32 = 4_000;
+/// How long a helper spins for the next call before it sleeps: longer than the serial stretches between the kernels of a token and from one
+/// token to the next, which are below 40 microseconds, and so short that programs that share the cores lose nothing: docs/log.md has the
+/// times.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+/// Spin-loop hints between two looks at the clock: a microsecond on a 4 GHz Zen 5, of which the look is a fortieth.
+const HINTS: u32 = 100;
+
+/// Spin-loop hints after which a leader that waits for its helpers lets other threads have its core: they may have lost theirs.
+const YIELD_AFTER: u32 = 4_000;
 
 /// Bytes of a helper's stack, as much as std gives a thread unless it is told otherwise.
 const STACK: usize = 2 << 20;
@@ -275,8 +283,7 @@ impl Shared {
                 let mut spins = 0u32;
                 while self.0.state.load(Ordering::Acquire) & COUNT != 0 {
                     spins += 1;
-                    // The tasks left are being run; on a crowded machine their threads may have lost their core.
-                    if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+                    if spins > YIELD_AFTER { std::thread::yield_now() } else { std::hint::spin_loop() }
                 }
                 if std::thread::panicking() {
                     // The leader's own panic goes on; one that a helper left must not surface in the next call.
@@ -357,12 +364,18 @@ impl Shared {
     /// The state of an open call other than number `seen`, or `None` at the end. Spins, then sleeps.
     fn wait_for_call(&self, seen: u64) -> Option<u64> {
         let open = |state: u64| state & CLOSED == 0 && state / CALL != seen;
-        for _ in 0..SPINS {
-            let state = self.state.load(Ordering::Acquire);
-            if open(state) {
-                return Some(state);
+        let mut start = None;
+        loop {
+            for _ in 0..HINTS {
+                let state = self.state.load(Ordering::Acquire);
+                if open(state) {
+                    return Some(state);
+                }
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
+            if start.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                break;
+            }
         }
         let mut sleepers = self.sleepers.lock().unwrap();
         *sleepers += 1;
@@ -428,6 +441,39 @@ mod tests {
             });
             assert!(helper_came());
         }
+    }
+
+    /// How many helpers sleep, `pause` after a call in which they took part.
+    fn sleepers_after(team: &Team, pause: Duration) -> usize {
+        let shared = team.shared.as_ref().unwrap();
+        let begun = AtomicUsize::new(0);
+        team.run(team.threads(), |_| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            while begun.load(Ordering::Relaxed) < team.threads() {
+                std::thread::yield_now();
+            }
+        });
+        let start = Instant::now();
+        while start.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+        shared.any_sleeper.load(Ordering::SeqCst)
+    }
+
+    #[test]
+    fn helpers_wait_awake_for_a_while_and_then_sleep() {
+        let team = Team::new(Level::SCALAR, 2);
+        let soon = |what: &str, found: &dyn Fn() -> bool| {
+            let start = Instant::now();
+            while !found() {
+                assert!(start.elapsed() < Duration::from_secs(30), "Team: {what}");
+            }
+        };
+        if std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1) {
+            // Where both have to share a core for now, because other programs are at work, the helper sleeps before the caller goes on.
+            soon("a helper sleeps at once", &|| sleepers_after(&team, PATIENCE / 2) == 0);
+        }
+        soon("an idle helper does not sleep", &|| sleepers_after(&team, 20 * PATIENCE) == 1);
     }
 
     #[test]
