@@ -209,6 +209,8 @@ impl CpuEngine {
         };
         let mut pass = Pass { team, config, prefill: options.prefill, sparse_below, cos, sin, psi, position, n };
         for (layer, weights) in weights.layers.iter().enumerate() {
+            // A single token's queries come with its keys and values.
+            let has_queries = pass.n == 1;
             pass.keys_and_values(layer, weights, cache, activations);
             if layer + 1 == config.n_layers {
                 // Nothing reads what the last block makes of the other rows.
@@ -217,6 +219,9 @@ impl CpuEngine {
                     Rows::Last => pass = pass.of_last(activations),
                     Rows::All => {}
                 }
+            }
+            if !has_queries {
+                pass.project(&activations.normed, &weights.q_proj, &mut activations.q[0]);
             }
             pass.attention(layer, weights, cache, activations);
             if pass.n == 1 {
@@ -492,21 +497,24 @@ impl Pass<'_> {
         Pass { psi, position: self.position + before, n: 1, ..self }
     }
 
-    /// `z = norm(x)`; the new keys `rope(W_k z)` and values `W_v z` join K and V in the cache.
+    /// `z = norm(x)`; the new keys `rope(W_k z)` and values `W_v z` join K and V in the cache. Of one token, the queries `W_q z` too.
     fn keys_and_values(&self, layer: usize, w: &LayerWeights, cache: &mut KvCache, a: &mut Activations) {
         rms_norm(self.team, &a.x, &w.input_layernorm, self.config.norm_eps, &mut a.normed, &mut a.inv_rms);
-        let [k, k_rotated] = &mut a.k;
-        self.project_both(&a.normed, [&w.k_proj, &w.v_proj], [k, &mut a.v]);
+        let ([q, _], [k, k_rotated]) = (&mut a.q, &mut a.k);
+        if self.n == 1 {
+            Matrix::gemv_each([&w.q_proj, &w.k_proj, &w.v_proj], self.team, &a.normed, [q, k, &mut a.v]);
+        } else {
+            self.project_both(&a.normed, [&w.k_proj, &w.v_proj], [k, &mut a.v]);
+        }
         self.rotate(k, self.config.n_kv_heads, k_rotated);
         cache.write(self.team, layer, k_rotated, &a.v);
     }
 
-    /// `x += W_o softmax(rope(W_q z) rope(K)^T / sqrt(D)) V` with the z, K and V of
+    /// `x += W_o softmax(rope(Q) rope(K)^T / sqrt(D)) V` with the queries `Q = W_q z`, and the z, K and V of
     /// [`keys_and_values`](Pass::keys_and_values).
     fn attention(&self, layer: usize, w: &LayerWeights, cache: &KvCache, a: &mut Activations) {
         let (config, n) = (self.config, self.n);
         let [q, q_rotated] = &mut a.q;
-        self.project(&a.normed, &w.q_proj, q);
         self.rotate(q, config.n_heads, q_rotated);
 
         let shape = AttentionShape {
@@ -569,14 +577,9 @@ impl Pass<'_> {
         if self.n == 1 { w.gemv(self.team, x, y) } else { w.multiply_t(self.team, self.prefill, x, Beta::Zero, y) }
     }
 
-    /// [`project`](Pass::project) with each of two W.
+    /// [`project`](Pass::project) with each of two W, for several tokens.
     fn project_both(&self, x: &[f32], w: [&Matrix; 2], y: [&mut [f32]; 2]) {
-        if self.n > 1 {
-            return Matrix::multiply_both_t(w, self.team, self.prefill, x, y);
-        }
-        for (w, y) in w.into_iter().zip(y) {
-            w.gemv(self.team, x, y);
-        }
+        Matrix::multiply_both_t(w, self.team, self.prefill, x, y);
     }
 
     /// `residual += x W^T`. Shapes: x `[N, in]`, w `[C, in]`, residual `[N, C]`; y `[C]` is overwritten.

@@ -3,6 +3,7 @@
 use crate::row_format::row_bytes;
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
+use crate::team::SharedMut;
 use crate::{RowFormat, Team, Weight};
 
 /// Elements of W that a task reads: 128 KiB of f32, some 3 microseconds from memory, against 50 ns for taking a task; but
@@ -21,16 +22,38 @@ const LEAST_PER_TASK: usize = 1 << 16;
 /// [`rows_dot`](crate::sparse::rows_dot). Cost: W is read once, 4 M K bytes (bf16: 2 M K, q8: 1.06 M K, q4: 0.56 M K): memory-bound.
 #[track_caller]
 pub fn gemv<W: RowFormat>(team: &Team, w: &[W], x: &[f32], y: &mut [f32]) {
+    gemv_each(team, [w], x, [y]);
+}
+
+/// [`gemv`] of several matrices with one x: `y_i = W_i x`, in one run of the team, whose threads wait for each other once.
+///
+/// Shapes, panics, accuracy and bits of each as there.
+#[track_caller]
+pub fn gemv_each<W: RowFormat, const N: usize>(team: &Team, w: [&[W]; N], x: &[f32], y: [&mut [f32]; N]) {
     let (k, row_len) = (x.len(), W::row_len(x.len()));
-    assert_eq!(w.len(), y.len() * row_len, "gemv: w has {} units of {} for [{}, {k}]", w.len(), W::NAME, y.len());
+    let lens = y.each_ref().map(|y| y.len());
+    for (w, m) in w.iter().zip(lens) {
+        assert_eq!(w.len(), m * row_len, "gemv: w has {} units of {} for [{m}, {k}]", w.len(), W::NAME);
+    }
     if k == 0 {
-        return y.fill(0.0);
+        return y.into_iter().for_each(|y| y.fill(0.0));
     }
     let rows = rows_per_task::<W>(k);
+    let tasks = lens.map(|m| m.div_ceil(rows));
+    let y = y.map(SharedMut::new);
     W::with_x(team.level(), x, |x| {
-        team.run_chunks_mut(y, rows, |task, y| {
-            let w = &w[task * rows * row_len..][..y.len() * row_len];
-            W::dispatch(team.level(), Dots { w, then: w.as_ptr_range().end, x, y });
+        team.run(tasks.iter().sum(), |mut task| {
+            let mut i = 0;
+            while task >= tasks[i] {
+                task -= tasks[i];
+                i += 1;
+            }
+            let first = task * rows;
+            // SAFETY: every task has rows of its own, of one matrix.
+            let y = unsafe { y[i].slice(first, rows.min(lens[i] - first)) };
+            let rows = &w[i][first * row_len..][..y.len() * row_len];
+            let then = if task + 1 == tasks[i] && i + 1 < N { w[i + 1].as_ptr() } else { rows.as_ptr_range().end };
+            W::dispatch(team.level(), Dots { w: rows, then, x, y });
         });
     });
 }
@@ -226,9 +249,12 @@ pub(crate) fn dot_group<S: Simd, W: Weight, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::{Q4, Q8};
     use crate::reference;
+    use crate::row_format::round_rows;
     use crate::testing::{assert_within, dot_bound, lengths, teams, uniform, uniform_bf16, widened};
     use crate::{Level, Mat};
+    use half::bf16;
 
     #[test]
     fn gemv_matches_reference() {
@@ -259,6 +285,51 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn gemv_each_has_the_bits_of_gemv() {
+        fn check<W: RowFormat>(team: &Team) {
+            for (k, sizes) in [(700, [300, 0, 517]), (96, [1, 40, 700]), (0, [2, 0, 3])] {
+                let x = uniform(9, k);
+                let w: Vec<Vec<W>> = (0..3)
+                    .map(|i| {
+                        let mut w = vec![W::zeroed(); sizes[i] * W::row_len(k)];
+                        if k > 0 {
+                            round_rows(team, &uniform(i as u64, sizes[i] * k), k, &mut w);
+                        }
+                        w
+                    })
+                    .collect();
+                let [mut a, mut b, mut c] = sizes.map(|m| vec![f32::NAN; m]);
+                gemv_each(team, [&w[0], &w[1], &w[2]], &x, [&mut a, &mut b, &mut c]);
+                for (i, y) in [a, b, c].into_iter().enumerate() {
+                    let mut expected = vec![f32::NAN; sizes[i]];
+                    gemv(team, &w[i], &x, &mut expected);
+                    assert_eq!(
+                        y,
+                        expected,
+                        "gemv_each {} {} {}t k={k} matrix {i}",
+                        W::NAME,
+                        team.level(),
+                        team.threads()
+                    );
+                }
+            }
+        }
+        for team in teams() {
+            check::<f32>(&team);
+            check::<bf16>(&team);
+            check::<Q8>(&team);
+            check::<Q4>(&team);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "gemv: w has 6 units of f32 for [3, 3]")]
+    fn gemv_each_names_a_wrong_shape() {
+        let w = [0.0f32; 9];
+        gemv_each(&Team::serial(Level::SCALAR), [&w[..3], &w[..6]], &[0.0; 3], [&mut [0.0; 1], &mut [0.0; 3]]);
     }
 
     #[test]

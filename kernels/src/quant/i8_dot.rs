@@ -30,6 +30,11 @@ pub fn i8_dot<const BITS: u32>(rows: &[Quantized<BITS>]) -> &[I8Dot<BITS>] {
     cast_slice(rows)
 }
 
+/// The same rows, to be multiplied with x as it is.
+pub fn exact_dot<const BITS: u32>(rows: &[I8Dot<BITS>]) -> &[Quantized<BITS>] {
+    cast_slice(rows)
+}
+
 impl<const BITS: u32> RowFormat for I8Dot<BITS> {
     const NAME: &'static str = if BITS == 8 { "q8 x i8" } else { "q4 x i8" };
 

@@ -43,7 +43,7 @@ mod i8_dot;
 mod int_dot;
 
 pub use gemm::{I8Product, gemm_i8, gemm_i8_each};
-pub use i8_dot::{I8Dot, i8_dot};
+pub use i8_dot::{I8Dot, exact_dot, i8_dot};
 use int_dot::{EXACT, RoundX, words};
 
 use crate::RowFormat;
