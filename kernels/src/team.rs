@@ -20,9 +20,9 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a helper spins for the next call before it sleeps: longer than the serial stretches between the kernels of a token and from one
-/// token to the next, which are below 40 microseconds, and so short that programs that share the cores lose nothing: docs/log.md has the
-/// times.
+/// How long a helper spins for the next call before it sleeps. While a small model decodes on two threads of a Zen 5, it then sleeps once in
+/// 500 tokens and more; with 40 microseconds in 30 to 500, and at worst in every one. With 1000, two programs that share the cores lose a fifth
+/// (docs/log.md).
 const PATIENCE: Duration = Duration::from_micros(100);
 
 /// Spin-loop hints between two looks at the clock: a microsecond on a 4 GHz Zen 5, of which the look is a fortieth.
