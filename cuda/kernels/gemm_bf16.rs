@@ -1,8 +1,9 @@
 //! Matrix product with bf16 operands, on tensor cores.
 
 use super::Float;
+use super::gemm::{Layout, Mat, TILE};
 use crate::stream::Launch;
-use crate::{Error, Kernel, Module, Slice, SliceMut};
+use crate::{Error, Kernel, Module, SliceMut};
 use half::bf16;
 use kernels::Beta;
 
@@ -15,37 +16,7 @@ static NT: [Kernel; 2] =
 static TN: [Kernel; 2] =
     [Kernel { module: &MODULE, entry: "gemm_bf16_tn" }, Kernel { module: &MODULE, entry: "gemm_bf16_tn_bf16" }];
 
-/// Rows and columns of C that a block makes.
-const TILE: usize = 128;
 const THREADS: u32 = 256;
-
-/// A matrix in device memory, row-major or, after [`Mat::t`], column-major.
-#[derive(Clone, Copy, Debug)]
-pub struct Mat<'a> {
-    data: Slice<'a, bf16>,
-    rows: usize,
-    cols: usize,
-    transposed: bool,
-}
-
-impl<'a> Mat<'a> {
-    /// The row-major matrix `[rows, cols]` in `data`. Panics if `data` has another length.
-    #[track_caller]
-    pub fn new(data: Slice<'a, bf16>, rows: usize, cols: usize) -> Mat<'a> {
-        assert!(rows.checked_mul(cols) == Some(data.len()), "Mat::new: {} elements for [{rows}, {cols}]", data.len());
-        Mat { data, rows, cols, transposed: false }
-    }
-
-    /// The transposed view.
-    pub fn t(self) -> Mat<'a> {
-        Mat { rows: self.cols, cols: self.rows, transposed: !self.transposed, ..self }
-    }
-
-    /// Whether each row of it, as it lies in memory, begins at a multiple of 16 bytes.
-    fn aligned(self) -> bool {
-        super::rows_aligned(self.data, if self.transposed { self.rows } else { self.cols })
-    }
-}
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`; as [`kernels::gemm::gemm_bf16`].
 ///
@@ -61,19 +32,12 @@ impl<'a> Mat<'a> {
 /// Bytes: A is read `N / 128` times and B `M / 128` times, mostly from the L2: blocks that run side by side share them. Any shape and place is
 /// taken; rows that do not begin at multiples of 16 bytes (K of X and W no multiple of 8, say) are copied element by element, far slower.
 #[track_caller]
-pub fn gemm_bf16<C: Float>(a: Mat, b: Mat, beta: Beta, c: SliceMut<C>) -> Result<(), Error> {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    assert!(
-        b.rows == k && m.checked_mul(n) == Some(c.len()),
-        "gemm_bf16: A [{m}, {k}] x B [{}, {n}] into C of {} elements: A's columns must be B's rows, and C [{m}, {n}]",
-        b.rows,
-        c.len()
-    );
-    let kernels = match (a.transposed, b.transposed) {
-        (false, false) => &NN,
-        (false, true) => &NT,
-        (true, false) => &TN,
-        (true, true) => panic!("gemm_bf16: A^T [{m}, {k}] x B^T [{k}, {n}]: one of them may be transposed"),
+pub fn gemm_bf16<C: Float>(a: Mat<bf16>, b: Mat<bf16>, beta: Beta, c: SliceMut<C>) -> Result<(), Error> {
+    let (layout, [m, n, k]) = Layout::of("gemm_bf16", a, b, c.len());
+    let kernels = match layout {
+        Layout::NN => &NN,
+        Layout::NT => &NT,
+        Layout::TN => &TN,
     };
     let c_aligned = super::rows_aligned(c.as_slice(), n);
     let launch = Launch::new(C::of(kernels), m.div_ceil(TILE) * n.div_ceil(TILE), THREADS).arg(a.data).arg(b.data);

@@ -15,6 +15,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod ffn;
 pub mod gated_activation;
+pub mod gemm;
 pub mod gemm_bf16;
 pub mod gemv;
 pub mod reduce;

@@ -1,10 +1,11 @@
-//! The product on tensor cores, in the interpreter, against the reference.
+//! The products, in f32 and on tensor cores, in the interpreter, against the reference.
 
 use cuda::Buffer;
-use cuda::ops::gemm_bf16::{Mat, gemm_bf16};
+use cuda::ops::gemm::{Mat, gemm};
+use cuda::ops::gemm_bf16::gemm_bf16;
 use cuda_testing::{device, on, stale};
 use half::bf16;
-use kernels::testing::{assert_within, uniform, uniform_bf16, widened};
+use kernels::testing::{ROUNDING, assert_within, uniform, uniform_bf16, widened};
 use kernels::{Beta, reference};
 
 /// The bound of the launch's documentation.
@@ -97,4 +98,35 @@ fn shapes_must_fit() {
     let (a, b) = (on(&device, &uniform_bf16(1, 6)), on(&device, &uniform_bf16(1, 20)));
     let mut c: Buffer<f32> = stale(&device, 10);
     let _ = gemm_bf16(Mat::new(a.as_slice(), 2, 3), Mat::new(b.as_slice(), 4, 5), Beta::Zero, c.as_mut());
+}
+
+#[test]
+fn gemm_matches_reference_in_all_transposes() {
+    let device = device();
+    for [m, n, k] in SHAPES {
+        let (a, b, old) = (uniform(1, m * k), uniform(2, k * n), uniform(3, m * n));
+        let (a_on, b_on) = (on(&device, &a), on(&device, &b));
+        for (name, a_transposed, b_transposed) in [("NN", false, false), ("NT", false, true), ("TN", true, false)] {
+            let (host_a, device_a) = if a_transposed {
+                (kernels::gemm::Mat::new(&a, k, m).t(), Mat::new(a_on.as_slice(), k, m).t())
+            } else {
+                (kernels::gemm::Mat::new(&a, m, k), Mat::new(a_on.as_slice(), m, k))
+            };
+            let (host_b, device_b) = if b_transposed {
+                (kernels::gemm::Mat::new(&b, n, k).t(), Mat::new(b_on.as_slice(), n, k).t())
+            } else {
+                (kernels::gemm::Mat::new(&b, k, n), Mat::new(b_on.as_slice(), k, n))
+            };
+            let (product, abs) = reference::gemm(host_a, host_b);
+            for beta in [Beta::Zero, Beta::One] {
+                let mut c = if beta == Beta::One { on(&device, &old) } else { stale(&device, m * n) };
+                gemm(device_a, device_b, beta, c.as_mut()).unwrap();
+                let old_at = |i: usize| if beta == Beta::One { f64::from(old[i]) } else { 0.0 };
+                let expected: Vec<f64> = product.iter().enumerate().map(|(i, p)| p + old_at(i)).collect();
+                assert_within(&format!("gemm {name} [{m}, {n}, {k}] {beta:?}"), &c.to_vec().unwrap(), &expected, |i| {
+                    (k + 4) as f64 * ROUNDING * (abs[i] + old_at(i).abs())
+                });
+            }
+        }
+    }
 }
