@@ -87,7 +87,7 @@ fn slice_range(what: &str, size: usize, address: u64, bytes: u32) -> Result<std:
 impl Warp {
     pub(super) fn accessor(&self, state: &State, lane: usize) -> Accessor {
         let thread = (self.number() * 32 + lane as u32) as u16;
-        Accessor { thread, block_phase: state.phase, warp_phase: self.phase }
+        Accessor { thread, block_phase: state.phase, warp_phase: self.phase, bytes: 0 }
     }
 
     fn local_range(&self, lane: usize, address: u64, bytes: u32) -> Result<std::ops::Range<usize>, String> {

@@ -15,6 +15,8 @@ pub(super) struct Accessor {
     pub block_phase: u32,
     /// Counts `bar.warp.sync` of its warp.
     pub warp_phase: u32,
+    /// Which of the four bytes of a word.
+    pub bytes: u8,
 }
 
 impl Accessor {
@@ -22,13 +24,14 @@ impl Accessor {
     fn races_with(self, other: Self) -> bool {
         let same_warp = self.thread / 32 == other.thread / 32;
         self.thread != other.thread
+            && self.bytes & other.bytes != 0
             && self.block_phase == other.block_phase
             && !(same_warp && self.warp_phase != other.warp_phase)
     }
 }
 
-/// For each byte who wrote it last and who read it last. One reader is remembered, and a second beside it: of two threads that read,
-/// a writer races with at least one.
+/// For each word of four bytes who wrote it last and who read it last. One reader is remembered, and a second beside it: of two threads
+/// that read, a writer races with at least one. Of threads that share a word without sharing a byte the last counts.
 struct Races {
     writers: Vec<Accessor>,
     readers: Vec<[Accessor; 2]>,
@@ -36,9 +39,11 @@ struct Races {
 
 impl Shared {
     pub fn new(bytes: u32, races: bool) -> Self {
-        let n = bytes as usize;
-        let races =
-            races.then(|| Races { writers: vec![Accessor::default(); n], readers: vec![[Accessor::default(); 2]; n] });
+        let (n, words) = (bytes as usize, bytes.div_ceil(4) as usize);
+        let races = races.then(|| Races {
+            writers: vec![Accessor::default(); words],
+            readers: vec![[Accessor::default(); 2]; words],
+        });
         Self { bytes: vec![0; n], written: Written::none(n), races }
     }
 
@@ -70,11 +75,11 @@ impl Shared {
             ));
         }
         if let Some(races) = &mut self.races {
-            for i in at..at + n {
-                if races.writers[i].races_with(who) {
-                    return Err(race("reads", i, races.writers[i], "wrote"));
+            for (word, who) in words(at, n, who) {
+                if races.writers[word].races_with(who) {
+                    return Err(race("reads", at, races.writers[word], "wrote"));
                 }
-                let [first, second] = &mut races.readers[i];
+                let [first, second] = &mut races.readers[word];
                 if first.thread != who.thread {
                     *second = *first;
                 }
@@ -90,15 +95,16 @@ impl Shared {
     pub fn store(&mut self, address: u64, from: &[u8], who: Accessor) -> Result<(), String> {
         let at = self.within("write", address, from.len())?;
         if let Some(races) = &mut self.races {
-            for (i, &new) in (at..).zip(from) {
-                let writer = races.writers[i];
-                if writer.races_with(who) && self.bytes[i] != new {
-                    return Err(race("writes", i, writer, "wrote"));
+            let same = self.bytes[at..at + from.len()] == *from;
+            for (word, who) in words(at, from.len(), who) {
+                let writer = races.writers[word];
+                if writer.races_with(who) && !same {
+                    return Err(race("writes", at, writer, "wrote"));
                 }
-                if let Some(reader) = races.readers[i].into_iter().find(|r| r.races_with(who)) {
-                    return Err(race("writes", i, reader, "read"));
+                if let Some(reader) = races.readers[word].into_iter().find(|r| r.races_with(who)) {
+                    return Err(race("writes", at, reader, "read"));
                 }
-                races.writers[i] = who;
+                races.writers[word] = who;
             }
         }
         self.bytes[at..at + from.len()].copy_from_slice(from);
@@ -110,12 +116,12 @@ impl Shared {
     pub fn poison(&mut self, address: u64, bytes: usize, who: Accessor) -> Result<(), String> {
         let at = self.within("write", address, bytes)?;
         if let Some(races) = &mut self.races {
-            for i in at..at + bytes {
-                let [writer, first, second] = [races.writers[i], races.readers[i][0], races.readers[i][1]];
+            for (word, who) in words(at, bytes, who) {
+                let [writer, first, second] = [races.writers[word], races.readers[word][0], races.readers[word][1]];
                 if let Some(other) = [writer, first, second].into_iter().find(|o| o.races_with(who)) {
-                    return Err(race("writes", i, other, "used"));
+                    return Err(race("writes", at, other, "used"));
                 }
-                races.writers[i] = who;
+                races.writers[word] = who;
             }
         }
         self.written.set(at, bytes, false);
@@ -135,6 +141,14 @@ impl Shared {
         self.bytes[at..at + n].copy_from_slice(&f(old).to_le_bytes()[..n]);
         Ok(old)
     }
+}
+
+/// The words of an access, each with who touches which of its bytes.
+fn words(at: usize, bytes: usize, who: Accessor) -> impl Iterator<Item = (usize, Accessor)> {
+    (at / 4..(at + bytes).div_ceil(4)).map(move |word| {
+        let (first, end) = (at.max(4 * word) - 4 * word, (at + bytes).min(4 * word + 4) - 4 * word);
+        (word, Accessor { bytes: ((1 << end) - (1 << first)) as u8, ..who })
+    })
 }
 
 fn race(does: &str, address: usize, other: Accessor, did: &str) -> String {
