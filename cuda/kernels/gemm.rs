@@ -80,14 +80,15 @@ impl Layout {
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`, in f32; as [`kernels::gemm::gemm`].
 ///
-/// Shapes: A `[M, K]`, B `[K, N]`, c `[M, N]` row-major. The transposes are those of a linear layer (NT, NN, TN); none is made in memory. With K = 0 the
-/// product is zero.
+/// Shapes: A `[M, K]`, B `[K, N]`, c `[M, N]` row-major. The transposes are those of a linear layer (NT, NN, TN); none
+/// is made in memory. With K = 0 the product is zero.
 ///
 /// Panics if the shapes do not fit, or if both operands are transposed, which no layer needs.
 ///
-/// Accuracy: `(K + 4) 2^-24 (|A| |B|)` for each element, in which `|C|` joins with [`Beta::One`]. An element is one chain of fused multiply-adds in
-/// order of k: its bits depend on its row of A and its column of B alone. Bytes: A is read `N / 128` times and B `M / 128` times, mostly from
-/// the L2. For exactness, not speed: tensor cores do not take f32; [`gemm_bf16`](super::gemm_bf16::gemm_bf16) is many times faster.
+/// Accuracy: `(K + 4) 2^-24 (|A| |B|)` for each element, in which `|C|` joins with [`Beta::One`]. An element is one
+/// chain of fused multiply-adds in order of k: its bits depend on its row of A and its column of B alone. Bytes: A is
+/// read `N / 128` times and B `M / 128` times, mostly from the L2. For exactness, not speed: tensor cores do not take
+/// f32; [`gemm_bf16`](super::gemm_bf16::gemm_bf16) is many times faster.
 #[track_caller]
 pub fn gemm(a: Mat<f32>, b: Mat<f32>, beta: Beta, c: SliceMut<f32>) -> Result<(), Error> {
     let (layout, [m, n, k]) = Layout::of("gemm", a, b, c.len());

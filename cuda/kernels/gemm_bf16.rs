@@ -20,17 +20,20 @@ const THREADS: u32 = 256;
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`; as [`kernels::gemm::gemm_bf16`].
 ///
-/// Shapes: A `[M, K]`, B `[K, N]`, c `[M, N]` row-major, in f32 or bf16. The transposes are those of a linear layer: forward `Y = X W^T` (NT),
-/// backward `dX = dY W` (NN) and `dW += dY^T X` (TN); none is made in memory. With K = 0 the product is zero.
+/// Shapes: A `[M, K]`, B `[K, N]`, c `[M, N]` row-major, in f32 or bf16. The transposes are those of a linear layer:
+/// forward `Y = X W^T` (NT), backward `dX = dY W` (NN) and `dW += dY^T X` (TN); none is made in memory. With K = 0 the
+/// product is zero.
 ///
 /// Panics if the shapes do not fit, or if both operands are transposed, which no layer needs.
 ///
-/// Accuracy: `(K + 4) 2^-23 (|A| |B|)` for each element, in which `|C|` joins with [`Beta::One`], and 2^-8 of the result more if C is bf16: tensor
-/// cores cut off where the CPU rounds, so the bound is twice the CPU's. Products of bf16 are exact, sums are f32, in blocks of 16 along K in order:
-/// the bits of an element depend on its row of A, its column of B, and the generation of the GPU, whose order within a block is its own.
+/// Accuracy: `(K + 4) 2^-23 (|A| |B|)` for each element, in which `|C|` joins with [`Beta::One`], and 2^-8 of the
+/// result more if C is bf16: tensor cores cut off where the CPU rounds, so the bound is twice the CPU's. Products of
+/// bf16 are exact, sums are f32, in blocks of 16 along K in order: the bits of an element depend on its row of A, its
+/// column of B, and the generation of the GPU, whose order within a block is its own.
 ///
-/// Bytes: A is read `N / 128` times and B `M / 128` times, mostly from the L2: blocks that run side by side share them. Any shape and place is
-/// taken; rows that do not begin at multiples of 16 bytes (K of X and W no multiple of 8, say) are copied element by element, far slower.
+/// Bytes: A is read `N / 128` times and B `M / 128` times, mostly from the L2: blocks that run side by side share them.
+/// Any shape and place is taken; rows that do not begin at multiples of 16 bytes (K of X and W no multiple of 8, say)
+/// are copied element by element, far slower.
 #[track_caller]
 pub fn gemm_bf16<C: Float>(a: Mat<bf16>, b: Mat<bf16>, beta: Beta, c: SliceMut<C>) -> Result<(), Error> {
     let (layout, [m, n, k]) = Layout::of("gemm_bf16", a, b, c.len());

@@ -1,4 +1,5 @@
-//! Runs NVIDIA PTX on the CPU, with every memory access checked: support for tests of GPU kernels on machines without a GPU.
+//! Runs NVIDIA PTX on the CPU, with every memory access checked: support for tests of GPU kernels on machines without a
+//! GPU.
 //!
 //! ```
 //! let module = ptx::Module::parse("twice", r#"
@@ -26,19 +27,21 @@
 //! # Ok::<(), ptx::Error>(())
 //! ```
 //!
-//! **What it takes**: the text that nvcc makes for compute_80: everything that its front end emits for ordinary kernels, with `cp.async`,
-//! `ldmatrix`, `mma.sync`, shuffles, votes, atomics and named barriers. An instruction, directive or modifier that is not known is an error when the
-//! module is loaded. Not there: `wgmma`, TMA, mbarriers, clusters, textures, recursion, calls through pointers.
+//! **What it takes**: the text that nvcc makes for compute_80: everything that its front end emits for ordinary
+//! kernels, with `cp.async`, `ldmatrix`, `mma.sync`, shuffles, votes, atomics and named barriers. An instruction,
+//! directive or modifier that is not known is an error when the module is loaded. Not there: `wgmma`, TMA, mbarriers,
+//! clusters, textures, recursion, calls through pointers.
 //!
-//! **What it finds**, each an error with kernel, block, thread and line: accesses outside of live allocations or not aligned; reads of bytes that
-//! nobody wrote, in global and shared memory (shared memory starts unwritten, and what `cp.async` copies counts as unwritten until the thread has
-//! waited for it); threads of a warp that do not come to a shuffle or `mma`, or have ended; wrong member masks; barriers in divergent code;
-//! deadlocks; races in shared memory. Between barriers, warps and threads run in an order that depends on [`Options::seed`]: a missing
-//! barrier shows as one of these errors or as results that depend on the seed.
+//! **What it finds**, each an error with kernel, block, thread and line: accesses outside of live allocations or not
+//! aligned; reads of bytes that nobody wrote, in global and shared memory (shared memory starts unwritten, and what
+//! `cp.async` copies counts as unwritten until the thread has waited for it); threads of a warp that do not come to a
+//! shuffle or `mma`, or have ended; wrong member masks; barriers in divergent code; deadlocks; races in shared memory.
+//! Between barriers, warps and threads run in an order that depends on [`Options::seed`]: a missing barrier shows as
+//! one of these errors or as results that depend on the seed.
 //!
-//! **What it does not find**: races in global memory (other than by their results), the device's weaker ordering of memory, the errors of approximate
-//! instructions (computed exactly here), the order of sums inside `mma` (see `exec/mma.rs`), and anything about speed; [`Report`] has counts
-//! of bytes, sectors and bank conflicts.
+//! **What it does not find**: races in global memory (other than by their results), the device's weaker ordering of
+//! memory, the errors of approximate instructions (computed exactly here), the order of sums inside `mma` (see
+//! `exec/mma.rs`), and anything about speed; [`Report`] has counts of bytes, sectors and bank conflicts.
 
 mod arithmetic;
 mod error;

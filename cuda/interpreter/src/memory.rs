@@ -83,7 +83,8 @@ impl Memory {
         self.live_bytes
     }
 
-    /// A new allocation, whose bytes count as never written. Of zero bytes: a valid address of which nothing may be accessed.
+    /// A new allocation, whose bytes count as never written. Of zero bytes: a valid address of which nothing may be
+    /// accessed.
     pub fn alloc(&mut self, bytes: usize) -> u64 {
         let address = self
             .allocations
@@ -196,7 +197,8 @@ impl Memory {
         found.ok_or_else(|| Error::Host { access, address, bytes, what: self.describe(address) })
     }
 
-    /// The allocation that holds all of `bytes` bytes from `address`, and the offset in it. `last` is where the search begins.
+    /// The allocation that holds all of `bytes` bytes from `address`, and the offset in it. `last` is where the search
+    /// begins.
     fn locate(&self, address: u64, bytes: usize, last: &mut usize) -> Option<(usize, usize)> {
         let within = |a: &Allocation| {
             let at = address.checked_sub(a.address)?;

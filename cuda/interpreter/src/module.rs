@@ -21,8 +21,8 @@ pub struct Module {
 }
 
 impl Module {
-    /// Loads `text`. Every directive, instruction and modifier must be known: the first that is not is the error, with its line.
-    /// `name` is used in errors.
+    /// Loads `text`. Every directive, instruction and modifier must be known: the first that is not is the error, with
+    /// its line. `name` is used in errors.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let source = Source::new(name, text)?;

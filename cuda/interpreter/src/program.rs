@@ -287,7 +287,8 @@ impl Kernel {
     }
 }
 
-/// Generic addresses of shared memory, local memory and constants are offsets from these; global addresses are far below.
+/// Generic addresses of shared memory, local memory and constants are offsets from these; global addresses are far
+/// below.
 pub(crate) const SHARED_WINDOW: u64 = 1 << 60;
 pub(crate) const LOCAL_WINDOW: u64 = 2 << 60;
 pub(crate) const CONST_WINDOW: u64 = 3 << 60;

@@ -138,7 +138,8 @@ fn gemm_tile_by_tensor_cores() {
             assert!((f64::from(c) - exact).abs() <= bound, "gemm_tile {m} {n} {k} ({row}, {column}): {c} for {exact}");
         }
         assert_eq!(report.mma, u64::from(grid[0] * grid[1] * 4 * 8 * k32 / 16));
-        // None of ldmatrix: its rows are 80 bytes apart. Of copies: eight threads fill 64 bytes of two such rows, which share 4 banks.
+        // None of ldmatrix: its rows are 80 bytes apart. Of copies: eight threads fill 64 bytes of two such rows, which
+        // share 4 banks.
         let copies = u64::from(grid[0] * grid[1] * k32 / 32) * 2 * 64 * 4;
         assert_eq!(report.bank_conflicts, copies / 8, "gemm_tile {m} {n} {k}: bank conflicts");
     }

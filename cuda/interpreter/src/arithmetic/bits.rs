@@ -46,7 +46,8 @@ pub(crate) fn extract(ty: Type) -> Option<Map> {
     Some(three(move |a, at, length| {
         let (at, length) = ((at & 0xff) as u32, (length & 0xff) as u32);
         let extended = if bits == 32 && signed { a as i32 as i64 as u64 } else { a & (u64::MAX >> (64 - bits)) };
-        // Bits past the top are copies of the sign (of the field, or of the whole number where the field leaves it), or zero.
+        // Bits past the top are copies of the sign (of the field, or of the whole number where the field leaves it), or
+        // zero.
         let top = if signed { ((extended as i64) >> 63) as u64 } else { 0 };
         let shifted = if at >= 64 { top } else { (extended >> at) | if at == 0 { 0 } else { top << (64 - at) } };
         if length == 0 {

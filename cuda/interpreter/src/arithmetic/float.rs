@@ -1,7 +1,8 @@
 //! Floating-point arithmetic.
 //!
-//! Approximate instructions (`ex2.approx`, `rsqrt.approx`, `tanh.approx`, `div.full`, ...) are computed in f64 and rounded once; the device's
-//! results differ by their documented errors, which comparisons on the device must allow for.
+//! Approximate instructions (`ex2.approx`, `rsqrt.approx`, `tanh.approx`, `div.full`, ...) are computed in f64 and
+//! rounded once; the device's results differ by their documented errors, which comparisons on the device must allow
+//! for.
 
 use super::small_float::{self, Format, Rounding, bf16_value, f16_value};
 use super::{Map, integer::Comparison, one, three, two};
@@ -41,7 +42,8 @@ fn write(x: f32, mode: Mode) -> u64 {
     }
 }
 
-/// `x + e`, exact, as an f64 that rounds to f32 like the exact sum in every mode: x with its last bit odd if anything is left out.
+/// `x + e`, exact, as an f64 that rounds to f32 like the exact sum in every mode: x with its last bit odd if anything
+/// is left out.
 fn round_to_odd(x: f64, e: f64) -> f64 {
     if e == 0.0 || !x.is_finite() || x.to_bits() & 1 == 1 {
         return x;

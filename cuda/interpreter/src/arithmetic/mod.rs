@@ -1,7 +1,7 @@
 //! What instructions compute, lane by lane.
 //!
-//! A register is a row of 32 lanes of 64 bits, zero above its width; whoever writes one masks to that width. An operation takes rows
-//! and gives a row, and looks at the low bits of its operands only, as many as its type has.
+//! A register is a row of 32 lanes of 64 bits, zero above its width; whoever writes one masks to that width. An
+//! operation takes rows and gives a row, and looks at the low bits of its operands only, as many as its type has.
 
 pub(crate) mod bits;
 pub(crate) mod convert;

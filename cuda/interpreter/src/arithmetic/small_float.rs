@@ -49,8 +49,8 @@ impl Format {
             _ if away => quanta.ceil(),
             _ => quanta.trunc(),
         } as u32;
-        // Of a normal number `rounded` holds the leading one, which counts as one in the exponent field; a carry to the next
-        // power of two does the same.
+        // Of a normal number `rounded` holds the leading one, which counts as one in the exponent field; a carry to the
+        // next power of two does the same.
         let bits = (((exponent.min(bias) + bias - 1) as u32) << significand) + rounded;
         if exponent > bias || bits >= infinity {
             let to_infinity = matches!(rounding, Rounding::Nearest | Rounding::NearestAway) || away;

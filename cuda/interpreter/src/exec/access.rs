@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 /// A problem of a lane.
 pub(super) type LaneResult<T> = Result<T, (usize, String)>;
 
-/// A thread's `cp.async` under way. What it copies arrives in shared memory when the thread waits for it, not before: who reads earlier finds bytes
-/// that were never written.
+/// A thread's `cp.async` under way. What it copies arrives in shared memory when the thread waits for it, not before:
+/// who reads earlier finds bytes that were never written.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Copies {
     under_way: VecDeque<CopyUnderWay>,

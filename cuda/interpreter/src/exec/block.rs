@@ -163,7 +163,8 @@ impl Block {
 }
 
 impl Warp {
-    /// Before a barrier opens: an aligned one wants the whole warp at one instruction. Gives the threads whose predicate holds, for `bar.red`.
+    /// Before a barrier opens: an aligned one wants the whole warp at one instruction. Gives the threads whose
+    /// predicate holds, for `bar.red`.
     fn check_barrier(&self, launch: &Launch, id: u64) -> Outcome<u32> {
         let mut count = 0;
         let lanes = (0..32).filter(|&l| self.is_at_barrier(l, id));

@@ -75,7 +75,8 @@ impl Warp {
         Ok(())
     }
 
-    /// `shfl.sync`, as the manual's pseudo-code has it: c holds a clamp in its low bits and a mask of segments from bit 8 on.
+    /// `shfl.sync`, as the manual's pseudo-code has it: c holds a clamp in its low bits and a mask of segments from bit
+    /// 8 on.
     fn shuffle(&self, members: u32, mode: Shuffle, [from, b, c]: [Slot; 3]) -> LaneResult<(Lanes, Lanes)> {
         let row = |slot: Slot| &self.registers[slot as usize];
         let (mut value, mut valid) = ([0; LANES], [0; LANES]);
@@ -102,8 +103,8 @@ impl Warp {
         Ok((value, valid))
     }
 
-    /// `ldmatrix`: lane `8 i + r` has the address of row r of matrix i (16 bytes, aligned); lane l gets elements `2 (l % 4)` and the next of row
-    /// `l / 4` of each matrix, or, transposed, of its columns.
+    /// `ldmatrix`: lane `8 i + r` has the address of row r of matrix i (16 bytes, aligned); lane l gets elements `2 (l
+    /// % 4)` and the next of row `l / 4` of each matrix, or, transposed, of its columns.
     fn load_matrix(
         &mut self,
         launch: &mut Launch,

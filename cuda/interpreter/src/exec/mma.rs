@@ -1,8 +1,9 @@
 //! `mma.sync`.
 //!
-//! Products are exact, their sum with C is made in f64 in the order of k, and is rounded once to f32: within one rounding of the exact result
-//! wherever f64 holds the sum. The device's order and its rounding inside are not specified (it cuts sums off after aligning their terms), so
-//! results are compared within a bound: `(k + 4) 2^-23 (|c| + sum |a b|)` for each instruction covers both.
+//! Products are exact; their sum with C is made in f64 in the order of k and rounded once to f32: within one rounding
+//! of the exact result wherever f64 holds the sum. The device's order and its rounding inside are not specified (it cuts
+//! sums off after aligning their terms), so results are compared within a bound that covers both, for each instruction
+//! `(k + 4) 2^-23 (|c| + sum |a b|)`.
 //!
 //! Lanes, with `group = lane / 4` and `t = lane % 4`, `w` elements in a register (2 of 16 bits, 4 of 8, 1 of tf32):
 //! - A `[16, k]`: register i holds row `group + 8 (i % 2)`, columns `w t + 4 w (i / 2) ..`

@@ -18,12 +18,13 @@ use random::Random;
 /// What a launch may do, and in which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Decides the order of blocks, and the order of warps and threads between barriers. A kernel without races gives the same
-    /// bits for every seed (atomics on floating-point numbers apart). None: all in the order of their numbers, and no warp is split
-    /// that has not diverged, so that the sectors and bank conflicts of the report are those of the kernel.
+    /// Decides the order of blocks, and the order of warps and threads between barriers. A kernel without races gives
+    /// the same bits for every seed (atomics on floating-point numbers apart). None: all in the order of their numbers,
+    /// and no warp is split that has not diverged, so that the sectors and bank conflicts of the report are those of
+    /// the kernel.
     pub seed: Option<u64>,
-    /// Whether two threads that touch the same byte of shared memory between the same barriers, one of them writing, are an
-    /// error.
+    /// Whether two threads that touch the same byte of shared memory between the same barriers, one of them writing,
+    /// are an error.
     pub races: bool,
     /// Blocks that run side by side, their warps mixed.
     pub resident_blocks: u32,
@@ -39,7 +40,8 @@ impl Default for Options {
             seed: Some(0),
             races: true,
             resident_blocks: 2,
-            // The least of the devices that run compute_80 code: 99 KiB for a block with compute capability 8.6 and 8.9.
+            // The least of the devices that run compute_80 code: 99 KiB for a block with compute capability 8.6 and
+            // 8.9.
             shared_limit: 99 << 10,
             instruction_limit: 1 << 34,
         }
@@ -60,8 +62,8 @@ pub struct Report {
     pub global_read_bytes: u64,
     /// Bytes that threads wrote to global memory.
     pub global_written_bytes: u64,
-    /// Pieces of 32 bytes that loads and `cp.async` touch, each counted once for a warp's instruction: 32 times this is what the
-    /// memory system moves when no cache helps.
+    /// Pieces of 32 bytes that loads and `cp.async` touch, each counted once for a warp's instruction: 32 times this is
+    /// what the memory system moves when no cache helps.
     pub global_read_sectors: u64,
     /// The same for stores.
     pub global_written_sectors: u64,
@@ -107,12 +109,14 @@ struct Problem {
 
 type Outcome<T> = std::result::Result<T, Box<Problem>>;
 
-/// Runs `kernel` of `module` over `grid` blocks of `block` threads, with `dynamic_shared` bytes of `.extern .shared` memory.
+/// Runs `kernel` of `module` over `grid` blocks of `block` threads, with `dynamic_shared` bytes of `.extern .shared`
+/// memory.
 ///
-/// `params` is the parameter block: each parameter little-endian at the offset that [`Module::params`] gives, no byte more.
+/// `params` is the parameter block: each parameter little-endian at the offset that [`Module::params`] gives, no byte
+/// more.
 ///
-/// Errors: an unknown kernel, a launch that no device would accept, and every fault of a thread (see the crate's description),
-/// after which memory holds what was written until then.
+/// Errors: an unknown kernel, a launch that no device would accept, and every fault of a thread (see the crate's
+/// description), after which memory holds what was written until then.
 #[expect(clippy::too_many_arguments, reason = "a launch has this many")]
 pub fn launch(
     module: &Module,

@@ -30,8 +30,9 @@ impl Accessor {
     }
 }
 
-/// For each word of four bytes who wrote it last and who read it last. One reader is remembered, and a second beside it: of two threads
-/// that read, a writer races with at least one. Of threads that share a word without sharing a byte the last counts.
+/// For each word of four bytes who wrote it last and who read it last. One reader is remembered, and a second beside
+/// it: of two threads that read, a writer races with at least one. Of threads that share a word without sharing a byte
+/// the last counts.
 struct Races {
     writers: Vec<Accessor>,
     readers: Vec<[Accessor; 2]>,
@@ -158,8 +159,9 @@ fn race(does: &str, address: usize, other: Accessor, did: &str) -> String {
     )
 }
 
-/// How often a warp's access of shared memory has to be repeated. The device serves 128 bytes at a time: 32 threads with 4 bytes, 16 with 8,
-/// 8 with 16; of these it repeats what wants different words of the same bank (32 banks of 4 bytes).
+/// How often a warp's access of shared memory has to be repeated. The device serves 128 bytes at a time: 32 threads
+/// with 4 bytes, 16 with 8, 8 with 16; of these it repeats what wants different words of the same bank (32 banks of 4
+/// bytes).
 pub(super) fn bank_conflicts(addresses: &[u64], bytes: u32) -> u64 {
     let at_a_time = (128 / bytes.max(4)) as usize;
     addresses.chunks(at_a_time).map(|phase| phase_conflicts(phase, bytes.div_ceil(4))).sum()

@@ -149,8 +149,8 @@ impl Warp {
         Ok(())
     }
 
-    /// Lanes at one instruction. Usually those that are furthest behind, so that the warp comes together again; now and then others, or
-    /// only some of them: nothing but the warp's barriers orders its threads.
+    /// Lanes at one instruction. Usually those that are furthest behind, so that the warp comes together again; now and
+    /// then others, or only some of them: nothing but the warp's barriers orders its threads.
     fn choose(&self, launch: &mut Launch) -> u32 {
         let behind = lanes(self.ready).map(|l| self.pcs[l]).min().unwrap_or(0);
         // All bits set: neither of the odd ways below.

@@ -87,7 +87,8 @@ impl<'t> Builder<'_, 't> {
             Operand::Name("WARP_SZ", 0) => Ok(self.constant(32)),
             Operand::Name(name, offset) => match (self.lookup(name), offset) {
                 (Some(Symbol::Register(register)), 0) => {
-                    // ptxas would refuse it: an operand may be wider than its type only in ld, st and cvt, which come another way.
+                    // ptxas would refuse it: an operand may be wider than its type only in ld, st and cvt, which come
+                    // another way.
                     if ty != Type::Pred && register.mask < ty.mask() {
                         return Err(self.error(format!("register {name} is narrower than {ty:?}")));
                     }

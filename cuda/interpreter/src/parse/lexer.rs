@@ -68,8 +68,8 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '%' | '.')
 }
 
-/// A word ends at the first other character; a double colon belongs to it (`L1::no_allocate`), a single one ends a label.
-/// One that begins with a dot ends at the next dot, as in `.reg.b32`.
+/// A word ends at the first other character; a double colon belongs to it (`L1::no_allocate`), a single one ends a
+/// label. One that begins with a dot ends at the next dot, as in `.reg.b32`.
 fn word_length(text: &str) -> usize {
     if let Some(directive) = text.strip_prefix('.') {
         return 1 + directive.find(|c| !is_word(c) || c == '.').unwrap_or(directive.len());

@@ -62,8 +62,8 @@ pub fn uniform(stream: u64, i: usize) -> f32 {
     ((x >> 40) as f32) / (1 << 23) as f32 - 1.0
 }
 
-/// A module with one entry `test(in, out)`: `body` finds the thread's number in %tid, the address of its row of `inputs` u64 in %in and the
-/// address of its u64 result in %out. Registers: %p, %h (16), %r, %f, %rd, %fd.
+/// A module with one entry `test(in, out)`: `body` finds the thread's number in %tid, the address of its row of
+/// `inputs` u64 in %in and the address of its u64 result in %out. Registers: %p, %h (16), %r, %f, %rd, %fd.
 pub fn module(inputs: usize, before: &str, body: &str) -> Result<Module, Error> {
     let text = format!(
         ".version 7.4\n.target sm_80\n.address_size 64\n{before}\n.visible .entry test(.param .u64 a, .param .u64 b) {{\n\
