@@ -30,7 +30,8 @@ pub struct Options {
     pub resident_blocks: u32,
     /// Bytes of shared memory that a block may have.
     pub shared_limit: u32,
-    /// Instructions of warps after which the launch ends with an error: a loop without end would hang a test.
+    /// Instructions of warps after which the launch ends with an error: a loop without end would hang a test. 2^28 if not said
+    /// otherwise, some ten seconds.
     pub instruction_limit: u64,
 }
 
@@ -43,7 +44,7 @@ impl Default for Options {
             // The least of the devices that run compute_80 code: 99 KiB for a block with compute capability 8.6 and
             // 8.9.
             shared_limit: 99 << 10,
-            instruction_limit: 1 << 34,
+            instruction_limit: 1 << 28,
         }
     }
 }
