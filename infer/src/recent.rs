@@ -40,13 +40,13 @@ pub fn sparse_break_even(weights: WeightFormat, tokens: usize) -> f32 {
 /// The share of active pairs of token and neuron below which a prompt's FFN runs sparse under
 /// [`PromptFfn::Auto`](crate::PromptFfn::Auto): the less, the faster dense products are.
 ///
-/// Measured on one thread of a Zen 5 (avx512, model 350m with bf16 weights, 512 tokens, which all have the same zeros), time of the dense prompt over
-/// that of the sparse one at 50 and 10 % active: exact 0.95 and 1.48, bf16 0.69 and 1.25; the break-even lies on the line between. q8 with q8 weights, 256
-/// tokens of independent zeros, at 25, 15 and 5 %: 0.90, 1.13, 1.53.
+/// Measured on one thread of a Zen 5 (avx512, 256 tokens, each with zeros of its own), time of the dense prompt over that of the sparse one: exact, model 125m
+/// with bf16 weights, at 50, 30 and 20 % active 0.92, 1.13, 1.25; bf16 at 25, 20, 15 and 10 % 0.90, 0.98, 1.09, 1.19; q8, model 350m with q8 weights, at 25,
+/// 15 and 5 % 0.90, 1.13, 1.53.
 pub fn prompt_break_even(prefill: Prefill) -> f32 {
     match prefill {
-        Prefill::Exact => 0.44,
-        Prefill::Bf16 => 0.22,
+        Prefill::Exact => 0.42,
+        Prefill::Bf16 => 0.19,
         Prefill::Q8 => 0.2,
     }
 }
