@@ -41,7 +41,9 @@ DEVICE u32 to_bf16x2(float low, float high) {
 DEVICE void from_f32(float x, float &y) { y = x; }
 DEVICE void from_f32(float x, bf16 &y) { y = to_bf16(x); }
 
-// N elements in f32, N a multiple of 4 (f32) or 8 (bf16). The address must be a multiple of 16 bytes.
+// N elements in f32, N a multiple of 4. The address must be a multiple of 16 bytes, or of 8 for four bf16. A warp whose lanes take 16 bytes each (8 of
+// bf16), one beside the other, touches whole sectors of 32 bytes with each instruction: so f32 goes by four, and where bf16 goes by eight, f32 by
+// eight takes two instructions for each sector.
 template <int N> struct Vec {
     float at[N];
 };
@@ -67,8 +69,17 @@ DEVICE void unpack_bf16x8(uint4 q, float *to) {
 
 template <int N> DEVICE Vec<N> load_vec(const bf16 *p) {
     Vec<N> v;
+    if (N % 8 == 0) {
 #pragma unroll
-    for (int i = 0; i < N; i += 8) unpack_bf16x8(*reinterpret_cast<const uint4 *>(p + i), v.at + i);
+        for (int i = 0; i < N; i += 8) unpack_bf16x8(*reinterpret_cast<const uint4 *>(p + i), v.at + i);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            const uint2 q = *reinterpret_cast<const uint2 *>(p + i);
+            v.at[i] = __uint_as_float(q.x << 16), v.at[i + 1] = __uint_as_float(q.x & 0xFFFF0000u);
+            v.at[i + 2] = __uint_as_float(q.y << 16), v.at[i + 3] = __uint_as_float(q.y & 0xFFFF0000u);
+        }
+    }
     return v;
 }
 
@@ -79,11 +90,16 @@ template <int N> DEVICE void store_vec(float *p, const Vec<N> &v) {
 }
 
 template <int N> DEVICE void store_vec(bf16 *p, const Vec<N> &v) {
+    u32 pairs[N / 2];
 #pragma unroll
-    for (int i = 0; i < N; i += 8) {
-        const float *x = v.at + i;
-        *reinterpret_cast<uint4 *>(p + i) = make_uint4(
-            to_bf16x2(x[0], x[1]), to_bf16x2(x[2], x[3]), to_bf16x2(x[4], x[5]), to_bf16x2(x[6], x[7]));
+    for (int i = 0; i < N / 2; i++) pairs[i] = to_bf16x2(v.at[2 * i], v.at[2 * i + 1]);
+    if (N % 8 == 0) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i += 4)
+            *reinterpret_cast<uint4 *>(p + 2 * i) = make_uint4(pairs[i], pairs[i + 1], pairs[(i + 2) % (N / 2)], pairs[(i + 3) % (N / 2)]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N / 2; i += 2) *reinterpret_cast<uint2 *>(p + 2 * i) = make_uint2(pairs[i], pairs[i + 1]);
     }
 }
 

@@ -2,20 +2,37 @@
 #include "math.cuh"
 
 constexpr u32 THREADS = 256;
-constexpr u32 PER_THREAD = 8;
+constexpr u32 PER_THREAD = 8, AT_ONCE = 4;
+
+// The elements of a thread: four, and four others THREADS * 4 further on.
+struct Place {
+    u64 at;
+    u32 len;
+
+    __device__ __forceinline__ Place(u32 part, u64 n) {
+        at = (u64)blockIdx.x * (THREADS * PER_THREAD) + (part * THREADS + threadIdx.x) * AT_ONCE;
+        len = at >= n ? 0 : n - at < AT_ONCE ? (u32)(n - at) : AT_ONCE;
+    }
+};
 
 // dst[i] = op(a[i], b[i], dst[i]); an operation reads what it names.
 template <class Op, bool READS_B, bool READS_DST>
 DEVICE void map(Op op, const float *a, const float *b, u64 n, u32 aligned, float *dst) {
-    const u64 i = ((u64)blockIdx.x * THREADS + threadIdx.x) * PER_THREAD;
-    if (i >= n) return;
-    const u32 len = n - i < PER_THREAD ? (u32)(n - i) : PER_THREAD;
-    const Vec<8> as = load_part<8>(a + i, len, aligned);
-    const Vec<8> bs = READS_B ? load_part<8>(b + i, len, aligned) : Vec<8>{};
-    Vec<8> to = READS_DST ? load_part<8>(dst + i, len, aligned) : Vec<8>{};
+    Vec<4> as[2], bs[2], to[2];
 #pragma unroll
-    for (int j = 0; j < 8; j++) to.at[j] = op(as.at[j], bs.at[j], to.at[j]);
-    store_part<8>(dst + i, len, aligned, to);
+    for (u32 part = 0; part < 2; part++) {
+        const Place p(part, n);
+        as[part] = load_part<4>(a + p.at, p.len, aligned);
+        bs[part] = READS_B ? load_part<4>(b + p.at, p.len, aligned) : Vec<4>{};
+        to[part] = READS_DST ? load_part<4>(dst + p.at, p.len, aligned) : Vec<4>{};
+    }
+#pragma unroll
+    for (u32 part = 0; part < 2; part++) {
+        const Place p(part, n);
+#pragma unroll
+        for (int j = 0; j < 4; j++) to[part].at[j] = op(as[part].at[j], bs[part].at[j], to[part].at[j]);
+        store_part<4>(dst + p.at, p.len, aligned, to[part]);
+    }
 }
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
@@ -73,10 +90,17 @@ KERNEL scale_f32(float factor, const float *a, u64 n, u32 aligned, float *dst) {
 }
 
 template <class From, class To> DEVICE void cast(const From *a, u64 n, u32 aligned, To *dst) {
-    const u64 i = ((u64)blockIdx.x * THREADS + threadIdx.x) * PER_THREAD;
-    if (i >= n) return;
-    const u32 len = n - i < PER_THREAD ? (u32)(n - i) : PER_THREAD;
-    store_part<8>(dst + i, len, aligned, load_part<8>(a + i, len, aligned));
+    Vec<4> as[2];
+#pragma unroll
+    for (u32 part = 0; part < 2; part++) {
+        const Place p(part, n);
+        as[part] = load_part<4>(a + p.at, p.len, aligned);
+    }
+#pragma unroll
+    for (u32 part = 0; part < 2; part++) {
+        const Place p(part, n);
+        store_part<4>(dst + p.at, p.len, aligned, as[part]);
+    }
 }
 
 KERNEL narrow(const float *a, u64 n, u32 aligned, bf16 *dst) { cast(a, n, aligned, dst); }

@@ -9,13 +9,13 @@ template <class T> DEVICE void look_up(const T *table, const u32 *tokens, u32 vo
     const u32 token = tokens[n];
     const bool known = token < vocab;
     const T *row = table + (u64)(known ? token : 0) * c;
-    for (u32 i = threadIdx.x * 8; i < c; i += THREADS * 8) {
-        Vec<8> v = load_part<8>(row + i, c - i, aligned);
+    for (u32 i = threadIdx.x * 4; i < c; i += THREADS * 4) {
+        Vec<4> v = load_part<4>(row + i, c - i, aligned);
         if (!known) {
 #pragma unroll
-            for (int j = 0; j < 8; j++) v.at[j] = __int_as_float(0x7FC00000);
+            for (int j = 0; j < 4; j++) v.at[j] = __int_as_float(0x7FC00000);
         }
-        store_part<8>(out + n * c + i, c - i, aligned, v);
+        store_part<4>(out + n * c + i, c - i, aligned, v);
     }
 }
 

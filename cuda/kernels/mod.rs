@@ -65,7 +65,7 @@ fn rows_aligned<T: Pod>(x: Slice<T>, row_len: usize) -> bool {
     x.is_aligned() && (row_len * size_of::<T>()).is_multiple_of(16)
 }
 
-/// Threads of a block that takes `len` elements, eight to a thread: whole warps, a power of two of them, and at most `most`.
+/// Threads of a block that takes `len` elements, four at a time to a thread: whole warps, a power of two of them, and at most `most`.
 fn threads_for(len: usize, most: usize) -> u32 {
-    len.div_ceil(8).next_power_of_two().clamp(WARP, most) as u32
+    len.div_ceil(4).next_power_of_two().clamp(WARP, most) as u32
 }

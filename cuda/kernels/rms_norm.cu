@@ -10,22 +10,22 @@ DEVICE void forward(const float *x, const float *weight, float eps, u32 c, u32 a
     const u64 row = blockIdx.x;
     x += row * c, y += row * c;
     float sum = 0.0f;
-    for (u32 i = threadIdx.x * 8; i < c; i += blockDim.x * 8) {
-        const Vec<8> v = load_part<8>(x + i, c - i, aligned);
+    for (u32 i = threadIdx.x * 4; i < c; i += blockDim.x * 4) {
+        const Vec<4> v = load_part<4>(x + i, c - i, aligned);
 #pragma unroll
-        for (int j = 0; j < 8; j++) sum = fmaf(v.at[j], v.at[j], sum);
+        for (int j = 0; j < 4; j++) sum = fmaf(v.at[j], v.at[j], sum);
     }
     sum = block_sum(sum, scratch);
     const float scale = 1.0f / sqrtf(sum / (float)c + eps);
     if (threadIdx.x == 0) inv_rms[row] = scale;
 
     // x a second time, from the cache.
-    for (u32 i = threadIdx.x * 8; i < c; i += blockDim.x * 8) {
-        Vec<8> v = load_part<8>(x + i, c - i, aligned);
-        const Vec<8> w = load_part<8>(weight + i, c - i, aligned);
+    for (u32 i = threadIdx.x * 4; i < c; i += blockDim.x * 4) {
+        Vec<4> v = load_part<4>(x + i, c - i, aligned);
+        const Vec<4> w = load_part<4>(weight + i, c - i, aligned);
 #pragma unroll
-        for (int j = 0; j < 8; j++) v.at[j] = v.at[j] * scale * w.at[j];
-        store_part<8>(y + i, c - i, aligned, v);
+        for (int j = 0; j < 4; j++) v.at[j] = v.at[j] * scale * w.at[j];
+        store_part<4>(y + i, c - i, aligned, v);
     }
 }
 
@@ -37,37 +37,37 @@ DEVICE void backward(const Y *dy, const float *x, const float *weight, const flo
     extern __shared__ float d_weight[];
     // Two by turns: the one that is written was last read before the barrier in between.
     __shared__ float scratch[2][WARP];
-    for (u32 i = threadIdx.x * 8; i < c; i += blockDim.x * 8)
-        for (u32 j = i; j < min(i + 8, c); j++) d_weight[j] = 0.0f;
+    for (u32 i = threadIdx.x * 4; i < c; i += blockDim.x * 4)
+        for (u32 j = i; j < min(i + 4, c); j++) d_weight[j] = 0.0f;
 
     const u32 first = blockIdx.x * rows_per_block, last = min(first + rows_per_block, n);
     for (u32 row = first; row < last; row++) {
         const u64 start = (u64)row * c;
         float dot = 0.0f;
-        for (u32 i = threadIdx.x * 8; i < c; i += blockDim.x * 8) {
-            const Vec<8> d = load_part<8>(dy + start + i, c - i, aligned), v = load_part<8>(x + start + i, c - i, aligned),
-                         w = load_part<8>(weight + i, c - i, aligned);
+        for (u32 i = threadIdx.x * 4; i < c; i += blockDim.x * 4) {
+            const Vec<4> d = load_part<4>(dy + start + i, c - i, aligned), v = load_part<4>(x + start + i, c - i, aligned),
+                         w = load_part<4>(weight + i, c - i, aligned);
 #pragma unroll
-            for (int j = 0; j < 8; j++) dot = fmaf(d.at[j] * w.at[j], v.at[j], dot);
+            for (int j = 0; j < 4; j++) dot = fmaf(d.at[j] * w.at[j], v.at[j], dot);
         }
         dot = block_sum(dot, scratch[row % 2]);
         const float scale = inv_rms[row], mean = dot * scale / (float)c;
 
-        for (u32 i = threadIdx.x * 8; i < c; i += blockDim.x * 8) {
-            const Vec<8> d = load_part<8>(dy + start + i, c - i, aligned), v = load_part<8>(x + start + i, c - i, aligned),
-                         w = load_part<8>(weight + i, c - i, aligned);
-            Vec<8> to = add ? load_part<8>(dx + start + i, c - i, aligned) : Vec<8>{};
+        for (u32 i = threadIdx.x * 4; i < c; i += blockDim.x * 4) {
+            const Vec<4> d = load_part<4>(dy + start + i, c - i, aligned), v = load_part<4>(x + start + i, c - i, aligned),
+                         w = load_part<4>(weight + i, c - i, aligned);
+            Vec<4> to = add ? load_part<4>(dx + start + i, c - i, aligned) : Vec<4>{};
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
+            for (int j = 0; j < 4; j++) {
                 const float x_hat = v.at[j] * scale, gradient = scale * (d.at[j] * w.at[j] - x_hat * mean);
                 to.at[j] = add ? to.at[j] + gradient : gradient;
                 if (i + j < c) d_weight[i + j] = fmaf(d.at[j], x_hat, d_weight[i + j]);
             }
-            store_part<8>(dx + start + i, c - i, aligned, to);
+            store_part<4>(dx + start + i, c - i, aligned, to);
         }
     }
-    for (u32 i = threadIdx.x * 8; i < c; i += blockDim.x * 8)
-        for (u32 j = i; j < min(i + 8, c); j++) partial[(u64)blockIdx.x * c + j] = d_weight[j];
+    for (u32 i = threadIdx.x * 4; i < c; i += blockDim.x * 4)
+        for (u32 j = i; j < min(i + 4, c); j++) partial[(u64)blockIdx.x * c + j] = d_weight[j];
 }
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(MAX_THREADS)

@@ -9,7 +9,7 @@ static MODULE: Module = Module { name: "rope", ptx: include_str!("rope.ptx") };
 static ROPE: [Kernel; 2] = [Kernel { module: &MODULE, entry: "rope" }, Kernel { module: &MODULE, entry: "rope_bf16" }];
 
 /// Pairs that a thread turns.
-const PAIRS: usize = 8;
+const PAIRS: usize = 4;
 
 /// With halves `a = x[.., i]` and `b = x[.., i + D/2]`: `y = (a cos - b sin, b cos + a sin)`, as [`kernels::rope::rope`], with its bits in f32.
 ///

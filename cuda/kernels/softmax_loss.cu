@@ -16,19 +16,19 @@ DEVICE void softmax_row(const float *z, u32 stride, u32 v, const u32 *targets, f
     const float at_target = target < v ? z[target] : __int_as_float(0x7FC00000);
 
     float most = -infinity;
-    for (u32 i = threadIdx.x * 8; i < v; i += blockDim.x * 8) {
-        const Vec<8> logits = load_part<8>(z + i, v - i, aligned, -infinity);
+    for (u32 i = threadIdx.x * 4; i < v; i += blockDim.x * 4) {
+        const Vec<4> logits = load_part<4>(z + i, v - i, aligned, -infinity);
 #pragma unroll
-        for (int j = 0; j < 8; j++) most = fmaxf(most, logits.at[j]);
+        for (int j = 0; j < 4; j++) most = fmaxf(most, logits.at[j]);
     }
     most = block_max(most, scratch[0]);
 
     // A NaN that the maximum passed over is caught here: its exponential is NaN, and so is the sum.
     float sum = 0.0f;
-    for (u32 i = threadIdx.x * 8; i < v; i += blockDim.x * 8) {
-        const Vec<8> logits = load_part<8>(z + i, v - i, aligned, -infinity);
+    for (u32 i = threadIdx.x * 4; i < v; i += blockDim.x * 4) {
+        const Vec<4> logits = load_part<4>(z + i, v - i, aligned, -infinity);
 #pragma unroll
-        for (int j = 0; j < 8; j++) sum += exp_f32(logits.at[j] - most);
+        for (int j = 0; j < 4; j++) sum += exp_f32(logits.at[j] - most);
     }
     // Behind this barrier all threads have read z[target], and may write.
     sum = block_sum(sum, scratch[1]);
@@ -36,14 +36,14 @@ DEVICE void softmax_row(const float *z, u32 stride, u32 v, const u32 *targets, f
     if (!gradient) return;
 
     const float share = 1.0f / sum;
-    for (u32 i = threadIdx.x * 8; i < v; i += blockDim.x * 8) {
-        Vec<8> logits = load_part<8>(z + i, v - i, aligned);
+    for (u32 i = threadIdx.x * 4; i < v; i += blockDim.x * 4) {
+        Vec<4> logits = load_part<4>(z + i, v - i, aligned);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < 4; j++) {
             const float p = exp_f32(logits.at[j] - most) * share;
             logits.at[j] = scale * (i + j == target ? p - 1.0f : p);
         }
-        store_part<8>(dz + i, v - i, aligned, logits);
+        store_part<4>(dz + i, v - i, aligned, logits);
     }
 }
 

@@ -37,8 +37,10 @@ struct Ffn {
 impl Ffn {
     fn new(f: usize, c: usize, density: f32) -> Ffn {
         let x: Vec<f32> = uniform(4, c).into_iter().map(|x| 0.6 + 0.4 * x).collect();
-        let sign: Vec<f32> =
-            uniform(5, f).into_iter().map(|r| if r < 2.0 * density - 1.0 { 1.0 } else { -1.0 }).collect();
+        // A third of the rows is noise alone, for dots of all sizes near 0; but none where all are to be active, or none.
+        let noise = |i: usize| density > 0.0 && density < 1.0 && i % 3 == 1;
+        let of_density = uniform(5, f).into_iter().map(|r| if r < 2.0 * density - 1.0 { 1.0 } else { -1.0 });
+        let sign: Vec<f32> = of_density.enumerate().map(|(i, sign)| if noise(i) { 0.0 } else { sign }).collect();
         let gate = uniform(1, f * c).into_iter().enumerate().map(|(i, w)| sign[i / c] + 0.1 * w).collect();
         let mut ffn = Ffn { gate, up: uniform(2, f * c), down_t: uniform(3, f * c), x };
         // What bf16 holds, so that both formats have the same numbers.
@@ -85,8 +87,11 @@ fn ffn_sparse_matches_reference_and_has_the_bits_of_ffn_dense() {
             let (y_ref, abs) = reference::ffn_relu(&ffn.gate, &ffn.up, &ffn.down_t, &ffn.x);
             let bound = |i: usize| (2 * c + f + 12 + f.div_ceil(TILE)) as f64 * ROUNDING * abs[i];
             assert_within(&format!("ffn_sparse {what}"), &y, &y_ref, bound);
-            let active =
-                ffn.gate.chunks(c).filter(|w| w.iter().zip(&ffn.x).map(|(w, x)| w * x).sum::<f32>() > 0.0).count();
+            let active = ffn
+                .gate
+                .chunks(c)
+                .filter(|w| w.iter().zip(&ffn.x).map(|(&w, &x)| w as f64 * x as f64).sum::<f64>() > 0.0)
+                .count();
             assert_eq!(used as usize, active, "ffn_sparse {what}: neurons in use");
             let (dense, all) = ffn.run(&device, Some(Activation::Relu), None, |w| w);
             assert_eq!(all as usize, f, "ffn_dense {what}: neurons in use");

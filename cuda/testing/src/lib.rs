@@ -33,6 +33,18 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
 }
 
+/// What the launches on a device moved since it was last asked, in whole sectors of 32 bytes, as if there were no cache: each load and store of a warp
+/// counts the sectors that its lanes touch.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic(Arc<Mutex<(u64, u64)>>);
+
+impl Traffic {
+    /// Bytes read and written.
+    pub fn take(&self) -> (u64, u64) {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// The driver, before it is made into a device.
 #[derive(Clone, Debug)]
 pub struct Interpreter {
@@ -42,6 +54,8 @@ pub struct Interpreter {
     pub pooled: bool,
     /// The PTX version that modules may have at most.
     pub ptx_version: (u32, u32),
+    /// Where to count what launches move. Their threads then run in order, for the counts to be those of the kernel.
+    pub traffic: Option<Traffic>,
 }
 
 impl Default for Interpreter {
@@ -53,20 +67,20 @@ impl Default for Interpreter {
             total_memory: 1 << 40,
             driver_version: (11, 4),
         };
-        Interpreter { properties, pooled: false, ptx_version: (7, 4) }
+        Interpreter { properties, pooled: false, ptx_version: (7, 4), traffic: None }
     }
 }
 
 impl Interpreter {
     /// A device of its own. Panics if the device is refused.
     pub fn device(self) -> Device {
-        Device::with_driver("the interpreter", Box::new(TestDriver { setup: self, state: Mutex::default() }))
-            .unwrap_or_else(|e| panic!("{e}"))
+        Device::with_driver("the interpreter", self.driver()).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// The driver alone, for the errors of making a device.
     pub fn driver(self) -> Box<dyn Driver> {
-        Box::new(TestDriver { setup: self, state: Mutex::default() })
+        let state = State { traffic: self.traffic.clone(), ..State::default() };
+        Box::new(TestDriver { setup: self, state: Mutex::new(state) })
     }
 }
 
@@ -90,6 +104,7 @@ struct State {
     graphs: Vec<Vec<Call>>,
     /// What a kernel did wrong: from then on every call fails, as on a device.
     fault: Option<String>,
+    traffic: Option<Traffic>,
 }
 
 /// What goes on the stream, and into graphs.
@@ -117,8 +132,15 @@ impl State {
         let outcome = match call {
             Call::Launch { module, entry, geometry: Geometry { grid, block, shared }, params } => {
                 // Another order of blocks, warps and threads for each launch.
-                let options = ptx::Options { seed: Some(self.clock), ..ptx::Options::default() };
-                ptx::launch(&module, &entry, grid, block, shared, &params, &mut self.memory, options).map(|_| ())
+                let seed = self.traffic.is_none().then_some(self.clock);
+                let options = ptx::Options { seed, ..ptx::Options::default() };
+                let done = ptx::launch(&module, &entry, grid, block, shared, &params, &mut self.memory, options);
+                if let (Ok(report), Some(traffic)) = (&done, &self.traffic) {
+                    let mut moved = traffic.0.lock().unwrap_or_else(PoisonError::into_inner);
+                    moved.0 += 32 * report.global_read_sectors;
+                    moved.1 += 32 * report.global_written_sectors;
+                }
+                done.map(|_| ())
             }
             Call::Copy { to, from, bytes } => self.memory.copy(to, from, bytes),
             Call::Fill { to, byte, bytes } => self.memory.fill(to, byte, bytes),
