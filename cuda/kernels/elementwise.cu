@@ -56,6 +56,23 @@ BINARY(gelu_backward, a *gelu(b).slope)
 BINARY(relu2_backward, a *relu2(b).slope)
 BINARY(tanh_backward, a *tanh_f32(b).slope)
 
+// As in silu of math.cuh.
+DEVICE float sigmoid_of(float x) {
+    const float minus_abs = x < 0.0f - x ? x : 0.0f - x;
+    const float e = exp_f32(minus_abs);
+    const float large = 1.0f / (1.0f + e);
+    return x < 0.0f ? e * large : large;
+}
+
+// ln x, rounded from f64: -inf at 0, NaN below. Subnormal numbers are scaled into the range of log_f64.
+DEVICE float log_of(float x) {
+    if (x == 0.0f) return __int_as_float(0xFF800000);
+    if (x < 0.0f) return __int_as_float(0x7FC00000);
+    const bool tiny = x < 1.17549435e-38f;
+    const double log = log_f64(tiny ? x * 16777216.0f : x);
+    return (float)(tiny ? log - 24.0 * 0.69314718055994531 : log);
+}
+
 #define UNARY(NAME, EXPRESSION)                                                                                                           \
     struct NAME##_op {                                                                                                                    \
         __device__ __forceinline__ float operator()(float a, float, float) const { return EXPRESSION; }                                   \
@@ -70,6 +87,8 @@ UNARY(gelu, gelu(a).value)
 UNARY(relu2, relu2(a).value)
 UNARY(tanh, tanh_f32(a).value)
 UNARY(exp, exp_f32(a))
+UNARY(log, log_of(a))
+UNARY(sigmoid, sigmoid_of(a))
 
 struct Axpy {
     float factor;

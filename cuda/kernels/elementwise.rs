@@ -1,4 +1,5 @@
-//! Elementwise arithmetic on equal lengths, with the bits of the CPU's levels that have fused multiply-adds; and conversions to and from bf16.
+//! Elementwise arithmetic on equal lengths, with the bits of the CPU's levels that have fused multiply-adds, but for the logarithm; and conversions
+//! to and from bf16.
 
 use super::THREADS;
 use crate::stream::Launch;
@@ -95,6 +96,20 @@ pub fn scale(factor: f32, a: Slice<f32>, dst: SliceMut<f32>) -> Result<(), Error
 pub fn exp(a: Slice<f32>, dst: SliceMut<f32>) -> Result<(), Error> {
     static KERNEL: Kernel = kernel("exp_f32");
     unary("exp", &KERNEL, a, dst)
+}
+
+/// `dst = ln a`, within 0.51 ULP: computed in f64 and rounded; -inf at 0, NaN below. Panics if a length differs.
+#[track_caller]
+pub fn log(a: Slice<f32>, dst: SliceMut<f32>) -> Result<(), Error> {
+    static KERNEL: Kernel = kernel("log_f32");
+    unary("log", &KERNEL, a, dst)
+}
+
+/// As [`kernels::elementwise::sigmoid`].
+#[track_caller]
+pub fn sigmoid(a: Slice<f32>, dst: SliceMut<f32>) -> Result<(), Error> {
+    static KERNEL: Kernel = kernel("sigmoid_f32");
+    unary("sigmoid", &KERNEL, a, dst)
 }
 
 /// As [`kernels::elementwise::relu`]: NaN stays NaN and -0 stays -0.

@@ -18,10 +18,12 @@ pub mod gated_activation;
 pub mod gemm;
 pub mod gemm_bf16;
 pub mod gemv;
+pub mod lm_head_loss;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax_loss;
+pub mod strided;
 
 use crate::Slice;
 use bytemuck::Pod;

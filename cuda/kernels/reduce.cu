@@ -79,3 +79,16 @@ KERNEL count_positive(const float *g, u32 n, u32 f, u32 rows_per_block, u32 *cou
     for (u32 row = first + lane; row < last; row += LANES_OF_ROWS) count += g[(u64)row * f + column] > 0.0f ? 1 : 0;
     if (count > 0) atomicAdd(counts + column, count);
 }
+
+// position[0] = the least i for which x[i] is infinite or NaN, if that is less than what is there. Integers: the order does not matter.
+KERNEL first_non_finite(const float *x, u64 n, u64 *position) {
+    const u64 first = (u64)blockIdx.x * (THREADS * PER_THREAD) + threadIdx.x;
+    for (u32 i = 0; i < PER_THREAD; i++) {
+        const u64 at = first + i * THREADS;
+        if (at >= n) return;
+        if (!(fabsf(x[at]) < __int_as_float(0x7F800000))) {
+            atomicMin(position, at);
+            return;
+        }
+    }
+}

@@ -105,3 +105,14 @@ pub fn count_positive(g: Slice<f32>, counts: SliceMut<u32>) -> Result<(), Error>
     // SAFETY: as in `sum_rows`; counts are added to by atomics.
     unsafe { launch.arg(&counts).run() }
 }
+
+/// `position[0]` = the least i for which `x[i]` is infinite or NaN, if that is less than what is there (put `u64::MAX`). Exact.
+/// position has one element. Bytes: 4 an element.
+#[track_caller]
+pub fn first_non_finite(x: Slice<f32>, position: SliceMut<u64>) -> Result<(), Error> {
+    static KERNEL: Kernel = kernel("first_non_finite");
+    assert_eq!(position.len(), 1, "first_non_finite: {} positions", position.len());
+    let launch = Launch::new(&KERNEL, x.len().div_ceil(PER_BLOCK), THREADS as u32).arg(x).arg(x.len() as u64);
+    // SAFETY: the parameters are those of the kernel, which reads below the length; the position is written by atomics.
+    unsafe { launch.arg(&position).run() }
+}

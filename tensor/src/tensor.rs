@@ -33,20 +33,31 @@ impl Element for u32 {
 }
 
 impl Tensor {
-    /// A tensor with stale contents, to be overwritten: how every operation makes its result.
-    /// Panics if the shape has too many elements for any memory.
+    /// A tensor on the CPU with stale contents, to be overwritten. Panics if the shape has too many elements for any memory.
     #[track_caller]
     pub fn stale(shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        Tensor::stale_on(&Device::Cpu, shape, dtype)
+    }
+
+    /// [`stale`](Tensor::stale) on a device: how every operation makes its result. Panics if its memory does not suffice.
+    #[track_caller]
+    pub fn stale_on(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
         let bytes = shape.iter().try_fold(dtype.size(), |n, &extent| n.checked_mul(extent));
         let Some(bytes) = bytes.filter(|&n| n <= isize::MAX as usize) else {
             panic!("Tensor::stale: shape {shape} has too many elements")
         };
-        let block = Block::new(bytes);
-        Tensor { storage: Storage::Cpu(Arc::new(block)), dtype, shape, strides: shape.row_major_strides(), offset: 0 }
+        let storage = match device {
+            Device::Cpu => Storage::Cpu(Arc::new(Block::new(bytes))),
+            Device::Cuda(gpu) => match cuda::Buffer::stale(gpu, bytes) {
+                Ok(buffer) => Storage::Cuda(Arc::new(buffer)),
+                Err(e) => panic!("a tensor of shape {shape}: {e}"),
+            },
+        };
+        Tensor { storage, dtype, shape, strides: shape.row_major_strides(), offset: 0 }
     }
 
-    /// The tensor with these elements, row by row. Panics if their number does not fit the shape.
+    /// The tensor with these elements, row by row, on the CPU. Panics if their number does not fit the shape.
     #[track_caller]
     pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -56,21 +67,42 @@ impl Tensor {
         tensor
     }
 
-    /// All elements `value`.
+    /// All elements `value`, on the CPU.
     #[track_caller]
     pub fn full(value: f32, shape: impl Into<Shape>) -> Tensor {
-        let mut tensor = Tensor::stale(shape.into(), DType::F32);
-        tensor.slice_mut::<f32>().fill(value);
+        Tensor::full_on(&Device::Cpu, value, shape)
+    }
+
+    /// All elements `value`, on a device. Panics if its memory does not suffice.
+    #[track_caller]
+    pub fn full_on(device: &Device, value: f32, shape: impl Into<Shape>) -> Tensor {
+        let mut tensor = Tensor::stale_on(device, shape, DType::F32);
+        if let Device::Cpu = device {
+            tensor.slice_mut::<f32>().fill(value);
+            return tensor;
+        }
+        let mut elements = tensor.cuda_slice_mut::<f32>();
+        let filled = match value.to_bits() {
+            0 => elements.fill_bytes(0),
+            _ => elements.copy_from_host(&vec![value; elements.len()]),
+        };
+        filled.unwrap_or_else(|e| panic!("a tensor of shape {}: {e}", tensor.shape));
         tensor
     }
 
-    /// All elements 0.
+    /// All elements 0, on the CPU.
     #[track_caller]
     pub fn zeros(shape: impl Into<Shape>) -> Tensor {
         Tensor::full(0.0, shape)
     }
 
-    /// A single number (no axes).
+    /// All elements 0, on a device. Panics if its memory does not suffice.
+    #[track_caller]
+    pub fn zeros_on(device: &Device, shape: impl Into<Shape>) -> Tensor {
+        Tensor::full_on(device, 0.0, shape)
+    }
+
+    /// A single number (no axes), on the CPU.
     pub fn scalar(value: f32) -> Tensor {
         Tensor::full(value, [])
     }
@@ -130,7 +162,7 @@ impl Tensor {
         assert!(dtype == T::DTYPE, "to_vec: a tensor of {dtype}, shape {shape}, read as {}", T::DTYPE);
         match &self.storage {
             Storage::Cpu(_) => Ok(self.contiguous().slice::<T>().to_vec()),
-            Storage::Cuda(_) => self.to_device(&Device::Cpu)?.to_vec(),
+            Storage::Cuda(_) => self.try_contiguous()?.cuda_slice::<T>().to_vec(),
         }
     }
 
@@ -154,12 +186,12 @@ impl Tensor {
                 Ok(Tensor { storage: Storage::Cuda(Arc::new(buffer)), offset: 0, ..dense })
             }
             (Storage::Cuda(buffer), Device::Cuda(gpu)) if buffer.device() == gpu => Ok(self.clone()),
-            (Storage::Cuda(buffer), _) => {
-                // The whole buffer comes over, so the window on it stays what it is.
-                let bytes = buffer.to_vec()?;
-                let mut block = Block::new(bytes.len());
-                block.elements_mut::<u8>()[..bytes.len()].copy_from_slice(&bytes);
-                Tensor { storage: Storage::Cpu(Arc::new(block)), ..self.clone() }.to_device(device)
+            (Storage::Cuda(_), _) => {
+                let there = self.try_contiguous()?;
+                let mut here = Tensor::stale(self.shape, DType::U32); // elements of either type are four bytes
+                there.cuda_words().copy_to_host(here.slice_mut())?;
+                here.dtype = self.dtype;
+                here.to_device(device)
             }
         }
     }
@@ -182,6 +214,32 @@ impl Tensor {
         let Storage::Cpu(block) = &mut self.storage else { panic!("a tensor on a GPU written on the cpu") };
         let block = Arc::get_mut(block).expect("a tensor is written only while nothing else shares its storage");
         &mut block.elements_mut()[range]
+    }
+
+    /// The elements of a contiguous tensor on a GPU.
+    #[track_caller]
+    pub(crate) fn cuda_slice<T: Element>(&self) -> cuda::Slice<'_, T> {
+        assert!(self.dtype == T::DTYPE, "a tensor of {} read as {}", self.dtype, T::DTYPE);
+        self.cuda_words().cast()
+    }
+
+    /// The same, whatever the type: elements of four bytes.
+    #[track_caller]
+    pub(crate) fn cuda_words(&self) -> cuda::Slice<'_, u32> {
+        assert!(self.is_contiguous(), "a tensor of shape {} and strides {} read as a slice", self.shape, self.strides);
+        let Storage::Cuda(buffer) = &self.storage else { panic!("a tensor on the cpu read on a GPU") };
+        buffer.as_slice().cast().part(self.offset..self.offset + self.elements())
+    }
+
+    /// The elements of a contiguous tensor on a GPU that nothing else shares.
+    #[track_caller]
+    pub(crate) fn cuda_slice_mut<T: Element>(&mut self) -> cuda::SliceMut<'_, T> {
+        assert!(self.dtype == T::DTYPE, "a tensor of {} written as {}", self.dtype, T::DTYPE);
+        assert!(self.is_contiguous(), "a tensor of shape {} and strides {} written", self.shape, self.strides);
+        let range = self.offset..self.offset + self.elements();
+        let Storage::Cuda(buffer) = &mut self.storage else { panic!("a tensor on the cpu written on a GPU") };
+        let buffer = Arc::get_mut(buffer).expect("a tensor is written only while nothing else shares its storage");
+        buffer.as_mut().cast().part(range)
     }
 
     /// The elements of a contiguous CPU tensor, as bytes.

@@ -65,20 +65,30 @@ impl Tensor {
         Tensor { shape, strides, ..self.clone() }
     }
 
-    /// The same tensor with its elements row by row without gaps: itself if it is so already, else a copy.
+    /// The same tensor with its elements row by row without gaps: itself if it is so already, else a copy on its device.
+    /// Panics if a GPU fails.
     #[track_caller]
     pub fn contiguous(&self) -> Tensor {
+        self.try_contiguous().unwrap_or_else(|e| panic!("contiguous: {e}"))
+    }
+
+    /// [`contiguous`](Tensor::contiguous), with the GPU's failure as an error.
+    pub(crate) fn try_contiguous(&self) -> Result<Tensor, cuda::Error> {
         if self.is_contiguous() {
-            return self.clone();
+            return Ok(self.clone());
         }
-        let Storage::Cpu(block) = &self.storage else {
-            panic!("contiguous: views of {self:?} are copied on the cpu only so far")
-        };
         // Elements of either type are four bytes, and moved as such.
-        let mut out = Tensor::stale(self.shape, DType::U32);
-        gather(block.elements(), self.offset, &self.shape, &self.strides, out.slice_mut());
+        let mut out = Tensor::stale_on(&self.device(), self.shape, DType::U32);
+        match &self.storage {
+            Storage::Cpu(block) => gather(block.elements(), self.offset, &self.shape, &self.strides, out.slice_mut()),
+            Storage::Cuda(buffer) => {
+                let words = buffer.as_slice().cast::<u32>();
+                let window = words.part(self.offset..words.len());
+                cuda::ops::strided::gather(window, &self.shape, &self.strides, out.cuda_slice_mut())?;
+            }
+        }
         out.dtype = self.dtype;
-        out
+        Ok(out)
     }
 }
 

@@ -10,10 +10,15 @@ pub fn adamw(args: &AdamW, param: &mut Tensor, grad: &Tensor, m: &mut Tensor, v:
     for (name, x) in [("grad", grad), ("m", &*m), ("v", &*v)] {
         expect_shape("adamw", name, x, &param.shape);
     }
-    match place("adamw", &[writes("param", param), reads("grad", grad), writes("m", m), writes("v", v)]) {
+    let place = place("adamw", &[writes("param", param), reads("grad", grad), writes("m", m), writes("v", v)]);
+    let grad = grad.contiguous();
+    match place {
         Place::Cpu(team) => {
-            let grad = grad.contiguous();
-            kernels::adamw::adamw(&team, args, param.slice_mut(), grad.slice(), m.slice_mut(), v.slice_mut());
+            kernels::adamw::adamw(&team, args, param.slice_mut(), grad.slice(), m.slice_mut(), v.slice_mut())
+        }
+        Place::Cuda(gpu) => {
+            let (param, m, v) = (param.cuda_slice_mut(), m.cuda_slice_mut(), v.cuda_slice_mut());
+            gpu.done(cuda::ops::adamw::adamw(args, param, grad.cuda_slice(), m, v));
         }
     }
 }

@@ -37,6 +37,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Attention {
             kernel::attention(&team, shape, scale, q, k, v, out.slice_mut(), lse.slice_mut());
             Attention { out, lse }
         }
+        Place::Cuda(gpu) => gpu.no_kernel(),
     }
 }
 
@@ -67,5 +68,6 @@ pub fn attention_backward(
             kernel::attention_backward(&team, shape, scale, saved, d_out.slice(), Beta::Zero, dq_s, dk_s, dv_s);
             (dq, dk, dv)
         }
+        Place::Cuda(gpu) => gpu.no_kernel(),
     }
 }

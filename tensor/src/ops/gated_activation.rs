@@ -8,14 +8,17 @@ use kernels::activation as kernel;
 pub fn gated_activation(act: Activation, g: &Tensor, u: &Tensor) -> Tensor {
     let (_, d_ff) = rows_and_cols("gated_activation", "g", g);
     expect_shape("gated_activation", "u", u, &g.shape);
-    match place("gated_activation", &[reads("g", g), reads("u", u)]) {
-        Place::Cpu(team) => {
-            let mut h = Tensor::stale(g.shape, DType::F32);
-            let (g, u) = (g.contiguous(), u.contiguous());
-            kernel::gated_activation(&team, act, g.slice(), u.slice(), d_ff, h.slice_mut());
-            h
+    let place = place("gated_activation", &[reads("g", g), reads("u", u)]);
+    let mut h = place.stale(g.shape, DType::F32);
+    let (g, u) = (g.contiguous(), u.contiguous());
+    match place {
+        Place::Cpu(team) => kernel::gated_activation(&team, act, g.slice(), u.slice(), d_ff, h.slice_mut()),
+        Place::Cuda(gpu) => {
+            let (g, u) = (g.cuda_slice::<f32>(), u.cuda_slice());
+            gpu.done(cuda::ops::gated_activation::gated_activation(act, g, u, d_ff, h.cuda_slice_mut()));
         }
     }
+    h
 }
 
 /// The result of [`gated_activation_backward`].
@@ -36,13 +39,20 @@ pub fn gated_activation_backward(act: Activation, l1: f32, dh: &Tensor, g: &Tens
     let (_, d_ff) = rows_and_cols(op, "g", g);
     expect_shape(op, "u", u, &g.shape);
     expect_shape(op, "dh", dh, &g.shape);
-    match place(op, &[reads("dh", dh), reads("g", g), reads("u", u)]) {
+    let place = place(op, &[reads("dh", dh), reads("g", g), reads("u", u)]);
+    let [mut dg, mut du, mut h] = [(); 3].map(|_| place.stale(g.shape, DType::F32));
+    let (dh, g, u) = (dh.contiguous(), g.contiguous(), u.contiguous());
+    match place {
         Place::Cpu(team) => {
-            let [mut dg, mut du, mut h] = [(); 3].map(|_| Tensor::stale(g.shape, DType::F32));
-            let (dh, g, u) = (dh.contiguous(), g.contiguous(), u.contiguous());
             let (dg_s, du_s, h_s) = (dg.slice_mut(), du.slice_mut(), h.slice_mut());
             kernel::gated_activation_backward(&team, act, l1, dh.slice(), g.slice(), u.slice(), d_ff, dg_s, du_s, h_s);
-            GatedGradients { dg, du, h }
+        }
+        Place::Cuda(gpu) => {
+            use cuda::ops::gated_activation::gated_activation_backward;
+            let (dh, g, u) = (dh.cuda_slice::<f32>(), g.cuda_slice(), u.cuda_slice());
+            let (dg, du, h) = (dg.cuda_slice_mut(), du.cuda_slice_mut(), h.cuda_slice_mut());
+            gpu.done(gated_activation_backward(act, l1, dh, g, u, d_ff, dg, du, h));
         }
     }
+    GatedGradients { dg, du, h }
 }

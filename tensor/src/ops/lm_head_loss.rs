@@ -14,14 +14,18 @@ fn check(op: &str, x: &Tensor, weight: &Tensor, targets: &Tensor) -> usize {
 }
 
 /// The sum over rows of `logsumexp(z) - z[target]`, `z = W x`, in nats. No logits beyond a chunk of rows are ever in memory.
-/// Shapes: x `[.., C]`; weight `[V, C]`; targets: u32, one for each row, each below V.
+/// Shapes: x `[.., C]`; weight `[V, C]`; targets: u32, one for each row, each below V. A target that is not below V panics
+/// on the CPU; on a GPU, where targets are not looked at, it makes the loss NaN.
 #[track_caller]
 pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> f64 {
     let c = check("lm_head_loss", x, weight, targets);
-    match place("lm_head_loss", &[reads("x", x), reads("weight", weight), reads_u32("targets", targets)]) {
-        Place::Cpu(team) => {
-            let (x, weight, targets) = (x.contiguous(), weight.contiguous(), targets.contiguous());
-            kernel::lm_head_loss(&team, x.slice(), weight.slice(), targets.slice(), c)
+    let place = place("lm_head_loss", &[reads("x", x), reads("weight", weight), reads_u32("targets", targets)]);
+    let (x, weight, targets) = (x.contiguous(), weight.contiguous(), targets.contiguous());
+    match place {
+        Place::Cpu(team) => kernel::lm_head_loss(&team, x.slice(), weight.slice(), targets.slice(), c),
+        Place::Cuda(gpu) => {
+            let (x, w, t) = (x.cuda_slice(), weight.cuda_slice(), targets.cuda_slice());
+            gpu.number(|loss| cuda::ops::lm_head_loss::lm_head_loss(x, w, t, c, loss))
         }
     }
 }
@@ -50,14 +54,20 @@ pub fn lm_head_loss_backward(
     expect_shape(op, "d_weight", d_weight, &weight.shape);
     let operands =
         [reads("x", x), reads("weight", weight), reads_u32("targets", targets), writes("d_weight", d_weight)];
-    match place(op, &operands) {
+    let place = place(op, &operands);
+    let mut dx = place.stale(x.shape, DType::F32);
+    let (x, w, t) = (x.contiguous(), weight.contiguous(), targets.contiguous());
+    let loss = match place {
         Place::Cpu(team) => {
-            let mut dx = Tensor::stale(x.shape, DType::F32);
-            let (x, w, t) = (x.contiguous(), weight.contiguous(), targets.contiguous());
             let (dx_s, dw_s) = (dx.slice_mut(), d_weight.slice_mut());
-            let loss =
-                kernel::lm_head_loss_backward(&team, x.slice(), w.slice(), t.slice(), c, scale, dx_s, beta, dw_s);
-            LossGradients { loss, dx }
+            kernel::lm_head_loss_backward(&team, x.slice(), w.slice(), t.slice(), c, scale, dx_s, beta, dw_s)
         }
-    }
+        Place::Cuda(gpu) => {
+            use cuda::ops::lm_head_loss::lm_head_loss_backward;
+            let (x, w, t) = (x.cuda_slice(), w.cuda_slice(), t.cuda_slice());
+            let (dx, dw) = (dx.cuda_slice_mut(), d_weight.cuda_slice_mut());
+            gpu.number(|loss| lm_head_loss_backward(x, w, t, c, scale, dx, beta, dw, loss))
+        }
+    };
+    LossGradients { loss, dx }
 }

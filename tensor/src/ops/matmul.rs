@@ -1,14 +1,16 @@
 use super::{Place, place};
 use crate::check::{expect_matrix, reads, rows_and_cols, writes};
 use crate::{Beta, DType, Storage, Tensor};
+use cuda::ops::gemm::Mat as DenseMat;
 use kernels::{Mat, MatMut};
 
-/// `C = A B` for matrices A `[M, K]` and B `[K, N]`, views of any strides: transposes cost nothing.
+/// `C = A B` for matrices A `[M, K]` and B `[K, N]`, views of any strides: transposes cost nothing (on a GPU, if
+/// only one is transposed and nothing else is a view; others are copied).
 /// Panics unless both are matrices of f32 with one K.
 #[track_caller]
 pub fn matmul(a: &Tensor, b: &Tensor) -> Tensor {
     let ([m, _], [_, n]) = (expect_matrix("matmul", "a", a), expect_matrix("matmul", "b", b));
-    let mut c = Tensor::stale([m, n], DType::F32);
+    let mut c = Tensor::stale_on(&a.device(), [m, n], DType::F32);
     matmul_into(a, b, Beta::Zero, &mut c);
     c
 }
@@ -23,7 +25,22 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, beta: Beta, c: &mut Tensor) {
     assert!((rows, cols) == (m, n), "matmul: {} x {} into c {}, expected {m} rows of {n}", a.shape, b.shape, c.shape);
     match place("matmul", &[reads("a", a), reads("b", b), writes("c", c)]) {
         Place::Cpu(team) => kernels::gemm::gemm(&team, mat(a), mat(b), beta, MatMut::new(c.slice_mut(), m, n)),
+        Place::Cuda(gpu) => {
+            // The kernel takes dense matrices, of which one may be transposed; the rest is copied.
+            let is_transposed = |x: &Tensor| !x.is_contiguous() && x.t().is_contiguous();
+            let a = if is_transposed(a) { a.clone() } else { a.contiguous() };
+            let b = if is_transposed(b) && !is_transposed(&a) { b.clone() } else { b.contiguous() };
+            gpu.done(cuda::ops::gemm::gemm(cuda_mat(&a), cuda_mat(&b), beta, c.cuda_slice_mut()));
+        }
     }
+}
+
+/// A matrix on a GPU, dense as it is or as its transpose.
+fn cuda_mat(x: &Tensor) -> DenseMat<'_, f32> {
+    let Storage::Cuda(buffer) = &x.storage else { unreachable!("place() said a GPU") };
+    let data = buffer.as_slice().cast().part(x.offset..x.offset + x.elements());
+    let &[rows, cols] = &*x.shape else { unreachable!("a matrix was expected") };
+    if x.is_contiguous() { DenseMat::new(data, rows, cols) } else { DenseMat::new(data, cols, rows).t() }
 }
 
 /// A matrix on the CPU, with its strides.

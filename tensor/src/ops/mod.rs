@@ -7,6 +7,10 @@
 //! All of them panic, at the line of their caller, if an operand has another shape or element type than the op's
 //! documentation says, if the operands lie on different devices, or if a destination is not contiguous or shares its
 //! storage. The message names the op, the operand, both shapes and the axis.
+//!
+//! They panic too if a GPU fails or its memory ends, as they do if the system's memory ends, with the op and the driver's sentence: no
+//! computation can go on from there. What moves data ([`Tensor::to_device`], [`Tensor::to_vec`]) gives the failure as an error.
+//! On a GPU an op returns when its kernels are on the stream; those that return a number wait for it.
 
 mod adamw;
 mod attention;
@@ -30,21 +34,74 @@ pub use reduce::{count_positive, first_non_finite, sum, sum_abs, sum_squares, su
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{Rotation, rope};
 
-use crate::Storage;
 use crate::check::Operand;
+use crate::{DType, Device, Shape, Storage, Tensor};
 use kernels::Team;
 use std::sync::Arc;
 
 /// Where an op runs: decided by its operands, which must all lie on one device.
-pub(crate) enum Place {
+pub(crate) enum Place<'a> {
     /// On the CPU, by this team.
     Cpu(Arc<Team>),
+    /// On a GPU.
+    Cuda(Gpu<'a>),
 }
 
-/// The place of `operands`. Panics if they lie on different devices or on one whose kernels are not written, are not of
-/// the element type, or are to be written and may not.
+impl Place<'_> {
+    /// A tensor there, to be overwritten: the op's result. Panics if the memory does not suffice.
+    #[track_caller]
+    pub(crate) fn stale(&self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        Tensor::stale_on(&self.device(), shape, dtype)
+    }
+
+    /// All elements `value`, there.
+    #[track_caller]
+    pub(crate) fn full(&self, value: f32, shape: impl Into<Shape>) -> Tensor {
+        Tensor::full_on(&self.device(), value, shape)
+    }
+
+    fn device(&self) -> Device {
+        match self {
+            Place::Cpu(_) => Device::Cpu,
+            Place::Cuda(gpu) => Device::Cuda(gpu.device.clone()),
+        }
+    }
+}
+
+/// A GPU that runs an op.
+pub(crate) struct Gpu<'a> {
+    op: &'a str,
+    device: cuda::Device,
+}
+
+impl Gpu<'_> {
+    /// What a kernel's launch or a copy gave. Panics with the op and the driver's failure if it failed: see the module.
+    #[track_caller]
+    pub(crate) fn done<T>(&self, outcome: Result<T, cuda::Error>) -> T {
+        outcome.unwrap_or_else(|e| panic!("{}: {e}", self.op))
+    }
+
+    /// The number that `kernel` makes on the device, when it is there: waits for it.
+    #[track_caller]
+    pub(crate) fn number(&self, kernel: impl FnOnce(cuda::SliceMut<f64>) -> Result<(), cuda::Error>) -> f64 {
+        let made = cuda::Buffer::stale(&self.device, 1).and_then(|mut number| {
+            kernel(number.as_mut())?;
+            number.to_vec()
+        });
+        self.done(made)[0]
+    }
+
+    /// Panics: the op has no kernel for a GPU.
+    #[track_caller]
+    pub(crate) fn no_kernel(&self) -> ! {
+        panic!("{}: no kernel for {:?}; move the operands to the cpu with to_device", self.op, self.device)
+    }
+}
+
+/// The place of `operands`. Panics if they lie on different devices, are not of the element type, or are to be written and
+/// may not.
 #[track_caller]
-pub(crate) fn place(op: &str, operands: &[Operand]) -> Place {
+pub(crate) fn place<'a>(op: &'a str, operands: &[Operand]) -> Place<'a> {
     let first = operands[0].tensor;
     for operand in operands {
         let (a, b) = (first.device(), operand.tensor.device());
@@ -53,9 +110,7 @@ pub(crate) fn place(op: &str, operands: &[Operand]) -> Place {
     }
     match first.storage() {
         Storage::Cpu(_) => Place::Cpu(Team::current()),
-        Storage::Cuda(buffer) => {
-            panic!("{op}: no kernel for {:?}; move the operands to the cpu with to_device", buffer.device())
-        }
+        Storage::Cuda(buffer) => Place::Cuda(Gpu { op, device: buffer.device().clone() }),
     }
 }
 

@@ -8,15 +8,20 @@ use crate::{Beta, DType, Tensor};
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
     let (n, c) = rows_and_cols("rms_norm", "x", x);
     expect_shape("rms_norm", "weight", weight, &[c]);
-    match place("rms_norm", &[reads("x", x), reads("weight", weight)]) {
+    let place = place("rms_norm", &[reads("x", x), reads("weight", weight)]);
+    let mut y = place.stale(x.shape, DType::F32);
+    let mut inv_rms = place.stale([n], DType::F32);
+    let (x, weight) = (x.contiguous(), weight.contiguous());
+    match place {
         Place::Cpu(team) => {
-            let mut y = Tensor::stale(x.shape, DType::F32);
-            let mut inv_rms = Tensor::stale([n], DType::F32);
-            let (x, weight) = (x.contiguous(), weight.contiguous());
-            kernels::rms_norm::rms_norm(&team, x.slice(), weight.slice(), eps, y.slice_mut(), inv_rms.slice_mut());
-            (y, inv_rms)
+            kernels::rms_norm::rms_norm(&team, x.slice(), weight.slice(), eps, y.slice_mut(), inv_rms.slice_mut())
+        }
+        Place::Cuda(gpu) => {
+            let (y, inv_rms) = (y.cuda_slice_mut::<f32>(), inv_rms.cuda_slice_mut());
+            gpu.done(cuda::ops::rms_norm::rms_norm(x.cuda_slice(), weight.cuda_slice(), eps, y, inv_rms));
         }
     }
+    (y, inv_rms)
 }
 
 /// The gradients of [`rms_norm`]: dx is overwritten or added to as `dx_beta` says, d_weight is added to.
@@ -46,16 +51,20 @@ pub fn rms_norm_backward(
         writes("dx", dx),
         writes("d_weight", d_weight),
     ];
-    match place(op, &operands) {
-        Place::Cpu(team) => kernels::rms_norm::rms_norm_backward(
-            &team,
-            dy.contiguous().slice(),
-            x.contiguous().slice(),
-            weight.contiguous().slice(),
-            inv_rms.contiguous().slice(),
-            dx_beta,
-            dx.slice_mut(),
-            d_weight.slice_mut(),
-        ),
+    let place = place(op, &operands);
+    let [dy, x, weight, inv_rms] = [dy, x, weight, inv_rms].map(Tensor::contiguous);
+    match place {
+        Place::Cpu(team) => {
+            let (dy, x, weight, inv_rms) = (dy.slice(), x.slice(), weight.slice(), inv_rms.slice());
+            let (dx, d_weight) = (dx.slice_mut(), d_weight.slice_mut());
+            kernels::rms_norm::rms_norm_backward(&team, dy, x, weight, inv_rms, dx_beta, dx, d_weight);
+        }
+        Place::Cuda(gpu) => {
+            use cuda::ops::rms_norm::rms_norm_backward;
+            let (dy, x) = (dy.cuda_slice::<f32>(), x.cuda_slice());
+            let (weight, inv_rms) = (weight.cuda_slice(), inv_rms.cuda_slice());
+            let (dx, d_weight) = (dx.cuda_slice_mut(), d_weight.cuda_slice_mut());
+            gpu.done(rms_norm_backward(dy, x, weight, inv_rms, dx_beta, dx, d_weight));
+        }
     }
 }

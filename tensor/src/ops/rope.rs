@@ -15,13 +15,18 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, first_position: usize, rotat
     assert!(fits, "rope: tables {} and {} for heads of {head_dim}", cos.shape, sin.shape);
     let end = first_position + seq_len;
     assert!(end <= cos.shape[0], "rope: position {} of x {} in a table of {}", end - 1, x.shape, cos.shape[0]);
-    match place("rope", &[reads("x", x), reads("cos", cos), reads("sin", sin)]) {
+    let place = place("rope", &[reads("x", x), reads("cos", cos), reads("sin", sin)]);
+    let mut y = place.stale(x.shape, DType::F32);
+    let shape = RopeShape { n_heads, head_dim, seq_len, first_position };
+    let (x, cos, sin) = (x.contiguous(), cos.contiguous(), sin.contiguous());
+    match place {
         Place::Cpu(team) => {
-            let mut y = Tensor::stale(x.shape, DType::F32);
-            let shape = RopeShape { n_heads, head_dim, seq_len, first_position };
-            let (x, cos, sin) = (x.contiguous(), cos.contiguous(), sin.contiguous());
-            kernels::rope::rope(&team, x.slice(), cos.slice(), sin.slice(), shape, rotation, y.slice_mut());
-            y
+            kernels::rope::rope(&team, x.slice(), cos.slice(), sin.slice(), shape, rotation, y.slice_mut())
+        }
+        Place::Cuda(gpu) => {
+            let (x, cos, sin) = (x.cuda_slice::<f32>(), cos.cuda_slice(), sin.cuda_slice());
+            gpu.done(cuda::ops::rope::rope(x, cos, sin, shape, rotation, y.cuda_slice_mut()));
         }
     }
+    y
 }
