@@ -10,6 +10,7 @@
 //! fused multiply-adds.
 
 pub mod adamw;
+pub mod attention;
 pub mod attention_cached;
 pub mod elementwise;
 pub mod embedding;
