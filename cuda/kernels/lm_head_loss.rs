@@ -12,10 +12,13 @@ const CHUNK_LEN: usize = 64 << 20;
 /// Least rows of a chunk: the tiles of the products are 128 rows high.
 const MIN_ROWS: usize = 128;
 
+/// Most rows of a chunk: what [`CHUNK_LEN`] leaves at V = 32000; at small V the logits then stay in the L2. Not measured.
+const MAX_ROWS: usize = 2048;
+
 /// The sum over rows of `logsumexp(z) - z[target]` with `z = W x`, in `loss[0]`, as [`kernels::lm_head_loss::lm_head_loss`].
 ///
 /// Shapes: x `[N, C]`, C = `d_model`; w `[V, C]`; targets `[N]`; loss has one element. A target that is not below V makes it NaN. Products are in f32;
-/// accuracy as on the CPU. Memory: logits of a chunk, at most 64 Mi of them (or 128 rows). Nothing waits: the loss stays on the device.
+/// accuracy as on the CPU. Memory: logits of a chunk, at most 2048 rows and 64 Mi logits (or 128 rows). Nothing waits: the loss stays on the device.
 #[track_caller]
 pub fn lm_head_loss(
     x: Slice<f32>,
@@ -78,7 +81,7 @@ fn by_chunks(
     assert!(c > 0 && w.len().is_multiple_of(c), "{op}: w has {} elements, not [V, {c}]", w.len());
     assert_eq!(x.len(), n * c, "{op}: x has {} elements for [{n}, {c}]", x.len());
     let v = w.len() / c;
-    let most_rows = (CHUNK_LEN / v.max(1)).max(MIN_ROWS).min(n);
+    let most_rows = (CHUNK_LEN / v.max(1)).clamp(MIN_ROWS, MAX_ROWS).min(n);
     let mut logits = Buffer::<f32>::stale(x.device(), most_rows * v)?;
     let mut losses = Buffer::<f64>::stale(x.device(), n)?;
     let w = Mat::new(w, v, c);

@@ -34,9 +34,10 @@ fn unary_operations_match_reference() {
     let device = device();
     type Reference = fn(f64) -> f64;
     // Bounds in roundings of the result, those of the CPU kernels.
-    let cases: [(&str, Unary, CpuUnary, Reference, f64); 6] = [
+    let cases: [(&str, Unary, CpuUnary, Reference, f64); 7] = [
         ("relu", gpu::relu, cpu::relu, |x| reference::relu(x).0, 0.0),
         ("exp", gpu::exp, cpu::exp, f64::exp, 2.0 * 1.18),
+        ("sigmoid", gpu::sigmoid, cpu::sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 2.0 * 3.0),
         ("silu", gpu::silu, cpu::silu, |x| reference::silu(x).0, 2.0 * 4.0),
         ("relu2", gpu::relu2, cpu::relu2, |x| reference::relu2(x).0, 1.0),
         ("tanh", gpu::tanh, cpu::tanh, |x| reference::tanh(x).0, 2.0 * 2.0),
@@ -62,6 +63,24 @@ fn unary_operations_match_reference() {
             }
         }
     }
+}
+
+#[test]
+fn log_matches_reference() {
+    let device = device();
+    let log = |x: &[f32]| {
+        let (a, mut dst) = (on(&device, x), stale(&device, x.len()));
+        gpu::log(a.as_slice(), dst.as_mut()).unwrap();
+        dst.to_vec().unwrap()
+    };
+    let mut x: Vec<f32> = uniform(1, 4500).into_iter().map(|x| (80.0 * x).exp()).collect();
+    x.extend((0..1000).map(|i| 0.99 + i as f32 * 2e-5)); // around 1, where ln is small
+    x.extend([1e-45, 1e-40, f32::MIN_POSITIVE, f32::MAX, 1.0]);
+    let expected: Vec<f64> = x.iter().map(|&x| (x as f64).ln()).collect();
+    assert_within("log", &log(&x), &expected, |i| 2.0 * 0.51 * ROUNDING * expected[i].abs());
+    let special = log(&[0.0, -0.0, f32::INFINITY, -1.0, f32::NAN, f32::NEG_INFINITY, -1e-45]);
+    assert_eq!(special[..3], [f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY], "log");
+    assert!(special[3..].iter().all(|x| x.is_nan()), "log: {special:?}");
 }
 
 #[test]

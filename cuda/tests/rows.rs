@@ -2,6 +2,7 @@
 
 use cuda::Buffer;
 use cuda::ops::embedding::{embedding, embedding_backward};
+use cuda::ops::lm_head_loss::{lm_head_loss, lm_head_loss_backward};
 use cuda::ops::reduce;
 use cuda::ops::rms_norm::{rms_norm, rms_norm_backward};
 use cuda::ops::rope::rope;
@@ -311,4 +312,59 @@ fn rope_has_the_bits_of_the_cpu() {
     let mut y = stale(&device, x.len());
     rope(x_on.as_slice(), cos.as_slice(), sin.as_slice(), shape, Rotation::Backward, y.as_mut()).unwrap();
     assert_eq!(bits(&y.to_vec().unwrap()), bits(&expected), "rope");
+}
+
+/// 2049 rows are two chunks.
+#[test]
+fn lm_head_loss_matches_reference() {
+    let device = device();
+    for (n, c, v) in [(0, 3, 5), (1, 1, 1), (5, 7, 11), (2049, 2, 3)] {
+        let (x, w, old, scale) = (uniform(1, n * c), uniform(2, v * c), uniform(3, v * c), 0.25);
+        let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % v as u32).collect();
+        let (x_on, w_on, targets_on) = (on(&device, &x), on(&device, &w), on(&device, &targets));
+        let (x_on, w_on, targets_on) = (x_on.as_slice(), w_on.as_slice(), targets_on.as_slice());
+        let (loss_ref, dx_ref, dw_ref) = reference::lm_head_loss(&x, &w, &targets, c, scale);
+        // The bounds in the CPU kernel's documentation: a row of the loss, a probability, then products of V and of N terms.
+        let abs = reference::lm_head_loss_abs(&x, &w, &targets, c, scale);
+        let of_logit = (c + 4) as f64 * ROUNDING * abs.logit;
+        let of_loss = n as f64 * (2.0 * of_logit + (2.0 * abs.logit + v as f64 + 4.0) * ROUNDING);
+        let relative = 2.0 * of_logit + (4.0 * abs.logit + v as f64 + 12.0) * ROUNDING;
+        for beta in [Beta::Zero, Beta::One] {
+            let what = format!("lm_head_loss [{n}, {c}] {v} {beta:?}");
+            let mut losses = [(); 2].map(|_| stale::<f64>(&device, 1));
+            lm_head_loss(x_on, w_on, targets_on, c, losses[0].as_mut()).unwrap();
+            let mut dx = stale(&device, n * c);
+            let mut dw = if beta == Beta::One { on(&device, &old) } else { stale(&device, v * c) };
+            let outputs = (dx.as_mut(), dw.as_mut(), losses[1].as_mut());
+            lm_head_loss_backward(x_on, w_on, targets_on, c, scale, outputs.0, beta, outputs.1, outputs.2).unwrap();
+            let [loss, again] = losses.map(|loss| loss.to_vec().unwrap()[0]);
+            assert!((loss - loss_ref).abs() <= of_loss, "{what}: {loss}, expected {loss_ref} within {of_loss:e}");
+            assert_eq!(loss.to_bits(), again.to_bits(), "{what}: the loss beside gradients");
+            let of_dx = |i: usize| abs.dx[i] * (relative + (v + 4) as f64 * ROUNDING);
+            assert_within(&format!("{what} dx"), &dx.to_vec().unwrap(), &dx_ref, of_dx);
+            let kept = |i: usize| f64::from(beta == Beta::One) * old[i] as f64;
+            let dw_ref: Vec<f64> = dw_ref.iter().enumerate().map(|(i, d)| d + kept(i)).collect();
+            let of_products = (n + 5) as f64 * ROUNDING;
+            assert_within(&format!("{what} dw"), &dw.to_vec().unwrap(), &dw_ref, |i| {
+                abs.dw[i] * (relative + of_products) + of_products * kept(i).abs()
+            });
+        }
+    }
+}
+
+#[test]
+fn first_non_finite_is_the_first() {
+    let device = device();
+    for (len, bad) in
+        [(0, vec![]), (5, vec![]), (5, vec![4]), (9000, vec![8999]), (20_000, vec![17_000, 8193, 9000, 12_345])]
+    {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = uniform(1, len);
+            bad.iter().for_each(|&i| x[i] = value);
+            let mut position = on(&device, &[u64::MAX]);
+            reduce::first_non_finite(on(&device, &x).as_slice(), position.as_mut()).unwrap();
+            let expected = bad.iter().min().map_or(u64::MAX, |&i| i as u64);
+            assert_eq!(position.to_vec().unwrap(), [expected], "first_non_finite len={len} {value}");
+        }
+    }
 }

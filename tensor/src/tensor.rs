@@ -4,6 +4,7 @@ use crate::check;
 use crate::pool::Block;
 use crate::{DType, Device, Shape, Storage};
 use bytemuck::Pod;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Elements of one [`DType`] in a [`Shape`], at strides in a [`Storage`]. Cloning and making views share the storage.
@@ -39,22 +40,25 @@ impl Tensor {
         Tensor::stale_on(&Device::Cpu, shape, dtype)
     }
 
-    /// [`stale`](Tensor::stale) on a device: how every operation makes its result. Panics if its memory does not suffice.
+    /// [`stale`](Tensor::stale) on a device. Panics if its memory does not suffice.
     #[track_caller]
     pub fn stale_on(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
+        Tensor::try_stale_on(device, shape, dtype).unwrap_or_else(|e| panic!("a tensor of shape {shape}: {e}"))
+    }
+
+    /// [`stale_on`](Tensor::stale_on), with the GPU's failure as an error.
+    #[track_caller]
+    pub(crate) fn try_stale_on(device: &Device, shape: Shape, dtype: DType) -> Result<Tensor, cuda::Error> {
         let bytes = shape.iter().try_fold(dtype.size(), |n, &extent| n.checked_mul(extent));
         let Some(bytes) = bytes.filter(|&n| n <= isize::MAX as usize) else {
             panic!("Tensor::stale: shape {shape} has too many elements")
         };
         let storage = match device {
             Device::Cpu => Storage::Cpu(Arc::new(Block::new(bytes))),
-            Device::Cuda(gpu) => match cuda::Buffer::stale(gpu, bytes) {
-                Ok(buffer) => Storage::Cuda(Arc::new(buffer)),
-                Err(e) => panic!("a tensor of shape {shape}: {e}"),
-            },
+            Device::Cuda(gpu) => Storage::Cuda(Arc::new(cuda::Buffer::stale(gpu, bytes)?)),
         };
-        Tensor { storage, dtype, shape, strides: shape.row_major_strides(), offset: 0 }
+        Ok(Tensor { storage, dtype, shape, strides: shape.row_major_strides(), offset: 0 })
     }
 
     /// The tensor with these elements, row by row, on the CPU. Panics if their number does not fit the shape.
@@ -216,6 +220,12 @@ impl Tensor {
         &mut block.elements_mut()[range]
     }
 
+    /// Where the elements of a dense tensor lie in its storage. No elements lie anywhere.
+    pub(crate) fn range(&self) -> Range<usize> {
+        let start = if self.elements() == 0 { 0 } else { self.offset };
+        start..start + self.elements()
+    }
+
     /// The elements of a contiguous tensor on a GPU.
     #[track_caller]
     pub(crate) fn cuda_slice<T: Element>(&self) -> cuda::Slice<'_, T> {
@@ -228,7 +238,7 @@ impl Tensor {
     pub(crate) fn cuda_words(&self) -> cuda::Slice<'_, u32> {
         assert!(self.is_contiguous(), "a tensor of shape {} and strides {} read as a slice", self.shape, self.strides);
         let Storage::Cuda(buffer) = &self.storage else { panic!("a tensor on the cpu read on a GPU") };
-        buffer.as_slice().cast().part(self.offset..self.offset + self.elements())
+        buffer.as_slice().cast().part(self.range())
     }
 
     /// The elements of a contiguous tensor on a GPU that nothing else shares.
@@ -236,7 +246,7 @@ impl Tensor {
     pub(crate) fn cuda_slice_mut<T: Element>(&mut self) -> cuda::SliceMut<'_, T> {
         assert!(self.dtype == T::DTYPE, "a tensor of {} written as {}", self.dtype, T::DTYPE);
         assert!(self.is_contiguous(), "a tensor of shape {} and strides {} written", self.shape, self.strides);
-        let range = self.offset..self.offset + self.elements();
+        let range = self.range();
         let Storage::Cuda(buffer) = &mut self.storage else { panic!("a tensor on the cpu written on a GPU") };
         let buffer = Arc::get_mut(buffer).expect("a tensor is written only while nothing else shares its storage");
         buffer.as_mut().cast().part(range)

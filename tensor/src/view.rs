@@ -78,7 +78,7 @@ impl Tensor {
             return Ok(self.clone());
         }
         // Elements of either type are four bytes, and moved as such.
-        let mut out = Tensor::stale_on(&self.device(), self.shape, DType::U32);
+        let mut out = Tensor::try_stale_on(&self.device(), self.shape, DType::U32)?;
         match &self.storage {
             Storage::Cpu(block) => gather(block.elements(), self.offset, &self.shape, &self.strides, out.slice_mut()),
             Storage::Cuda(buffer) => {
@@ -112,8 +112,9 @@ fn gather(src: &[u32], offset: usize, shape: &[usize], strides: &[usize], dst: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MAX_RANK;
+    use crate::{Device, MAX_RANK};
     use proptest::prelude::*;
+    use std::sync::OnceLock;
 
     /// A tensor as the plainest thing that can be right: its elements in row-major order.
     #[derive(Clone)]
@@ -196,6 +197,11 @@ mod tests {
         }
     }
 
+    fn gpu() -> &'static Device {
+        static GPU: OnceLock<Device> = OnceLock::new();
+        GPU.get_or_init(|| Device::Cuda(cuda_testing::device()))
+    }
+
     proptest! {
         #[test]
         fn views_agree_with_the_index_model(
@@ -205,8 +211,11 @@ mod tests {
             let n = dims.iter().product::<usize>();
             let mut model = Model { shape: dims.clone(), data: (0..n as u32).collect() };
             let mut x = Tensor::from_slice(&model.data, &dims[..]);
+            let mut there = x.to_device(gpu()).unwrap();
             for at in steps {
+                (there, _) = step(&there, &model, at);
                 (x, model) = step(&x, &model, at);
+                prop_assert_eq!(there.to_vec::<u32>().unwrap(), model.data.clone(), "on a GPU, after {:?}", at);
                 prop_assert_eq!(&*x.shape(), &model.shape[..], "after {:?}", at);
                 prop_assert_eq!(x.to_vec::<u32>().unwrap(), model.data.clone(), "after {:?}", at);
                 prop_assert!(x.contiguous().is_contiguous());

@@ -38,7 +38,7 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, beta: Beta, c: &mut Tensor) {
 /// A matrix on a GPU, dense as it is or as its transpose.
 fn cuda_mat(x: &Tensor) -> DenseMat<'_, f32> {
     let Storage::Cuda(buffer) = &x.storage else { unreachable!("place() said a GPU") };
-    let data = buffer.as_slice().cast().part(x.offset..x.offset + x.elements());
+    let data = buffer.as_slice().cast().part(x.range());
     let &[rows, cols] = &*x.shape else { unreachable!("a matrix was expected") };
     if x.is_contiguous() { DenseMat::new(data, rows, cols) } else { DenseMat::new(data, cols, rows).t() }
 }

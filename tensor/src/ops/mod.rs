@@ -51,7 +51,10 @@ impl Place<'_> {
     /// A tensor there, to be overwritten: the op's result. Panics if the memory does not suffice.
     #[track_caller]
     pub(crate) fn stale(&self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
-        Tensor::stale_on(&self.device(), shape, dtype)
+        match self {
+            Place::Cpu(_) => Tensor::stale(shape, dtype),
+            Place::Cuda(gpu) => gpu.done(Tensor::try_stale_on(&self.device(), shape.into(), dtype)),
+        }
     }
 
     /// All elements `value`, there.
