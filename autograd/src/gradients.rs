@@ -1,7 +1,7 @@
 //! Where gradients add up.
 
 use crate::tape::Var;
-use tensor::{Beta, DType, Shape, Tensor, ops};
+use tensor::{Beta, DType, Device, Shape, Tensor, ops};
 
 /// Names the place of a variable's gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,38 +60,44 @@ impl Gradients {
         *self.entry(slot) = Some(sum);
     }
 
-    /// Lets `f` write or add a gradient of `shape` into its buffer: the [`Beta`] says whether there is something to add to.
+    /// Lets `f` write or add a gradient of `shape` into its buffer on `device`: the [`Beta`] says whether there is something to add to.
     /// Does nothing if the gradient is not wanted.
-    pub fn accumulate(&mut self, slot: Option<Slot>, shape: Shape, f: impl FnOnce(Beta, &mut Tensor)) {
+    pub fn accumulate(&mut self, slot: Option<Slot>, device: &Device, shape: Shape, f: impl FnOnce(Beta, &mut Tensor)) {
         if slot.is_some() {
-            let (beta, mut d) = self.take_or_stale(slot, shape);
+            let (beta, mut d) = self.take_or_stale(slot, device, shape);
             f(beta, &mut d);
             self.add(slot, d);
         }
     }
 
     /// As [`accumulate`](Gradients::accumulate), for kernels that only add: the buffer begins with zeros.
-    pub fn accumulate_onto_zeros(&mut self, slot: Option<Slot>, shape: Shape, f: impl FnOnce(&mut Tensor)) {
+    pub fn accumulate_onto_zeros(
+        &mut self,
+        slot: Option<Slot>,
+        device: &Device,
+        shape: Shape,
+        f: impl FnOnce(&mut Tensor),
+    ) {
         if slot.is_some() {
-            let mut d = self.take_or_zeros(slot, shape);
+            let mut d = self.take_or_zeros(slot, device, shape);
             f(&mut d);
             self.add(slot, d);
         }
     }
 
     /// For kernels that make several gradients at once: takes out what is in `slot`, to be added to ([`Beta::One`]), or else
-    /// a buffer of `shape` to be overwritten ([`Beta::Zero`]). It goes back by [`add`](Gradients::add). A gradient that is
+    /// a buffer of `shape` on `device` to be overwritten ([`Beta::Zero`]). It goes back by [`add`](Gradients::add). A gradient that is
     /// not wanted has a buffer too, since such a kernel writes it all the same.
-    pub fn take_or_stale(&mut self, slot: Option<Slot>, shape: Shape) -> (Beta, Tensor) {
+    pub fn take_or_stale(&mut self, slot: Option<Slot>, device: &Device, shape: Shape) -> (Beta, Tensor) {
         match slot.and_then(|slot| self.take_slot(slot)) {
             Some(sum) => (Beta::One, into_writable(sum)),
-            None => (Beta::Zero, Tensor::stale(shape, DType::F32)),
+            None => (Beta::Zero, Tensor::stale_on(device, shape, DType::F32)),
         }
     }
 
     /// As [`take_or_stale`](Gradients::take_or_stale), for kernels that only add: what is in `slot`, or else zeros.
-    pub fn take_or_zeros(&mut self, slot: Option<Slot>, shape: Shape) -> Tensor {
-        slot.and_then(|slot| self.take_slot(slot)).map_or_else(|| Tensor::zeros(shape), into_writable)
+    pub fn take_or_zeros(&mut self, slot: Option<Slot>, device: &Device, shape: Shape) -> Tensor {
+        slot.and_then(|slot| self.take_slot(slot)).map_or_else(|| Tensor::zeros_on(device, shape), into_writable)
     }
 
     pub(crate) fn take_slot(&mut self, slot: Slot) -> Option<Tensor> {

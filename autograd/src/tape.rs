@@ -267,7 +267,7 @@ impl<'t> Var<'t> {
             assert!(free, "backward: slot {} holds the gradient of another tape's leaf", result.index);
         }
         self.tape.spent.set(self.tape.slots.get());
-        grads.add(Some(slot), Tensor::full(1.0, self.value.shape()));
+        grads.add(Some(slot), Tensor::full_on(&self.value.device(), 1.0, self.value.shape()));
         loop {
             // In a statement of its own: the tape must not be borrowed while the op runs.
             let node = self.tape.nodes.borrow_mut().pop();

@@ -30,7 +30,9 @@ impl Op for Embedding {
     /// `dtable[tokens[n], :] += dy[n, :]`, in the order of the tokens.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let (slot, shape) = self.table;
-        grads.accumulate_onto_zeros(slot, shape, |d_table| ops::embedding_backward(&dy, &self.tokens, d_table));
+        grads.accumulate_onto_zeros(slot, &dy.device(), shape, |d_table| {
+            ops::embedding_backward(&dy, &self.tokens, d_table)
+        });
     }
 }
 

@@ -69,7 +69,7 @@ impl Op for GatedDownProj {
             let dh = ops::matmul(&dy, &self.weight).reshape(self.g.shape());
             ops::gated_activation_backward(self.act, self.l1, &dh, &self.g, &self.u)
         };
-        grads.accumulate(self.weight_slot, self.weight.shape(), |beta, dw| {
+        grads.accumulate(self.weight_slot, &dy.device(), self.weight.shape(), |beta, dw| {
             ops::matmul_into(&dy.t(), &as_matrix(&h), beta, dw)
         });
         grads.add(self.g_slot, dg);

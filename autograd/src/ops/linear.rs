@@ -33,10 +33,12 @@ impl Op for Linear {
     /// `dx += dy W`, `dW += dy^T x`.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let dy = as_matrix(&dy);
-        grads.accumulate(self.weight_slot, self.weight.shape(), |beta, dw| {
+        let device = dy.device();
+        grads.accumulate(self.weight_slot, &device, self.weight.shape(), |beta, dw| {
             ops::matmul_into(&dy.t(), &as_matrix(&self.x), beta, dw)
         });
-        grads.accumulate(self.x_slot, self.x.shape(), |beta, dx| ops::matmul_into(&dy, &self.weight, beta, dx));
+        grads
+            .accumulate(self.x_slot, &device, self.x.shape(), |beta, dx| ops::matmul_into(&dy, &self.weight, beta, dx));
     }
 }
 

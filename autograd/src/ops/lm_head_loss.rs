@@ -25,12 +25,12 @@ impl<'t> Var<'t> {
         let (loss, op) = if self.slot.is_none() && weight.slot.is_none() {
             (ops::lm_head_loss(x, w, targets), None)
         } else {
-            let mut d_weight = Tensor::stale(w.shape(), DType::F32);
+            let mut d_weight = Tensor::stale_on(&w.device(), w.shape(), DType::F32);
             let made = ops::lm_head_loss_backward(x, w, targets, scale, Beta::Zero, &mut d_weight);
             let (x_slot, weight_slot) = (self.slot, weight.slot);
             (made.loss, Some(LmHeadLoss { dx: made.dx, d_weight, x_slot, weight_slot }))
         };
-        let y = Tensor::scalar((scale as f64 * loss) as f32);
+        let y = Tensor::full_on(&x.device(), (scale as f64 * loss) as f32, []);
         let y = self.tape.record("lm_head_loss", y, &[self, weight], || op.expect("made above for a wanted gradient"));
         (y, loss)
     }

@@ -27,7 +27,7 @@ impl Op for Narrow {
     /// `dx[start .. start + len] += dy` along the axis; elsewhere it is 0.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let (slot, shape) = self.x;
-        grads.accumulate_onto_zeros(slot, shape, |dx| ops::add_to_range(&dy, self.axis, self.start, dx));
+        grads.accumulate_onto_zeros(slot, &dy.device(), shape, |dx| ops::add_to_range(&dy, self.axis, self.start, dx));
     }
 }
 

@@ -36,8 +36,8 @@ impl Op for RmsNorm {
     /// With `n = x r`: `dx += r (dy weight - n mean(dy weight n))`, `dweight += sum over rows of dy n`.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let RmsNorm { x, weight, inv_rms, .. } = &*self;
-        let (beta, mut dx) = grads.take_or_stale(self.x_slot, x.shape());
-        let mut d_weight = grads.take_or_zeros(self.weight_slot, weight.shape());
+        let (beta, mut dx) = grads.take_or_stale(self.x_slot, &dy.device(), x.shape());
+        let mut d_weight = grads.take_or_zeros(self.weight_slot, &dy.device(), weight.shape());
         ops::rms_norm_backward(&dy, x, weight, inv_rms, beta, &mut dx, &mut d_weight);
         grads.add(self.x_slot, dx);
         grads.add(self.weight_slot, d_weight);
