@@ -4,6 +4,7 @@
 // and 128; the columns from D to DIM are zeros in shared memory.
 #pragma once
 #include "math.cuh"
+#include "mma.cuh"
 
 struct Shape {
     u32 q_len, kv_len, n_heads, n_kv_heads, d;
@@ -105,12 +106,7 @@ template <u32 DIM> DEVICE void load_right(u32 tile, u32 row, u32 column, u32 (&t
                  : "memory");
 }
 
-// d += a b, and the same for the next eight columns. Of d, a thread has the columns 2 (lane % 4) and one more, of the rows lane / 4 and 8 more.
-DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+// d += a b for 16 columns of b.
 DEVICE void mma_pair(float (&d0)[4], float (&d1)[4], const u32 (&a)[4], const u32 (&b)[4]) {
     mma(d0, a, b[0], b[1]);
     mma(d1, a, b[2], b[3]);

@@ -306,6 +306,7 @@ DEVICE void backward_q(const float *q, const float *k, const float *v, const flo
     write_rows<R, DIM>(sums, scale, rows, s.d, s.q_stride(), aligned, add, dq + q_at);
 }
 
+// One block for a multiprocessor is enough to ask for: left to itself, ptxas for sm_120 saves registers for more, and spills.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define SHAPE u32 q_len, u32 kv_len, u32 n_heads, u32 n_kv_heads, u32 d
 

@@ -6,7 +6,7 @@
 // A tile lies in shared memory as its operand does in global memory: 128 rows of 32 along K, or 32 rows (of K) of 128. ldmatrix
 // transposes the second kind, so no operand is ever transposed in memory. Rows are cut into pieces of 16 bytes, and piece p of row r lies at place
 // p ^ f(r), so that the eight rows that ldmatrix reads at once, and the eight pieces that are written at once, lie in different banks.
-#include "common.cuh"
+#include "mma.cuh"
 
 constexpr u32 TILE = 128;   // of M and N
 constexpr u32 TILE_K = 32;
@@ -80,12 +80,6 @@ template <bool K_CONTIGUOUS> struct Operand {
             asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from));
     }
 };
-
-DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 constexpr u32 C_ROWS = 64;         // of a tile of C go through shared memory at once
 constexpr u32 C_STRIDE = TILE + 8; // floats: threads of a warp that write two each meet no bank twice

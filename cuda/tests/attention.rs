@@ -166,7 +166,7 @@ fn check_both(shape: AttentionShape, size: f32) {
 
 #[test]
 fn attention_matches_reference_for_every_length() {
-    for lens in [[1, 1], [1, 65], [2, 3], [15, 17], [63, 64], [33, 70], [66, 66]] {
+    for lens in [[0, 3], [1, 1], [1, 65], [2, 3], [15, 17], [63, 64], [33, 70], [66, 66]] {
         check_both(shape(1, lens, [1, 1], 16), 1.0);
     }
 }
@@ -180,9 +180,8 @@ fn attention_matches_reference_over_blocks() {
 
 #[test]
 fn attention_matches_reference_for_every_grouping() {
-    for heads in [[4, 4], [4, 2], [3, 1]] {
-        check_both(shape(2, [19, 23], heads, 16), 1.0);
-    }
+    check_both(shape(2, [19, 23], [4, 2], 16), 1.0);
+    check_both(shape(1, [19, 23], [3, 1], 16), 1.0);
     check_both(shape(1, [70, 70], [2, 1], 16), 1.0);
 }
 
