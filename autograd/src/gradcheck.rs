@@ -26,7 +26,7 @@
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Tape, Var};
 use kernels::testing::{ROUNDING, uniform};
-use tensor::{Shape, Tensor, ops, pool};
+use tensor::{Device, Shape, Tensor, ops, pool};
 
 /// The first of three steps, each half of the one before. For inputs of 1/8 and more a relative step of 2^-7, whose fourth
 /// power, over the 4 * 5! of R2's error term, is below rounding even where a function varies as fast as `1 / x`.
@@ -52,6 +52,7 @@ pub struct GradCheck<'a> {
     inputs: Vec<Tensor>,
     roundings: usize,
     sizes: Option<Box<Sizes<'a>>>,
+    device: Device,
 }
 
 /// An input fit for a check: reproducible values in `-1.125 ..= 1.125`, at least 1/8 away from 0, on a grid of 2^-23.
@@ -72,7 +73,7 @@ impl<'a> GradCheck<'a> {
     /// A check of `name` at these inputs; what is not differentiated (tokens, tables) stays with the closures of
     /// [`run`](GradCheck::run).
     pub fn new(name: &'a str, inputs: &[Tensor]) -> Self {
-        GradCheck { name, inputs: inputs.to_vec(), roundings: 0, sizes: None }
+        GradCheck { name, inputs: inputs.to_vec(), roundings: 0, sizes: None, device: Device::Cpu }
     }
 
     /// Sets k: the most terms that are summed on the way to a gradient, and what functions such as exp add, in roundings.
@@ -84,6 +85,11 @@ impl<'a> GradCheck<'a> {
     /// the results of `|r| |d result / d input|`, from the differences.
     pub fn sizes(self, sizes: impl Fn(&[&[f32]], &[f32]) -> Vec<Vec<f64>> + 'a) -> Self {
         GradCheck { sizes: Some(Box::new(sizes)), ..self }
+    }
+
+    /// Puts the inputs on a device. Tensors that the closures keep must be there too.
+    pub fn on(self, device: &Device) -> Self {
+        GradCheck { device: device.clone(), ..self }
     }
 
     /// Runs the op on every choice of inputs whose gradient is wanted; then twice into the same [`Gradients`].
@@ -170,11 +176,13 @@ impl<'a> GradCheck<'a> {
     ) -> Vec<Vec<f32>> {
         let tape = Tape::new();
         let var = |(i, x): (usize, &Tensor)| if wanted(i) { tape.leaf(x.clone()) } else { tape.constant(x.clone()) };
-        let inputs: Vec<Var> = self.inputs.iter().enumerate().map(var).collect();
+        let there = |x: &Tensor| x.to_device(&self.device).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let inputs: Vec<Tensor> = self.inputs.iter().map(there).collect();
+        let inputs: Vec<Var> = inputs.iter().enumerate().map(var).collect();
         let out = forward(&inputs);
         let elements = out.value().elements();
         assert_eq!(elements, r.len(), "{}: the reference gives {} results, the op {elements}", self.name, r.len());
-        weighted_sum(&out, Tensor::from_slice(r, out.value().shape())).backward(grads);
+        weighted_sum(&out, there(&Tensor::from_slice(r, out.value().shape()))).backward(grads);
         let gradient = |(i, x): (usize, &Var)| {
             let g = grads.get(x).map(to_vec);
             assert!(

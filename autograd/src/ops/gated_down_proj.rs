@@ -80,7 +80,7 @@ impl Op for GatedDownProj {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input, weights_of_results};
-    use crate::ops::testing::activations;
+    use crate::ops::testing::{activations, devices};
     use kernels::reference;
     use tensor::{Activation, Shape};
 
@@ -115,11 +115,13 @@ mod tests {
                 let shape = Shape::new(&[lead, &[f]].concat());
                 let rows = shape.elements() / f;
                 let inputs = [input(1, shape), input(2, shape), input(3, [c, f])];
-                // dh is a sum over C, dW2 one over the rows; psi is within 5 ULP, and two products follow.
-                let check = GradCheck::new("gated_down_proj", &inputs).roundings(c.max(rows) + 12);
-                check
-                    .sizes(move |x, r| sizes(act, 0.0, [f, c], x, r))
-                    .run(|x| x[0].gated_down_proj(&x[1], &x[2], act), |x| reference(act, [f, c], x));
+                for device in devices() {
+                    // dh is a sum over C, dW2 one over the rows; psi is within 5 ULP, and two products follow.
+                    let check = GradCheck::new("gated_down_proj", &inputs).roundings(c.max(rows) + 12).on(&device);
+                    check
+                        .sizes(move |x, r| sizes(act, 0.0, [f, c], x, r))
+                        .run(|x| x[0].gated_down_proj(&x[1], &x[2], act), |x| reference(act, [f, c], x));
+                }
             }
         }
     }

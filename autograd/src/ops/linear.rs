@@ -32,8 +32,7 @@ impl Op for Linear {
 
     /// `dx += dy W`, `dW += dy^T x`.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
-        let dy = as_matrix(&dy);
-        let device = dy.device();
+        let (dy, device) = (as_matrix(&dy), dy.device());
         grads.accumulate(self.weight_slot, &device, self.weight.shape(), |beta, dw| {
             ops::matmul_into(&dy.t(), &as_matrix(&self.x), beta, dw)
         });
@@ -62,7 +61,7 @@ pub(crate) fn as_matrix(x: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::product_sizes;
+    use crate::ops::testing::{devices, product_sizes};
     use kernels::{Mat, reference};
     use tensor::Shape;
 
@@ -78,9 +77,10 @@ mod tests {
                 vec![dx, (0..n * k).map(|i| dw_t[i % k * n + i / k]).collect()]
             };
             // dx sums over N, dW over the rows.
-            let check =
-                GradCheck::new("linear", &[input(1, shape), input(2, [n, k])]).roundings(rows.max(n)).sizes(sizes);
-            check.run(|x| x[0].linear(&x[1]), product);
+            for device in devices() {
+                let check = GradCheck::new("linear", &[input(1, shape), input(2, [n, k])]).roundings(rows.max(n));
+                check.on(&device).sizes(sizes).run(|x| x[0].linear(&x[1]), product);
+            }
         }
     }
 

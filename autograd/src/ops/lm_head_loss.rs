@@ -56,6 +56,7 @@ impl Op for LmHeadLoss {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::devices;
     use crate::{Gradients, Tape};
     use kernels::reference;
     use tensor::{Shape, Tensor};
@@ -94,12 +95,14 @@ mod tests {
             let shape = Shape::new(&[lead, &[c]].concat());
             let rows = shape.elements() / c;
             let targets = &targets[..rows];
-            let indices = Tensor::from_slice(targets, lead);
-            let check = GradCheck::new("lm_head_loss", &[input(1, shape), input(2, [v, c])]);
-            check.roundings(roundings(rows, c, v)).sizes(move |x, r| sizes(c, targets, x, r)).run(
-                |x| x[0].lm_head_loss(&x[1], &indices, SCALE).0,
-                |x| vec![SCALE as f64 * reference::lm_head_loss(x[0], x[1], targets, c, 1.0).0],
-            );
+            for device in devices() {
+                let indices = Tensor::from_slice(targets, lead).to_device(&device).unwrap();
+                let check = GradCheck::new("lm_head_loss", &[input(1, shape), input(2, [v, c])]).on(&device);
+                check.roundings(roundings(rows, c, v)).sizes(move |x, r| sizes(c, targets, x, r)).run(
+                    |x| x[0].lm_head_loss(&x[1], &indices, SCALE).0,
+                    |x| vec![SCALE as f64 * reference::lm_head_loss(x[0], x[1], targets, c, 1.0).0],
+                );
+            }
         }
     }
 

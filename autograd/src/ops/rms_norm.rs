@@ -47,6 +47,7 @@ impl Op for RmsNorm {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::devices;
     use kernels::reference;
     use tensor::Shape;
 
@@ -67,11 +68,13 @@ mod tests {
     fn rms_norm_gradients() {
         for (lead, c) in [(&[1][..], 1), (&[], 3), (&[2, 3], 5), (&[7], 2), (&[3, 5], 33)] {
             let shape = Shape::new(&[lead, &[c]].concat());
-            let check = GradCheck::new("rms_norm", &[input(1, shape), input(2, [c])]);
-            check
-                .roundings(roundings(shape.elements() / c, c))
-                .sizes(sizes)
-                .run(|x| x[0].rms_norm(&x[1], EPS), |x| reference::rms_norm(x[0], x[1], EPS).0);
+            for device in devices() {
+                let check = GradCheck::new("rms_norm", &[input(1, shape), input(2, [c])]).on(&device);
+                check
+                    .roundings(roundings(shape.elements() / c, c))
+                    .sizes(sizes)
+                    .run(|x| x[0].rms_norm(&x[1], EPS), |x| reference::rms_norm(x[0], x[1], EPS).0);
+            }
         }
     }
 

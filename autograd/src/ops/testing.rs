@@ -1,7 +1,12 @@
 //! What the gradient checks of several ops share.
 
 use kernels::{Mat, reference};
-use tensor::{Activation, Fixed, MaskSite, Positive};
+use tensor::{Activation, Device, Fixed, MaskSite, Positive};
+
+/// The CPU, and a GPU: the interpreter of its kernels.
+pub fn devices() -> [Device; 2] {
+    [Device::Cpu, Device::Cuda(cuda_testing::device())]
+}
 
 /// Pairs of shapes that broadcast: equal, to more axes, both ways at once, scalars.
 pub fn broadcast_shapes() -> impl Iterator<Item = (&'static [usize], &'static [usize])> {
