@@ -55,6 +55,7 @@ impl Op for Attention {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::devices;
     use kernels::attention::AttentionShape;
     use kernels::reference;
 
@@ -78,12 +79,14 @@ mod tests {
             let scale = 1.0 / (head_dim as f32).sqrt();
             let kv = [batch, kv_len, n_kv_heads, head_dim];
             let inputs = [input(1, [batch, q_len, n_heads, head_dim]), input(2, kv), input(3, kv)];
-            let check = GradCheck::new("attention", &inputs).roundings(roundings(shape, scale)).sizes(|x, r| {
-                let abs = reference::attention_abs(shape, scale, x[0], x[1], x[2], r);
-                vec![abs.dq, abs.dk, abs.dv]
-            });
-            let out = |x: &[&[f32]]| reference::attention(shape, scale, x[0], x[1], x[2]).0;
-            check.run(|x| x[0].attention(&x[1], &x[2], scale), out);
+            for device in devices() {
+                let check = GradCheck::new("attention", &inputs).roundings(roundings(shape, scale)).sizes(|x, r| {
+                    let abs = reference::attention_abs(shape, scale, x[0], x[1], x[2], r);
+                    vec![abs.dq, abs.dk, abs.dv]
+                });
+                let out = |x: &[&[f32]]| reference::attention(shape, scale, x[0], x[1], x[2]).0;
+                check.on(&device).run(|x| x[0].attention(&x[1], &x[2], scale), out);
+            }
         }
     }
 

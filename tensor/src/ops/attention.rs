@@ -1,6 +1,7 @@
 use super::{Place, place};
 use crate::check::{expect_shape, reads};
 use crate::{Beta, DType, Tensor};
+use cuda::ops::attention as on_gpu;
 use kernels::attention::{self as kernel, AttentionSaved, AttentionShape};
 
 /// The result of [`attention`].
@@ -24,21 +25,25 @@ fn shape_of(op: &str, q: &Tensor, k: &Tensor, v: &Tensor) -> AttentionShape {
 }
 
 /// Causal attention, `softmax(scale Q K^T) V`, with grouped key-value heads.
-/// Shapes: q `[B, Tq, H, D]`; k, v `[B, Tk, K, D]`, Tk at least Tq, K dividing H.
+/// Shapes: q `[B, Tq, H, D]`; k, v `[B, Tk, K, D]`, Tk at least Tq, K dividing H. D is at most 128 on a GPU.
 #[track_caller]
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Attention {
     let shape = shape_of("attention", q, k, v);
-    match place("attention", &[reads("q", q), reads("k", k), reads("v", v)]) {
+    let place = place("attention", &[reads("q", q), reads("k", k), reads("v", v)]);
+    let mut out = place.stale(q.shape, DType::F32);
+    let mut lse = place.stale([shape.batch, shape.n_heads, shape.q_len], DType::F32);
+    let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
+    match place {
         Place::Cpu(team) => {
-            let mut out = Tensor::stale(q.shape, DType::F32);
-            let mut lse = Tensor::stale([shape.batch, shape.n_heads, shape.q_len], DType::F32);
-            let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
             let (q, k, v) = (q.slice(), k.slice(), v.slice());
             kernel::attention(&team, shape, scale, q, k, v, out.slice_mut(), lse.slice_mut());
-            Attention { out, lse }
         }
-        Place::Cuda(gpu) => gpu.no_kernel(),
+        Place::Cuda(gpu) => {
+            let (q, k, v) = (q.cuda_slice::<f32>(), k.cuda_slice(), v.cuda_slice());
+            gpu.done(on_gpu::attention(shape, scale, q, k, v, out.cuda_slice_mut(), lse.cuda_slice_mut()));
+        }
     }
+    Attention { out, lse }
 }
 
 /// The gradients `(dq, dk, dv)` of [`attention`].
@@ -58,16 +63,22 @@ pub fn attention_backward(
     let Attention { out, lse } = forward;
     let operands =
         [reads("d_out", d_out), reads("q", q), reads("k", k), reads("v", v), reads("out", out), reads("lse", lse)];
-    match place("attention_backward", &operands) {
+    let place = place("attention_backward", &operands);
+    let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| place.stale(x.shape, DType::F32));
+    let [q, k, v, out, lse, d_out] = [q, k, v, out, lse, d_out].map(Tensor::contiguous);
+    match place {
         Place::Cpu(team) => {
-            let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| Tensor::stale(x.shape, DType::F32));
-            let (q, k, v, d_out) = (q.contiguous(), k.contiguous(), v.contiguous(), d_out.contiguous());
-            let (out, lse) = (out.contiguous(), lse.contiguous());
             let saved = AttentionSaved { q: q.slice(), k: k.slice(), v: v.slice(), out: out.slice(), lse: lse.slice() };
             let (dq_s, dk_s, dv_s) = (dq.slice_mut(), dk.slice_mut(), dv.slice_mut());
             kernel::attention_backward(&team, shape, scale, saved, d_out.slice(), Beta::Zero, dq_s, dk_s, dv_s);
-            (dq, dk, dv)
         }
-        Place::Cuda(gpu) => gpu.no_kernel(),
+        Place::Cuda(gpu) => {
+            let (q, k, v) = (q.cuda_slice::<f32>(), k.cuda_slice(), v.cuda_slice());
+            let saved = on_gpu::AttentionSaved { q, k, v, out: out.cuda_slice(), lse: lse.cuda_slice() };
+            let (dq, dk, dv) = (dq.cuda_slice_mut(), dk.cuda_slice_mut(), dv.cuda_slice_mut());
+            let d_out = d_out.cuda_slice();
+            gpu.done(on_gpu::attention_backward(shape, scale, saved, d_out, Beta::Zero, dq, dk, dv));
+        }
     }
+    (dq, dk, dv)
 }

@@ -93,12 +93,6 @@ impl Gpu<'_> {
         });
         self.done(made)[0]
     }
-
-    /// Panics: the op has no kernel for a GPU.
-    #[track_caller]
-    pub(crate) fn no_kernel(&self) -> ! {
-        panic!("{}: no kernel for {:?}; move the operands to the cpu with to_device", self.op, self.device)
-    }
 }
 
 /// The place of `operands`. Panics if they lie on different devices, are not of the element type, or are to be written and
