@@ -159,7 +159,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// A module from PTX. It stays until the driver is dropped.
     fn load(&self, ptx: &str) -> Result<Handle, Failure>;
-    /// A kernel of a module, allowed this much dynamic shared memory.
+    /// A kernel of a module. A block of it has at most 48 KiB of shared memory, what drivers give without being asked for more.
     fn function(&self, module: Handle, entry: &str) -> Result<Handle, Failure>;
     /// Runs a kernel.
     ///
