@@ -5,6 +5,11 @@ use cuda::ops::elementwise::{add, scale};
 use cuda::{Buffer, Device, Error, Pinned};
 use cuda_testing::{Interpreter, device, on, stale};
 
+/// Where `device` may be a GPU, and the test wants what only an interpreter has.
+fn interpreted() -> Device {
+    Interpreter::default().device()
+}
+
 fn pooled() -> Device {
     Interpreter { pooled: true, ..Interpreter::default() }.device()
 }
@@ -37,7 +42,7 @@ fn a_part_outside_of_a_buffer_is_refused() {
 #[test]
 #[should_panic(expected = "add_f32: operands on")]
 fn operands_of_two_devices_are_refused() {
-    let (a, b) = (device(), device());
+    let (a, b) = (interpreted(), interpreted());
     let mut dst = stale(&a, 1);
     let _ = add(on(&a, &[1.0]).as_slice(), on(&b, &[1.0]).as_slice(), dst.as_mut());
 }
@@ -100,7 +105,7 @@ fn stale_buffers_of_the_pool_are_nan_if_that_is_wanted() {
 
 #[test]
 fn a_failed_kernel_is_named_and_ends_the_device() {
-    for device in [device(), pooled()] {
+    for device in [interpreted(), pooled()] {
         let (a, unwritten, mut dst) = (on(&device, &[1.0f32; 300]), stale::<f32>(&device, 300), stale(&device, 300));
         scale(2.0, a.as_slice(), dst.as_mut()).unwrap();
         let error = add(a.as_slice(), unwritten.as_slice(), dst.as_mut()).unwrap_err();
@@ -155,7 +160,7 @@ fn pinned_memory_is_copied_to_and_from() {
 
 #[test]
 fn events_tell_the_time_between_them() {
-    let device = device();
+    let device = interpreted();
     let a = on(&device, &[1.0]);
     let mut b = stale(&device, 1);
     let start = device.record().unwrap();

@@ -11,9 +11,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A device as large as a real one, whose calls are done when they return.
+/// The variable that names a GPU for [`device`] by its number.
+pub const GPU_VARIABLE: &str = "KERNELS_CUDA_TEST";
+
+/// A device as large as a real one, whose calls are done when they return. With `KERNELS_CUDA_TEST=0` in the environment it is GPU number 0
+/// of this machine instead, and the same tests run there. Panics if there is no such GPU.
 pub fn device() -> Device {
-    Interpreter::default().device()
+    let Ok(index) = std::env::var(GPU_VARIABLE) else { return Interpreter::default().device() };
+    let index = index.parse().unwrap_or_else(|_| panic!("{GPU_VARIABLE}={index}: expected the number of a GPU"));
+    Device::new(index).unwrap_or_else(|e| panic!("{GPU_VARIABLE}={index}: {e}"))
 }
 
 /// These elements on a device. Panics if it fails.

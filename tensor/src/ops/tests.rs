@@ -545,7 +545,7 @@ fn a_tensor_goes_to_a_gpu_and_back() {
         assert_eq!(tokens.to_vec::<u32>().unwrap(), [7, u32::MAX, 0]);
     }
     // From one GPU to another, by way of the CPU.
-    let gpus = [(); 2].map(|_| Device::Cuda(cuda_testing::device()));
+    let gpus = [(); 2].map(|_| Device::Cuda(cuda_testing::Interpreter::default().device()));
     let x = Tensor::full_on(&gpus[0], 0.5, [3]).to_device(&gpus[1]).unwrap();
     assert!(x.device() == gpus[1] && x.to_vec::<f32>().unwrap() == [0.5; 3]);
 }
