@@ -75,7 +75,7 @@ struct Site {
 }
 
 #[test]
-#[ignore = "builds the kernels eleven times, about three minutes: cargo test --release --test sabotage -- --ignored --nocapture"]
+#[ignore = "builds the kernels eleven times, ten minutes and more: cargo test --release --test sabotage -- --ignored --nocapture"]
 fn every_flipped_sign_is_caught_by_a_test_that_names_the_kernel() {
     let seed =
         std::env::var("SABOTAGE_SEED").ok().map_or(2509_22358, |s| s.parse().expect("SABOTAGE_SEED is a number"));

@@ -72,8 +72,8 @@ impl CpuEngine {
     }
 
     /// The model in the Hugging Face folder `dir`, whose weights are mapped from disk in decode layout if they were kept there, and else
-    /// converted one at a time, and then kept if `resident` says so; and so are the filters, if `options` ask for them. `note` hears, in words, what was written, and what was there and not
-    /// used.
+    /// converted one at a time, and then kept if `resident` says so; and so are the filters, if `options` ask for them. `note` hears, in
+    /// words, what was written, and what was there and not used.
     ///
     /// Errors: those of [`EngineOptions::validate`]; [`Error::Checkpoint`].
     pub fn open(

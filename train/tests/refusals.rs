@@ -224,7 +224,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
 const CHILD: &str = "TRAIN_TEST_RUN";
 
 #[test]
-#[ignore = "run by a_checkpoint_that_cannot_be_written_leaves_the_one_before"]
+#[ignore = "run by a_checkpoint_that_cannot_be_written_leaves_the_one_before: cargo test --release -p train --test refusals"]
 fn child_under_a_limit() {
     let Ok(run) = std::env::var(CHILD) else { return }; // asked for by hand
     eprintln!("RESUME: {}", message(resume(Path::new(&run), None, None)));
