@@ -5,6 +5,7 @@
 //! [`autograd`] to read how it works, with [`kernels`] to see how it is fast. `ARCHITECTURE.md` has the map.
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod synthetic;
 
 pub use autograd;
