@@ -2,7 +2,8 @@
 
 use cuda::driver::Properties;
 use cuda::ops::elementwise::{add, scale};
-use cuda::{Buffer, Device, Error, Pinned};
+use cuda::{Buffer, Device, Error};
+use cuda_checks::{CHECKS, Size};
 use cuda_testing::{Interpreter, device, on, stale};
 
 /// Where `device` may be a GPU, and the test wants what only an interpreter has.
@@ -14,22 +15,11 @@ fn pooled() -> Device {
     Interpreter { pooled: true, ..Interpreter::default() }.device()
 }
 
+/// What the other tests run without one.
 #[test]
-fn buffers_are_copied_and_taken_apart() {
-    for device in [device(), pooled()] {
-        let data: Vec<u32> = (0..1000).collect();
-        let mut buffer = on(&device, &data);
-        assert_eq!(buffer.to_vec().unwrap(), data);
-        assert_eq!(buffer.as_slice().part(3..10).to_vec().unwrap(), data[3..10]);
-        assert_eq!(buffer.as_slice().part(1..3).cast::<u8>().to_vec().unwrap(), [1, 0, 0, 0, 2, 0, 0, 0]);
-        buffer.as_mut().part(5..7).copy_from_host(&[70, 80]).unwrap();
-        let (mut front, back) = buffer.as_mut().split_at(2);
-        front.copy_from(back.as_slice().part(3..5)).unwrap();
-        assert_eq!(buffer.as_slice().part(0..8).to_vec().unwrap(), [70, 80, 2, 3, 4, 70, 80, 7]);
-        buffer.as_mut().part(1..2).fill_bytes(1).unwrap();
-        assert_eq!(buffer.as_slice().part(0..2).to_vec().unwrap(), [70, 0x0101_0101]);
-        assert_eq!(Buffer::<f32>::zeros(&device, 3).unwrap().to_vec().unwrap(), [0.0; 3]);
-        assert_eq!(on::<u8>(&device, &[]).to_vec().unwrap(), []);
+fn copies_events_and_graphs_go_with_a_pool_too() {
+    for check in CHECKS.iter().filter(|check| check.family == "device") {
+        check.run(&pooled(), Size::Small).unwrap();
     }
 }
 
@@ -144,21 +134,6 @@ fn a_module_that_is_refused_says_why() {
 }
 
 #[test]
-fn pinned_memory_is_copied_to_and_from() {
-    for device in [device(), pooled()] {
-        let mut host = Pinned::<f32>::zeros(&device, 5).unwrap();
-        assert_eq!(host.as_slice().unwrap(), [0.0; 5]);
-        host.as_mut_slice().unwrap().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0]);
-        let mut buffer = stale(&device, 5);
-        host.copy_to(buffer.as_mut()).unwrap();
-        let mut doubled = stale(&device, 5);
-        scale(2.0, buffer.as_slice(), doubled.as_mut()).unwrap();
-        host.copy_from(doubled.as_slice()).unwrap();
-        assert_eq!(host.as_slice().unwrap(), [2.0, 4.0, 6.0, 8.0, 10.0]);
-    }
-}
-
-#[test]
 fn events_tell_the_time_between_them() {
     let device = interpreted();
     let a = on(&device, &[1.0]);
@@ -168,29 +143,6 @@ fn events_tell_the_time_between_them() {
     let end = device.record().unwrap();
     // The interpreter's clock counts calls.
     assert_eq!(end.milliseconds_since(&start).unwrap(), 3.0);
-}
-
-#[test]
-fn a_graph_does_its_work_each_time_it_runs_and_keeps_its_memory() {
-    for device in [device(), pooled()] {
-        let mut total = on(&device, &[0.0f32; 4]);
-        let step = on(&device, &[1.0f32, 2.0, 3.0, 4.0]);
-        let mut sum = total.as_mut();
-        let graph = device
-            .graph(|| {
-                // Memory of the graph's own: made and dropped while it is recorded.
-                let mut next = stale(&device, 4);
-                add(sum.as_slice(), step.as_slice(), next.as_mut())?;
-                sum.copy_from(next.as_slice())
-            })
-            .unwrap();
-        drop(step);
-        let _others: Vec<_> = (0..8).map(|_| on(&device, &[9.0f32; 4])).collect();
-        // Once by itself, before it was recorded.
-        assert_eq!(total.to_vec().unwrap(), [1.0, 2.0, 3.0, 4.0]);
-        (0..3).for_each(|_| graph.launch().unwrap());
-        assert_eq!(total.to_vec().unwrap(), [4.0, 8.0, 12.0, 16.0]);
-    }
 }
 
 #[test]

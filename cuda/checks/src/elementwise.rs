@@ -1,15 +1,17 @@
-//! Elementwise kernels, conversions and AdamW, in the interpreter, against the CPU's and the references.
+//! Elementwise kernels, conversions and AdamW, against the CPU's and the references.
 
+use crate::Run;
 use cuda::ops::{adamw::adamw, elementwise as gpu};
 use cuda::{Error, Slice, SliceMut};
-use cuda_testing::{bits, device, on, stale};
 use half::bf16;
 use kernels::adamw::AdamW;
-use kernels::testing::{ROUNDING, assert_within, uniform};
+use kernels::testing::{ROUNDING, uniform};
 use kernels::{Isa, Level, Team, elementwise as cpu, reference};
 
 /// Around the eight elements of a thread and the 2048 of a block.
 const LENGTHS: [usize; 10] = [0, 1, 7, 8, 9, 100, 2047, 2048, 2049, 4500];
+/// More blocks than any card runs at once.
+const OF_A_CARD: [usize; 1] = [3_000_001];
 
 type Unary = fn(Slice<f32>, SliceMut<f32>) -> Result<(), Error>;
 type Binary = fn(Slice<f32>, Slice<f32>, SliceMut<f32>) -> Result<(), Error>;
@@ -29,9 +31,7 @@ fn numbers(seed: u64, len: usize) -> Vec<f32> {
     x
 }
 
-#[test]
-fn unary_operations_match_reference() {
-    let device = device();
+pub fn unary_operations_match_reference(run: &mut Run) -> Result<(), Error> {
     type Reference = fn(f64) -> f64;
     // Bounds in roundings of the result, those of the CPU kernels.
     let cases: [(&str, Unary, CpuUnary, Reference, f64); 7] = [
@@ -43,49 +43,49 @@ fn unary_operations_match_reference() {
         ("tanh", gpu::tanh, cpu::tanh, |x| reference::tanh(x).0, 2.0 * 2.0),
         ("gelu", gpu::gelu, cpu::gelu, |x| reference::gelu(x).0, 2.0 * 5.0),
     ];
-    for len in LENGTHS {
+    for len in run.sizes(&LENGTHS, &OF_A_CARD) {
         for shift in [0, 1] {
             for (name, gpu, cpu, reference, roundings) in cases {
                 let what = format!("{name} len={len} shift={shift}");
                 let x: Vec<f32> = uniform(1, len + shift).into_iter().map(|x| 12.0 * x).collect();
-                let (a, mut dst) = (on(&device, &x), stale(&device, len + shift));
-                gpu(a.as_slice().part(shift..len + shift), dst.as_mut().part(shift..len + shift)).unwrap();
-                let actual = dst.as_slice().part(shift..len + shift).to_vec().unwrap();
+                let (a, mut dst) = (run.on(&x)?, run.stale(len + shift)?);
+                gpu(a.as_slice().part(shift..len + shift), dst.as_mut().part(shift..len + shift))?;
+                let actual = dst.as_slice().part(shift..len + shift).to_vec()?;
                 let expected: Vec<f64> = x[shift..].iter().map(|&x| reference(x as f64)).collect();
-                assert_within(&what, &actual, &expected, |i| roundings * ROUNDING * expected[i].abs() + 1e-44);
+                run.within(&what, &actual, &expected, |i| roundings * ROUNDING * expected[i].abs() + 1e-44);
 
                 let Some(team) = cpu_team() else { continue };
                 let (x, mut expected) = (numbers(2, len), vec![0.0; len]);
                 cpu(&team, &x, &mut expected);
-                let (a, mut dst) = (on(&device, &x), stale(&device, len));
-                gpu(a.as_slice(), dst.as_mut()).unwrap();
-                assert_eq!(bits(&dst.to_vec().unwrap()), bits(&expected), "{what}: not the bits of the CPU");
+                let (a, mut dst) = (run.on(&x)?, run.stale(len)?);
+                gpu(a.as_slice(), dst.as_mut())?;
+                run.same_bits(&format!("{what}: not the bits of the CPU"), &dst.to_vec()?, &expected);
             }
         }
     }
+    Ok(())
 }
 
-#[test]
-fn log_matches_reference() {
-    let device = device();
-    let log = |x: &[f32]| {
-        let (a, mut dst) = (on(&device, x), stale(&device, x.len()));
-        gpu::log(a.as_slice(), dst.as_mut()).unwrap();
-        dst.to_vec().unwrap()
+pub fn log_matches_reference(run: &mut Run) -> Result<(), Error> {
+    let log = |run: &Run, x: &[f32]| {
+        let (a, mut dst) = (run.on(x)?, run.stale(x.len())?);
+        gpu::log(a.as_slice(), dst.as_mut())?;
+        dst.to_vec()
     };
-    let mut x: Vec<f32> = uniform(1, 4500).into_iter().map(|x| (80.0 * x).exp()).collect();
+    let len = run.sizes(&[4500], &OF_A_CARD).iter().sum();
+    let mut x: Vec<f32> = uniform(1, len).into_iter().map(|x| (80.0 * x).exp()).collect();
     x.extend((0..1000).map(|i| 0.99 + i as f32 * 2e-5)); // around 1, where ln is small
     x.extend([1e-45, 1e-40, f32::MIN_POSITIVE, f32::MAX, 1.0]);
     let expected: Vec<f64> = x.iter().map(|&x| (x as f64).ln()).collect();
-    assert_within("log", &log(&x), &expected, |i| 2.0 * 0.51 * ROUNDING * expected[i].abs());
-    let special = log(&[0.0, -0.0, f32::INFINITY, -1.0, f32::NAN, f32::NEG_INFINITY, -1e-45]);
-    assert_eq!(special[..3], [f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY], "log");
-    assert!(special[3..].iter().all(|x| x.is_nan()), "log: {special:?}");
+    let actual = log(run, &x)?;
+    run.within("log", &actual, &expected, |i| 2.0 * 0.51 * ROUNDING * expected[i].abs());
+    let (minus, nan) = (f32::NEG_INFINITY, f32::NAN);
+    let special = log(run, &[0.0, -0.0, f32::INFINITY, -1.0, nan, minus, -1e-45])?;
+    run.same_bits("log of special values", &special, &[minus, minus, f32::INFINITY, nan, nan, nan, nan]);
+    Ok(())
 }
 
-#[test]
-fn binary_operations_match_reference() {
-    let device = device();
+pub fn binary_operations_match_reference(run: &mut Run) -> Result<(), Error> {
     type Reference = fn(f64, f64) -> f64;
     // Bounds in roundings of the result and of a, those of the CPU kernels.
     let cases: [(&str, Binary, CpuBinary, Reference, [f64; 2]); 9] = [
@@ -99,85 +99,74 @@ fn binary_operations_match_reference() {
         ("relu2_backward", gpu::relu2_backward, cpu::relu2_backward, |a, b| a * reference::relu2(b).1, [1.0, 0.0]),
         ("tanh_backward", gpu::tanh_backward, cpu::tanh_backward, |a, b| a * reference::tanh(b).1, [1.0, 4.0]),
     ];
-    for len in LENGTHS {
+    for len in run.sizes(&LENGTHS, &OF_A_CARD) {
         for shift in [0, 1] {
             for (name, gpu, cpu, reference, [of_result, of_a]) in cases {
                 let what = format!("{name} len={len} shift={shift}");
                 let (x, y) = (uniform(1, len + shift), uniform(2, len));
-                let (a, b, mut dst) = (on(&device, &x), on(&device, &y), stale(&device, len));
-                gpu(a.as_slice().part(shift..len + shift), b.as_slice(), dst.as_mut()).unwrap();
+                let (a, b, mut dst) = (run.on(&x)?, run.on(&y)?, run.stale(len)?);
+                gpu(a.as_slice().part(shift..len + shift), b.as_slice(), dst.as_mut())?;
                 let expected: Vec<f64> =
                     x[shift..].iter().zip(&y).map(|(&a, &b)| reference(a as f64, b as f64)).collect();
-                assert_within(&what, &dst.to_vec().unwrap(), &expected, |i| {
+                run.within(&what, &dst.to_vec()?, &expected, |i| {
                     ROUNDING * (of_result * expected[i].abs() + of_a * x[shift + i].abs() as f64) + of_result * 1e-45
                 });
 
                 let Some(team) = cpu_team() else { continue };
                 let (x, y, mut expected) = (numbers(3, len), numbers(4, len), vec![0.0; len]);
                 cpu(&team, &x, &y, &mut expected);
-                let (a, b, mut dst) = (on(&device, &x), on(&device, &y), stale(&device, len));
-                gpu(a.as_slice(), b.as_slice(), dst.as_mut()).unwrap();
-                assert_eq!(bits(&dst.to_vec().unwrap()), bits(&expected), "{what}: not the bits of the CPU");
+                let (a, b, mut dst) = (run.on(&x)?, run.on(&y)?, run.stale(len)?);
+                gpu(a.as_slice(), b.as_slice(), dst.as_mut())?;
+                run.same_bits(&format!("{what}: not the bits of the CPU"), &dst.to_vec()?, &expected);
             }
         }
     }
+    Ok(())
 }
 
-#[test]
-fn axpy_and_scale_match_reference() {
-    let device = device();
-    for len in LENGTHS {
+pub fn axpy_and_scale_match_reference(run: &mut Run) -> Result<(), Error> {
+    for len in run.sizes(&LENGTHS, &OF_A_CARD) {
         let (x, old, factor) = (uniform(1, len), uniform(2, len), -0.7f32);
-        let (a, mut sum, mut scaled) = (on(&device, &x), on(&device, &old), stale(&device, len));
-        gpu::axpy(factor, a.as_slice(), sum.as_mut()).unwrap();
-        gpu::scale(factor, a.as_slice(), scaled.as_mut()).unwrap();
+        let (a, mut sum, mut scaled) = (run.on(&x)?, run.on(&old)?, run.stale(len)?);
+        gpu::axpy(factor, a.as_slice(), sum.as_mut())?;
+        gpu::scale(factor, a.as_slice(), scaled.as_mut())?;
         let expected: Vec<f32> = x.iter().zip(&old).map(|(&x, &old)| factor.mul_add(x, old)).collect();
-        assert_eq!(bits(&sum.to_vec().unwrap()), bits(&expected), "axpy len={len}");
+        run.same_bits(&format!("axpy len={len}"), &sum.to_vec()?, &expected);
         let expected: Vec<f32> = x.iter().map(|&x| factor * x).collect();
-        assert_eq!(bits(&scaled.to_vec().unwrap()), bits(&expected), "scale len={len}");
+        run.same_bits(&format!("scale len={len}"), &scaled.to_vec()?, &expected);
     }
+    Ok(())
 }
 
-#[test]
-fn narrow_and_widen_round_as_the_cpu_does() {
-    let device = device();
+pub fn narrow_and_widen_round_as_the_cpu_does(run: &mut Run) -> Result<(), Error> {
     // Ties, subnormals, the largest numbers, and every shape of NaN that matters; then all of bf16.
     let mut x = numbers(5, 3001);
     x.extend(
         [0x3F80_8000, 0x3F81_8000, 0x3F80_8001, 0x7F7F_FFFF, 0x0000_8000, 0x7F80_0001, 0xFFC0_0000].map(f32::from_bits),
     );
     x.extend((0..=u16::MAX).map(|bits| bf16::from_bits(bits).to_f32()));
-    let (a, mut rounded, mut back) = (on(&device, &x), stale::<bf16>(&device, x.len()), stale::<f32>(&device, x.len()));
-    gpu::narrow(a.as_slice(), rounded.as_mut()).unwrap();
-    gpu::widen(rounded.as_slice(), back.as_mut()).unwrap();
+    let (a, mut rounded, mut back) = (run.on(&x)?, run.stale::<bf16>(x.len())?, run.stale::<f32>(x.len())?);
+    gpu::narrow(a.as_slice(), rounded.as_mut())?;
+    gpu::widen(rounded.as_slice(), back.as_mut())?;
     let expected: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
-    assert_eq!(bits(&back.to_vec().unwrap()), bits(&expected), "narrow, widen");
+    run.same_bits("narrow, widen", &back.to_vec()?, &expected);
+    Ok(())
 }
 
-#[test]
-#[should_panic(expected = "add: input 1 has 3 elements, dst 4")]
-fn lengths_must_agree() {
-    let device = device();
-    let (a, b, mut dst) = (on(&device, &[0.0; 4]), on(&device, &[0.0; 3]), stale(&device, 4));
-    let _ = gpu::add(a.as_slice(), b.as_slice(), dst.as_mut());
-}
-
-#[test]
-fn adamw_matches_reference() {
-    let device = device();
+pub fn adamw_matches_reference(run: &mut Run) -> Result<(), Error> {
     let args = AdamW { lr: 3e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 7, grad_scale: 0.6 };
     let cases = [
         args,
         AdamW { step: 1, weight_decay: 0.0, grad_scale: 1.0, ..args },
         AdamW { step: 100_000, beta2: 0.999, eps: 1e-3, ..args },
     ];
-    for len in LENGTHS {
+    for len in run.sizes(&LENGTHS, &OF_A_CARD) {
         for args in &cases {
             let (param, grad, m) = (uniform(1, len), uniform(2, len), uniform(3, len));
             let v: Vec<f32> = uniform(4, len).iter().map(|x| x.abs()).collect();
-            let [mut p, g, mut m_new, mut v_new] = [&param, &grad, &m, &v].map(|x| on(&device, x));
-            adamw(args, p.as_mut(), g.as_slice(), m_new.as_mut(), v_new.as_mut()).unwrap();
-            let actual = [p, m_new, v_new].map(|x| x.to_vec().unwrap());
+            let [mut p, g, mut m_new, mut v_new] = run.all_on([&param, &grad, &m, &v])?;
+            adamw(args, p.as_mut(), g.as_slice(), m_new.as_mut(), v_new.as_mut())?;
+            let actual = [p.to_vec()?, m_new.to_vec()?, v_new.to_vec()?];
 
             // The bounds are those of the CPU kernel's test, which explains them.
             let (param_ref, m_ref, v_ref) = reference::adamw(args, &param, &grad, &m, &v);
@@ -186,9 +175,9 @@ fn adamw_matches_reference() {
                 let (old, new) = (m[i] as f64 * args.beta1 as f64, grad[i] as f64 * (1.0 - args.beta1 as f64));
                 4.0 * ROUNDING * (old.abs() + new.abs())
             };
-            assert_within(&format!("{what} m"), &actual[1], &m_ref, m_bound);
-            assert_within(&format!("{what} v"), &actual[2], &v_ref, |i| 6.0 * ROUNDING * v_ref[i]);
-            assert_within(&format!("{what} param"), &actual[0], &param_ref, |i| {
+            run.within(&format!("{what} m"), &actual[1], &m_ref, m_bound);
+            run.within(&format!("{what} v"), &actual[2], &v_ref, |i| 6.0 * ROUNDING * v_ref[i]);
+            run.within(&format!("{what} param"), &actual[0], &param_ref, |i| {
                 let correction = |beta: f32| 1.0 - (beta as f64).powf(args.step as f64);
                 let denominator = (v_ref[i] / correction(args.beta2)).sqrt() + args.eps as f64;
                 let factor = args.lr as f64 / correction(args.beta1) / denominator;
@@ -199,8 +188,9 @@ fn adamw_matches_reference() {
             let [mut p, mut m, mut v] = [param, m, v];
             kernels::adamw::adamw(&team, args, &mut p, &grad, &mut m, &mut v);
             for (actual, expected) in actual.iter().zip([&p, &m, &v]) {
-                assert_eq!(bits(actual), bits(expected), "{what}: not the bits of the CPU");
+                run.same_bits(&format!("{what}: not the bits of the CPU"), &actual, &expected);
             }
         }
     }
+    Ok(())
 }

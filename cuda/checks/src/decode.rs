@@ -1,29 +1,29 @@
-//! Kernels of a decoding step - products with a vector, the FFN of a token, attention over a cache - in the interpreter.
+//! Kernels of a decoding step: products with a vector, the FFN of a token, attention over a cache.
 
+use crate::Run;
 use cuda::ops::Float;
 use cuda::ops::attention_cached::{AttentionScratch, CachedKv, Heads, attention_cached};
 use cuda::ops::ffn::{FfnScratch, FfnWeights, TILE, ffn_dense, ffn_sparse};
 use cuda::ops::gemv::gemv;
-use cuda::{Buffer, Device};
-use cuda_testing::{bits, device, on, stale};
+use cuda::{Buffer, Error};
 use half::bf16;
 use kernels::attention::AttentionShape;
-use kernels::testing::{ROUNDING, assert_within, dot_bound, uniform, uniform_bf16, widened};
+use kernels::testing::{ROUNDING, dot_bound, uniform, uniform_bf16, widened};
 use kernels::{Activation, Beta, MaskSite, Mat, reference};
 
-#[test]
-fn gemv_matches_reference() {
-    let device = device();
-    for (m, k) in [(0, 3), (1, 1), (9, 7), (17, 8), (3, 100), (5, 1000), (2, 5000), (3, 2056)] {
+pub fn gemv_matches_reference(run: &mut Run) -> Result<(), Error> {
+    let small = [(0, 3), (1, 1), (9, 7), (17, 8), (3, 100), (5, 1000), (2, 5000), (3, 2056)];
+    for (m, k) in run.sizes(&small, &[(14_336, 2048), (1009, 14_337)]) {
         let (w, x) = (uniform_bf16(1, m * k), uniform(2, k));
         let wide = widened(&w);
         let (y_ref, abs) = reference::gemm(Mat::new(&wide, m, k), Mat::new(&x, k, 1));
-        let (mut y, mut y_bf16, x) = (stale(&device, m), stale(&device, m), on(&device, &x));
-        gemv(on(&device, &wide).as_slice(), x.as_slice(), y.as_mut()).unwrap();
-        gemv(on(&device, &w).as_slice(), x.as_slice(), y_bf16.as_mut()).unwrap();
-        assert_within(&format!("gemv [{m}, {k}]"), &y.to_vec().unwrap(), &y_ref, |i| dot_bound(k, abs[i]));
-        assert_within(&format!("gemv bf16 [{m}, {k}]"), &y_bf16.to_vec().unwrap(), &y_ref, |i| dot_bound(k, abs[i]));
+        let ([mut y, mut y_bf16], x) = (run.all_stale(m)?, run.on(&x)?);
+        gemv(run.on(&wide)?.as_slice(), x.as_slice(), y.as_mut())?;
+        gemv(run.on(&w)?.as_slice(), x.as_slice(), y_bf16.as_mut())?;
+        run.within(&format!("gemv [{m}, {k}]"), &y.to_vec()?, &y_ref, |i| dot_bound(k, abs[i]));
+        run.within(&format!("gemv bf16 [{m}, {k}]"), &y_bf16.to_vec()?, &y_ref, |i| dot_bound(k, abs[i]));
     }
+    Ok(())
 }
 
 /// An FFN and an x for it: a share of about `density` of the neurons is active.
@@ -54,70 +54,68 @@ impl Ffn {
     /// Runs it on a device, sparse if there is no activation, added to `old` if there is one; y and the neurons in use.
     fn run<W: Float>(
         &self,
-        device: &Device,
+        run: &Run,
         act: Option<Activation>,
         old: Option<&[f32]>,
         to: fn(f32) -> W,
-    ) -> (Vec<f32>, u32) {
-        let on_device = |w: &[f32]| on(device, &w.iter().map(|&w| to(w)).collect::<Vec<W>>());
-        let [gate, up, down_t] = [&self.gate, &self.up, &self.down_t].map(|w| on_device(w));
+    ) -> Result<(Vec<f32>, u32), Error> {
+        let matrices = [&self.gate, &self.up, &self.down_t].map(|w| w.iter().map(|&w| to(w)).collect::<Vec<W>>());
+        let [gate, up, down_t] = run.all_on(matrices.each_ref().map(Vec::as_slice))?;
         let weights = FfnWeights { gate: gate.as_slice(), up: up.as_slice(), down_t: down_t.as_slice() };
-        let (c, x) = (self.x.len(), on(device, &self.x));
-        let mut scratch = FfnScratch::new(device, self.gate.len() / c, c).unwrap();
+        let (c, x) = (self.x.len(), run.on(&self.x)?);
+        let mut scratch = FfnScratch::new(run.device(), self.gate.len() / c, c)?;
         let (mut y, beta): (Buffer<f32>, Beta) = match old {
-            Some(old) => (on(device, old), Beta::One),
-            None => (stale(device, c), Beta::Zero),
+            Some(old) => (run.on(old)?, Beta::One),
+            None => (run.stale(c)?, Beta::Zero),
         };
         match act {
-            None => ffn_sparse(weights, x.as_slice(), &mut scratch, beta, y.as_mut()).unwrap(),
-            Some(act) => ffn_dense(weights, act, x.as_slice(), &mut scratch, beta, y.as_mut()).unwrap(),
+            None => ffn_sparse(weights, x.as_slice(), &mut scratch, beta, y.as_mut())?,
+            Some(act) => ffn_dense(weights, act, x.as_slice(), &mut scratch, beta, y.as_mut())?,
         }
-        (y.to_vec().unwrap(), scratch.counts().to_vec().unwrap().iter().sum())
+        Ok((y.to_vec()?, scratch.counts().to_vec()?.iter().sum()))
     }
 }
 
-#[test]
-fn ffn_sparse_matches_reference_and_has_the_bits_of_ffn_dense() {
-    let device = device();
-    for (f, c) in [(1, 1), (3, 7), (TILE, 8), (TILE + 1, 40), (200, 33), (130, 2056), (1000, 16)] {
+pub fn ffn_sparse_matches_reference_and_has_the_bits_of_ffn_dense(run: &mut Run) -> Result<(), Error> {
+    let small = [(1, 1), (3, 7), (TILE, 8), (TILE + 1, 40), (200, 33), (130, 2056), (1000, 16)];
+    for (f, c) in run.sizes(&small, &[(5633, 1024), (1000, 4096)]) {
         for density in [0.0, 0.1, 0.5, 1.0] {
             let ffn = Ffn::new(f, c, density);
             let what = format!("[{f}, {c}] density {density}");
-            let (y, used) = ffn.run(&device, None, None, |w| w);
+            let (y, used) = ffn.run(run, None, None, |w| w)?;
             let (y_ref, abs) = reference::ffn_relu(&ffn.gate, &ffn.up, &ffn.down_t, &ffn.x);
             let bound = |i: usize| (2 * c + f + 12 + f.div_ceil(TILE)) as f64 * ROUNDING * abs[i];
-            assert_within(&format!("ffn_sparse {what}"), &y, &y_ref, bound);
+            run.within(&format!("ffn_sparse {what}"), &y, &y_ref, bound);
             let active = ffn
                 .gate
                 .chunks(c)
                 .filter(|w| w.iter().zip(&ffn.x).map(|(&w, &x)| w as f64 * x as f64).sum::<f64>() > 0.0)
                 .count();
-            assert_eq!(used as usize, active, "ffn_sparse {what}: neurons in use");
-            let (dense, all) = ffn.run(&device, Some(Activation::Relu), None, |w| w);
-            assert_eq!(all as usize, f, "ffn_dense {what}: neurons in use");
-            assert_eq!(bits(&y), bits(&dense), "ffn_sparse and ffn_dense {what}: bits differ");
+            run.same(&format!("ffn_sparse {what}: neurons in use"), &[used as usize], &[active]);
+            let (dense, all) = ffn.run(run, Some(Activation::Relu), None, |w| w)?;
+            run.same(&format!("ffn_dense {what}: neurons in use"), &[all as usize], &[f]);
+            run.same_bits(&format!("ffn_sparse and ffn_dense {what}: bits differ"), &y, &dense);
 
-            let (y_bf16, _) = ffn.run(&device, None, None, bf16::from_f32);
-            assert_within(&format!("ffn_sparse bf16 {what}"), &y_bf16, &y_ref, bound);
-            let (dense, _) = ffn.run(&device, Some(Activation::Relu), None, bf16::from_f32);
-            assert_eq!(bits(&y_bf16), bits(&dense), "ffn_sparse and ffn_dense bf16 {what}: bits differ");
+            let (y_bf16, _) = ffn.run(run, None, None, bf16::from_f32)?;
+            run.within(&format!("ffn_sparse bf16 {what}"), &y_bf16, &y_ref, bound);
+            let (dense, _) = ffn.run(run, Some(Activation::Relu), None, bf16::from_f32)?;
+            run.same_bits(&format!("ffn_sparse and ffn_dense bf16 {what}: bits differ"), &y_bf16, &dense);
 
             let old = uniform(6, c);
-            let (added, _) = ffn.run(&device, None, Some(&old), |w| w);
+            let (added, _) = ffn.run(run, None, Some(&old), |w| w)?;
             let expected: Vec<f32> = y.iter().zip(&old).map(|(y, old)| old + y).collect();
-            assert_eq!(bits(&added), bits(&expected), "ffn_sparse {what}: added to a residual");
+            run.same_bits(&format!("ffn_sparse {what}: added to a residual"), &added, &expected);
         }
     }
+    Ok(())
 }
 
-#[test]
-fn ffn_dense_draws_as_the_cpu_does() {
-    let device = device();
+pub fn ffn_dense_draws_as_the_cpu_does(run: &mut Run) -> Result<(), Error> {
     let site = MaskSite { seed: 99, first_token: 12, layer: 2, stream: 3, step: 4 };
     let (f, c) = (150, 24);
     let ffn = Ffn::new(f, c, 0.3);
     for act in [Activation::Silu, Activation::Gelu, Activation::stochastic(0.5, site)] {
-        let (y, _) = ffn.run(&device, Some(act), None, |w| w);
+        let (y, _) = ffn.run(run, Some(act), None, |w| w)?;
         let dot = |w: &[f32]| w.iter().zip(&ffn.x).map(|(&w, &x)| w as f64 * x as f64).sum::<f64>();
         let dot_abs = |w: &[f32]| w.iter().zip(&ffn.x).map(|(&w, &x)| (w as f64 * x as f64).abs()).sum::<f64>();
         let (mut expected, mut abs) = (vec![0.0; c], vec![0.0; c]);
@@ -131,14 +129,13 @@ fn ffn_dense_draws_as_the_cpu_does() {
                 abs[j] += 1.2 * dot_abs(&ffn.gate[row.clone()]) * dot_abs(&ffn.up[row.clone()]) * w.abs() as f64;
             }
         }
-        assert_within(&format!("ffn_dense {act:?}"), &y, &expected, |i| (2 * c + f + 30) as f64 * ROUNDING * abs[i]);
+        run.within(&format!("ffn_dense {act:?}"), &y, &expected, |i| (2 * c + f + 30) as f64 * ROUNDING * abs[i]);
     }
+    Ok(())
 }
 
-#[test]
-fn attention_cached_matches_reference() {
-    let device = device();
-    let cases = [
+pub fn attention_cached_matches_reference(run: &mut Run) -> Result<(), Error> {
+    let small = [
         (1, 1, 1, 1, 1),
         (4, 2, 8, 5, 9),
         (6, 2, 7, 127, 140),
@@ -146,7 +143,8 @@ fn attention_cached_matches_reference() {
         (3, 3, 40, 300, 400),
         (16, 1, 128, 200, 256),
     ];
-    for (n_heads, n_kv_heads, head_dim, kv_len, capacity) in cases {
+    let of_a_card = [(32, 8, 128, 3001, 4096), (16, 16, 256, 1025, 1030)];
+    for (n_heads, n_kv_heads, head_dim, kv_len, capacity) in run.sizes(&small, &of_a_card) {
         let heads = Heads { n_heads, n_kv_heads, head_dim };
         let (k, v) =
             (uniform_bf16(2, n_kv_heads * capacity * head_dim), uniform_bf16(3, n_kv_heads * capacity * head_dim));
@@ -170,59 +168,56 @@ fn attention_cached_matches_reference() {
         let lse_bound = |i: usize| probability + 2.0 * ROUNDING * lse_ref[i].abs();
 
         let what = format!("attention_cached {heads:?} {kv_len} of {capacity}");
-        let check = |what: &str, (out, lse): (Vec<f32>, Vec<f32>)| {
-            assert_within(&format!("{what} out"), &out, &out_ref, out_bound);
-            assert_within(&format!("{what} lse"), &lse, &lse_ref, lse_bound);
+        let wide = attend(run, heads, scale, &q, [&widened(&k), &widened(&v)], kv_len)?;
+        let narrow = attend(run, heads, scale, &q, [&k, &v], kv_len)?;
+        let mut check = |what: &str, (out, lse): (Vec<f32>, Vec<f32>)| {
+            run.within(&format!("{what} out"), &out, &out_ref, out_bound);
+            run.within(&format!("{what} lse"), &lse, &lse_ref, lse_bound);
         };
-        check(&what, attend(&device, heads, scale, &q, &widened(&k), &widened(&v), kv_len));
-        check(&format!("{what} bf16"), attend(&device, heads, scale, &q, &k, &v, kv_len));
+        check(&what, wide);
+        check(&format!("{what} bf16"), narrow);
     }
+    Ok(())
 }
 
 /// `(out, lse)` of the first `kv_len` positions of a cache.
 fn attend<W: Float>(
-    device: &Device,
+    run: &Run,
     heads: Heads,
     scale: f32,
     q: &[f32],
-    k: &[W],
-    v: &[W],
+    kv: [&[W]; 2],
     kv_len: usize,
-) -> (Vec<f32>, Vec<f32>) {
-    let capacity = k.len() / heads.n_kv_heads / heads.head_dim;
-    let (q, k, v, kv_len) = (on(device, q), on(device, k), on(device, v), on(device, &[kv_len as u32]));
-    let mut scratch = AttentionScratch::new(device, heads, capacity).unwrap();
-    let (mut out, mut lse) = (stale(device, q.len()), stale(device, heads.n_heads));
+) -> Result<(Vec<f32>, Vec<f32>), Error> {
+    let capacity = kv[0].len() / heads.n_kv_heads / heads.head_dim;
+    let (q, [k, v], kv_len) = (run.on(q)?, run.all_on(kv)?, run.on(&[kv_len as u32])?);
+    let mut scratch = AttentionScratch::new(run.device(), heads, capacity)?;
+    let (mut out, mut lse) = (run.stale(q.len())?, run.stale(heads.n_heads)?);
     let cache = CachedKv { k: k.as_slice(), v: v.as_slice(), capacity };
     let (to, lse_to) = (out.as_mut(), lse.as_mut());
-    attention_cached(heads, scale, q.as_slice(), cache, kv_len.as_slice(), &mut scratch, to, lse_to).unwrap();
-    (out.to_vec().unwrap(), lse.to_vec().unwrap())
+    attention_cached(heads, scale, q.as_slice(), cache, kv_len.as_slice(), &mut scratch, to, lse_to)?;
+    Ok((out.to_vec()?, lse.to_vec()?))
 }
 
 /// One recorded launch serves every position: the length is read on the device.
-#[test]
-fn a_recorded_attention_follows_the_position() {
-    let device = device();
+pub fn a_recorded_attention_cached_follows_the_position(run: &mut Run) -> Result<(), Error> {
     let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 8 };
-    let (k, v, q) =
-        (on(&device, &uniform(1, 160 * 8)), on(&device, &uniform(2, 160 * 8)), on(&device, &uniform(3, 16)));
-    let mut position = on(&device, &[1u32]);
-    let run = |kv_len: &Buffer<u32>, out: &mut Buffer<f32>, scratch: &mut AttentionScratch| {
+    let device = run.device().clone();
+    let (k, v, q) = (run.on(&uniform(1, 160 * 8))?, run.on(&uniform(2, 160 * 8))?, run.on(&uniform(3, 16))?);
+    let mut position = run.on(&[1u32])?;
+    let attend = |kv_len: &Buffer<u32>, out: &mut Buffer<f32>, scratch: &mut AttentionScratch| {
         let cache = CachedKv { k: k.as_slice(), v: v.as_slice(), capacity: 160 };
-        let mut lse = stale(&device, 2);
+        let mut lse = Buffer::stale(&device, 2)?;
         attention_cached(heads, 0.3, q.as_slice(), cache, kv_len.as_slice(), scratch, out.as_mut(), lse.as_mut())
     };
-    let (mut out, mut scratch) = (stale(&device, 16), AttentionScratch::new(&device, heads, 160).unwrap());
-    let graph = device.graph(|| run(&position, &mut out, &mut scratch)).unwrap();
+    let (mut out, mut scratch) = (run.stale(16)?, AttentionScratch::new(&device, heads, 160)?);
+    let graph = device.graph(|| attend(&position, &mut out, &mut scratch))?;
     for kv_len in [3, 128, 129, 160] {
-        position.as_mut().copy_from_host(&[kv_len]).unwrap();
-        graph.launch().unwrap();
-        let (mut alone, mut scratch) = (stale(&device, 16), AttentionScratch::new(&device, heads, 160).unwrap());
-        run(&on(&device, &[kv_len]), &mut alone, &mut scratch).unwrap();
-        assert_eq!(
-            bits(&out.to_vec().unwrap()),
-            bits(&alone.to_vec().unwrap()),
-            "attention_cached at {kv_len} positions"
-        );
+        position.as_mut().copy_from_host(&[kv_len])?;
+        graph.launch()?;
+        let (mut alone, mut scratch) = (run.stale(16)?, AttentionScratch::new(&device, heads, 160)?);
+        attend(&run.on(&[kv_len])?, &mut alone, &mut scratch)?;
+        run.same_bits(&format!("attention_cached at {kv_len} positions"), &out.to_vec()?, &alone.to_vec()?);
     }
+    Ok(())
 }

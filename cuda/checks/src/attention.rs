@@ -1,12 +1,12 @@
-//! Attention of many queries, forward and backward, in f32 and on tensor cores, in the interpreter, against the reference.
+//! Attention of many queries, forward and backward, in f32 and on tensor cores, against the reference.
 
+use crate::Run;
 use cuda::ops::Float;
 use cuda::ops::attention::{AttentionSaved, attention, attention_backward};
-use cuda::{Buffer, Device, SliceMut};
-use cuda_testing::{device, on, stale};
+use cuda::{Buffer, Error, SliceMut};
 use half::bf16;
 use kernels::attention::AttentionShape;
-use kernels::testing::{ROUNDING, assert_within, underflow_bound, uniform};
+use kernels::testing::{ROUNDING, underflow_bound, uniform};
 use kernels::{Beta, Weight, reference};
 
 /// Half a unit in the last place of bf16, which has eight bits.
@@ -48,6 +48,11 @@ fn rounded<T: Weight>(x: &[f32]) -> Vec<T> {
     x.iter().map(|&x| T::round(x)).collect()
 }
 
+fn all_rounded<T: Rounded, const N: usize>(run: &Run, all: [&[f32]; N]) -> Result<[Buffer<T>; N], Error> {
+    let all = all.map(rounded::<T>);
+    run.all_on(all.each_ref().map(Vec::as_slice))
+}
+
 fn wide<T: Weight>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.widen()).collect()
 }
@@ -71,20 +76,19 @@ impl Case {
         Case { shape, scale, q, k, v, d_out, out, lse, gradients: [dq, dk, dv], abs }
     }
 
-    fn forward<T: Rounded>(&self, device: &Device) -> (Vec<f32>, Vec<f32>) {
-        let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| on(device, &rounded::<T>(x)));
-        let (mut out, mut lse) = (stale::<T>(device, q.len()), stale(device, self.lse.len()));
+    fn forward<T: Rounded>(&self, run: &Run) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        let [q, k, v] = all_rounded::<T, 3>(run, [&self.q, &self.k, &self.v])?;
+        let (mut out, mut lse) = (run.stale::<T>(q.len())?, run.stale(self.lse.len())?);
         let to = (out.as_mut(), lse.as_mut());
-        attention(self.shape, self.scale, q.as_slice(), k.as_slice(), v.as_slice(), to.0, to.1).unwrap();
-        (wide(&out.to_vec().unwrap()), lse.to_vec().unwrap())
+        attention(self.shape, self.scale, q.as_slice(), k.as_slice(), v.as_slice(), to.0, to.1)?;
+        Ok((wide(&out.to_vec()?), lse.to_vec()?))
     }
 
     /// From the forward of the reference, rounded; into `old` or, with [`Beta::Zero`], what nobody wrote.
-    fn backward<T: Rounded>(&self, device: &Device, old: Option<&[Vec<f32>; 3]>) -> [Vec<f32>; 3] {
+    fn backward<T: Rounded>(&self, run: &Run, old: Option<&[Vec<f32>; 3]>) -> Result<[Vec<f32>; 3], Error> {
         let out: Vec<f32> = self.out.iter().map(|&x| x as f32).collect();
-        let lse = on(device, &self.lse.iter().map(|&x| x as f32).collect::<Vec<_>>());
-        let [q, k, v, out, d_out] =
-            [&self.q, &self.k, &self.v, &out, &self.d_out].map(|x| on(device, &rounded::<T>(x)));
+        let lse = run.on(&self.lse.iter().map(|&x| x as f32).collect::<Vec<_>>())?;
+        let [q, k, v, out, d_out] = all_rounded::<T, 5>(run, [&self.q, &self.k, &self.v, &out, &self.d_out])?;
         let saved = AttentionSaved {
             q: q.as_slice(),
             k: k.as_slice(),
@@ -93,12 +97,13 @@ impl Case {
             lse: lse.as_slice(),
         };
         let (beta, mut gradients): (Beta, [Buffer<T>; 3]) = match old {
-            Some(old) => (Beta::One, old.each_ref().map(|old| on(device, &rounded(old)))),
-            None => (Beta::Zero, [&q, &k, &v].map(|x| stale(device, x.len()))),
+            Some(old) => (Beta::One, all_rounded(run, old.each_ref().map(Vec::as_slice))?),
+            None => (Beta::Zero, [run.stale(q.len())?, run.stale(k.len())?, run.stale(v.len())?]),
         };
         let [dq, dk, dv]: [SliceMut<T>; 3] = gradients.each_mut().map(Buffer::as_mut);
-        attention_backward(self.shape, self.scale, saved, d_out.as_slice(), beta, dq, dk, dv).unwrap();
-        gradients.map(|g| wide(&g.to_vec().unwrap()))
+        attention_backward(self.shape, self.scale, saved, d_out.as_slice(), beta, dq, dk, dv)?;
+        let [dq, dk, dv] = gradients;
+        Ok([wide(&dq.to_vec()?), wide(&dk.to_vec()?), wide(&dv.to_vec()?)])
     }
 
     /// The largest relative error of a probability: that of the CPU's test (kernels/src/attention/tests.rs), with blocks of 32 keys, and dots of
@@ -112,22 +117,24 @@ impl Case {
         first_order.exp_m1()
     }
 
-    /// Forward and backward, both betas, and each twice: the interpreter takes threads and blocks in another order each time.
-    fn check<T: Rounded>(&self, device: &Device) {
+    /// Forward and backward, both betas, and each twice: the interpreter takes threads and blocks in another order each time, as a card may.
+    fn check<T: Rounded>(&self, run: &mut Run) -> Result<(), Error> {
         let Case { shape, abs, .. } = self;
         let what = format!("{} {shape:?} score {:.1}", T::TYPE, abs.score);
         let p_error = self.probability_error::<T>();
-        let (out, lse) = self.forward::<T>(device);
+        let (out, lse) = self.forward::<T>(run)?;
         // A dot of the probabilities, each rounded to the type, with a column of V; then the result is rounded.
         let out_error = (1.0 + p_error) * (1.0 + T::UNIT) * (1.0 + (shape.kv_len + 4) as f64 * T::SUM) - 1.0;
-        assert_within(&format!("attention {what} out"), &out, &self.out, |i| {
+        run.within(&format!("attention {what} out"), &out, &self.out, |i| {
             let error = out_error * abs.out[i] + underflow_bound(shape.kv_len, 1.0);
             error + T::UNIT * (self.out[i].abs() + error)
         });
-        assert_within(&format!("attention {what} lse"), &lse, &self.lse, |i| {
+        run.within(&format!("attention {what} lse"), &lse, &self.lse, |i| {
             p_error + 3.0 * ROUNDING * (self.lse[i].abs() + abs.score)
         });
-        assert!((out, lse) == self.forward::<T>(device), "attention {what}: bits differ from run to run");
+        let again = self.forward::<T>(run)?;
+        run.same_bits(&format!("attention {what} out: from run to run"), &again.0, &out);
+        run.same_bits(&format!("attention {what} lse: from run to run"), &again.1, &lse);
 
         // dS: to the error of P add dP and delta, dots of D terms, three roundings, the rounding of out in delta, and that of dS to the type.
         let dot_error = (shape.head_dim + 12) as f64 * T::SUM;
@@ -139,13 +146,13 @@ impl Case {
         let old =
             [(5, &self.q), (6, &self.k), (7, &self.v)].map(|(seed, x)| wide(&rounded::<T>(&uniform(seed, x.len()))));
         for old in [None, Some(&old)] {
-            let actual = self.backward::<T>(device, old);
+            let actual = self.backward::<T>(run, old)?;
             let bounds = [("dq", &abs.dq, ds_error), ("dk", &abs.dk, ds_error), ("dv", &abs.dv, dv_error)];
             for (i, (name, abs, error)) in bounds.into_iter().enumerate() {
                 let before = |j: usize| old.map_or(0.0, |old| f64::from(old[i][j]));
                 let sum: Vec<f64> = self.gradients[i].iter().enumerate().map(|(j, g)| g + before(j)).collect();
                 let error = (1.0 + error) * (1.0 + (terms[i] + 8) as f64 * T::SUM) - 1.0;
-                assert_within(&format!("attention_backward {what} {name}"), &actual[i], &sum, |j| {
+                run.within(&format!("attention_backward {what} {name}"), &actual[i], &sum, |j| {
                     let largest = largest_q * (2.0 * shape.head_dim as f64 + 1.0);
                     let error = error * abs[j] + underflow_bound(terms[i], largest);
                     let rounding = ROUNDING * (before(j).abs() + sum[j].abs());
@@ -153,109 +160,96 @@ impl Case {
                 });
             }
             if old.is_none() {
-                let again = self.backward::<T>(device, old);
-                assert!(actual == again, "attention_backward {what}: bits differ from run to run");
+                let again = self.backward::<T>(run, old)?;
+                for (i, (name, ..)) in bounds.into_iter().enumerate() {
+                    run.same_bits(&format!("attention_backward {what} {name}: from run to run"), &again[i], &actual[i]);
+                }
             }
         }
+        Ok(())
     }
 }
 
-fn check_both(shape: AttentionShape, size: f32) {
-    let device = device();
-    Case::new::<f32>(shape, size).check::<f32>(&device);
-    Case::new::<bf16>(shape, size).check::<bf16>(&device);
+fn check_both(run: &mut Run, shape: AttentionShape, size: f32) -> Result<(), Error> {
+    Case::new::<f32>(shape, size).check::<f32>(run)?;
+    Case::new::<bf16>(shape, size).check::<bf16>(run)
 }
 
-#[test]
-fn attention_matches_reference_for_every_length() {
+pub fn attention_matches_reference_for_every_length(run: &mut Run) -> Result<(), Error> {
     for lens in [[0, 3], [1, 1], [1, 65], [2, 3], [15, 17], [63, 64], [33, 70]] {
-        check_both(shape(1, lens, [1, 1], 16), 1.0);
+        check_both(run, shape(1, lens, [1, 1], 16), 1.0)?;
     }
+    Ok(())
 }
 
 /// Over several blocks of queries and of keys, where whole blocks are hidden.
-#[test]
-fn attention_matches_reference_over_blocks() {
-    check_both(shape(1, [130, 130], [1, 1], 16), 2.0);
-    check_both(shape(1, [40, 139], [1, 1], 16), 2.0);
-}
-
-#[test]
-fn attention_matches_reference_for_every_grouping() {
-    check_both(shape(2, [19, 23], [4, 2], 16), 1.0);
-    check_both(shape(1, [19, 23], [3, 1], 16), 1.0);
-    check_both(shape(1, [70, 70], [2, 1], 16), 1.0);
-}
-
-#[test]
-fn attention_matches_reference_for_every_head_dim() {
-    for head_dim in [1, 20, 32, 48, 64, 72] {
-        check_both(shape(1, [9, 21], [2, 1], head_dim), 1.0);
+pub fn attention_matches_reference_over_blocks(run: &mut Run) -> Result<(), Error> {
+    check_both(run, shape(1, [130, 130], [1, 1], 16), 2.0)?;
+    check_both(run, shape(1, [40, 139], [1, 1], 16), 2.0)?;
+    for (heads, head_dim) in run.sizes(&[], &[([3, 1], 128), ([4, 2], 64)]) {
+        check_both(run, shape(1, [777, 1203], heads, head_dim), 1.0)?;
     }
+    Ok(())
 }
 
-#[test]
-fn attention_matches_reference_for_heads_of_128() {
-    check_both(shape(1, [35, 35], [2, 1], 128), 1.0);
-    check_both(shape(1, [66, 67], [1, 1], 112), 1.0);
+pub fn attention_matches_reference_for_every_grouping(run: &mut Run) -> Result<(), Error> {
+    check_both(run, shape(2, [19, 23], [4, 2], 16), 1.0)?;
+    check_both(run, shape(1, [19, 23], [3, 1], 16), 1.0)?;
+    check_both(run, shape(1, [70, 70], [2, 1], 16), 1.0)
+}
+
+pub fn attention_matches_reference_for_every_head_dim(run: &mut Run) -> Result<(), Error> {
+    for head_dim in [1, 20, 32, 48, 64, 72] {
+        check_both(run, shape(1, [9, 21], [2, 1], head_dim), 1.0)?;
+    }
+    Ok(())
+}
+
+pub fn attention_matches_reference_for_heads_of_128(run: &mut Run) -> Result<(), Error> {
+    check_both(run, shape(1, [35, 35], [2, 1], 128), 1.0)?;
+    check_both(run, shape(1, [66, 67], [1, 1], 112), 1.0)
 }
 
 /// Scores of +-80 and more: without the running maximum their exponentials would overflow.
-#[test]
-fn attention_is_stable_for_large_scores() {
+pub fn attention_is_stable_for_large_scores(run: &mut Run) -> Result<(), Error> {
     let shape = shape(1, [70, 75], [2, 1], 16);
     let largest = Case::new::<f32>(shape, 150.0).lse.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    assert!(largest > 80.0, "the case is too tame: lse up to {largest}");
-    check_both(shape, 150.0);
+    run.holds(&format!("attention: the case is too tame, lse up to {largest}"), largest > 80.0);
+    check_both(run, shape, 150.0)
 }
 
 /// A NaN in a query reaches that query's output and no other.
-#[test]
-fn attention_does_not_hide_nan() {
-    fn check<T: Rounded>() {
+pub fn attention_does_not_hide_nan(run: &mut Run) -> Result<(), Error> {
+    fn check<T: Rounded>(run: &mut Run) -> Result<(), Error> {
         let mut case = Case::new::<T>(shape(1, [70, 70], [1, 1], 16), 1.0);
         case.q[35 * 16 + 3] = f32::NAN;
-        let (out, lse) = case.forward::<T>(&device());
+        let (out, lse) = case.forward::<T>(run)?;
         let nan = |x: &[f32]| x.iter().map(|x| x.is_nan()).collect::<Vec<_>>();
-        assert_eq!(nan(&out), (0..70 * 16).map(|i| i / 16 == 35).collect::<Vec<_>>(), "attention {} out", T::TYPE);
-        assert_eq!(nan(&lse), (0..70).map(|i| i == 35).collect::<Vec<_>>(), "attention {} lse", T::TYPE);
+        let expected: Vec<bool> = (0..70 * 16).map(|i| i / 16 == 35).collect();
+        run.same(&format!("attention {}: NaN of out", T::TYPE), &nan(&out), &expected);
+        let expected: Vec<bool> = (0..70).map(|i| i == 35).collect();
+        run.same(&format!("attention {}: NaN of lse", T::TYPE), &nan(&lse), &expected);
+        Ok(())
     }
-    check::<f32>();
-    check::<bf16>();
+    check::<f32>(run)?;
+    check::<bf16>(run)
 }
 
 /// Slices that do not begin at multiples of 16 bytes have the bits of those that do.
-#[test]
-fn operands_may_begin_anywhere() {
-    fn check<T: Rounded>() {
-        let (device, case) = (device(), Case::new::<T>(shape(1, [9, 12], [2, 1], 16), 1.0));
-        let (out, lse) = case.forward::<T>(&device);
-        let at = |x: &[f32], from: usize| on(&device, &[vec![T::round(f32::NAN); from], rounded(x)].concat());
-        let (q, k, v) = (at(&case.q, 1), at(&case.k, 3), at(&case.v, 2));
-        let (mut out_at, mut lse_at) = (stale::<T>(&device, out.len() + 1), stale(&device, lse.len()));
+pub fn attention_takes_operands_that_begin_anywhere(run: &mut Run) -> Result<(), Error> {
+    fn check<T: Rounded>(run: &mut Run) -> Result<(), Error> {
+        let case = Case::new::<T>(shape(1, [9, 12], [2, 1], 16), 1.0);
+        let (out, lse) = case.forward::<T>(run)?;
+        let at = |x: &[f32], from: usize| run.on(&[vec![T::round(f32::NAN); from], rounded(x)].concat());
+        let (q, k, v) = (at(&case.q, 1)?, at(&case.k, 3)?, at(&case.v, 2)?);
+        let (mut out_at, mut lse_at) = (run.stale::<T>(out.len() + 1)?, run.stale(lse.len())?);
         let [q, k, v] = [(&q, 1), (&k, 3), (&v, 2)].map(|(x, from)| x.as_slice().part(from..x.len()));
-        attention(case.shape, case.scale, q, k, v, out_at.as_mut().part(1..out.len() + 1), lse_at.as_mut()).unwrap();
-        let out_at = out_at.as_slice().part(1..out.len() + 1).to_vec().unwrap();
-        assert!(wide(&out_at) == out && lse_at.to_vec().unwrap() == lse, "attention {} from odd places", T::TYPE);
+        attention(case.shape, case.scale, q, k, v, out_at.as_mut().part(1..out.len() + 1), lse_at.as_mut())?;
+        let out_at = out_at.as_slice().part(1..out.len() + 1).to_vec()?;
+        run.same_bits(&format!("attention {} from odd places", T::TYPE), &wide(&out_at), &out);
+        run.same_bits(&format!("attention {} from odd places, lse", T::TYPE), &lse_at.to_vec()?, &lse);
+        Ok(())
     }
-    check::<f32>();
-    check::<bf16>();
-}
-
-#[test]
-#[should_panic(expected = "attention: out has 15 elements for [1, 2, 1, 8]")]
-fn shapes_must_fit() {
-    let device = device();
-    let (x, mut out, mut lse) = (on(&device, &[0.0f32; 16]), stale(&device, 15), stale(&device, 2));
-    let (x, lse) = (x.as_slice(), lse.as_mut());
-    let _ = attention(shape(1, [2, 2], [1, 1], 8), 1.0, x, x, x, out.as_mut(), lse);
-}
-
-#[test]
-#[should_panic(expected = "attention: heads of 136, at most 128 on a GPU")]
-fn heads_beyond_128_are_refused() {
-    let device = device();
-    let (x, mut out, mut lse) = (on(&device, &[0.0f32; 136]), stale(&device, 136), stale(&device, 1));
-    let (x, lse) = (x.as_slice(), lse.as_mut());
-    let _ = attention(shape(1, [1, 1], [1, 1], 136), 1.0, x, x, x, out.as_mut(), lse);
+    check::<f32>(run)?;
+    check::<bf16>(run)
 }
