@@ -136,20 +136,20 @@ impl Any {
 }
 
 /// Which kernels run an activation.
-enum Psi {
-    /// Compiled for themselves; they draw nothing.
-    Fixed(&'static Kernels),
-    /// The paper's pair.
+pub(super) enum Psi {
+    /// Compiled for themselves, as is the paper's pair.
+    Relu,
+    Silu,
     Stochastic(Any),
     /// All others.
     Any(Any),
 }
 
 impl Psi {
-    fn of(act: Activation) -> Psi {
+    pub(super) fn of(act: Activation) -> Psi {
         match act {
-            Activation::Relu => Psi::Fixed(&RELU),
-            Activation::Silu => Psi::Fixed(&SILU),
+            Activation::Relu => Psi::Relu,
+            Activation::Silu => Psi::Silu,
             Activation::Stochastic { negative: [Fixed::Relu, Fixed::Silu], positive: Positive::Identity, .. } => {
                 Psi::Stochastic(Any::of(act))
             }
@@ -159,7 +159,8 @@ impl Psi {
 
     fn kernels(&self) -> &'static Kernels {
         match self {
-            Psi::Fixed(kernels) => kernels,
+            Psi::Relu => &RELU,
+            Psi::Silu => &SILU,
             Psi::Stochastic(_) => &STOCHASTIC,
             Psi::Any(_) => &ANY,
         }
@@ -167,8 +168,13 @@ impl Psi {
 
     fn launch<'a>(&self, kernel: &'static Kernel, len: usize, d_ff: usize) -> Launch<'a> {
         let launch = Launch::new(kernel, self.threads(len, d_ff).div_ceil(THREADS), THREADS as u32);
+        self.args(launch)
+    }
+
+    /// The parameters that come first.
+    pub(super) fn args<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
         match self {
-            Psi::Fixed(_) => launch,
+            Psi::Relu | Psi::Silu => launch,
             Psi::Stochastic(site) => site.site(launch),
             Psi::Any(any) => any.args(launch),
         }

@@ -51,7 +51,7 @@ impl<T: Pod> Clone for Mat<'_, T> {
 impl<T: Pod> Copy for Mat<'_, T> {}
 
 /// The transposes that a linear layer needs: forward `Y = X W^T`, backward `dX = dY W` and `dW += dY^T X`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Layout {
     NN,
     NT,

@@ -3,7 +3,7 @@
 use super::Float;
 use super::gemm::{Layout, Mat, TILE};
 use crate::stream::Launch;
-use crate::{Error, Kernel, Module, SliceMut};
+use crate::{Error, Kernel, Module, Slice, SliceMut};
 use half::bf16;
 use kernels::Beta;
 
@@ -16,7 +16,8 @@ static NT: [Kernel; 2] =
 static TN: [Kernel; 2] =
     [Kernel { module: &MODULE, entry: "gemm_bf16_tn" }, Kernel { module: &MODULE, entry: "gemm_bf16_tn_bf16" }];
 
-const THREADS: u32 = 256;
+/// Threads of a block.
+pub(super) const THREADS: u32 = 128;
 
 /// `C = A B` or, with [`Beta::One`], `C += A B`; as [`kernels::gemm::gemm_bf16`].
 ///
@@ -36,15 +37,34 @@ const THREADS: u32 = 256;
 /// are copied element by element, far slower.
 #[track_caller]
 pub fn gemm_bf16<C: Float>(a: Mat<bf16>, b: Mat<bf16>, beta: Beta, c: SliceMut<C>) -> Result<(), Error> {
-    let (layout, [m, n, k]) = Layout::of("gemm_bf16", a, b, c.len());
+    run("gemm_bf16", a, b, (beta == Beta::One).then_some(c.as_slice()), &c)
+}
+
+/// `C = D + A B`: a residual connection in the launch of its product, which reads D and writes C once.
+///
+/// Shapes: d `[M, N]` row-major and of C's type, the others as in [`gemm_bf16`], as are panics and accuracy, where `|D|` joins: the bits are
+/// those of [`gemm_bf16`] with [`Beta::One`] on a copy of D.
+#[track_caller]
+pub fn gemm_bf16_add<C: Float>(a: Mat<bf16>, b: Mat<bf16>, d: Slice<C>, c: SliceMut<C>) -> Result<(), Error> {
+    assert!(d.len() == c.len(), "gemm_bf16_add: D {} elements, C {}", d.len(), c.len());
+    run("gemm_bf16_add", a, b, Some(d), &c)
+}
+
+#[track_caller]
+fn run<C: Float>(op: &str, a: Mat<bf16>, b: Mat<bf16>, addend: Option<Slice<C>>, c: &SliceMut<C>) -> Result<(), Error> {
+    let (layout, [m, n, k]) = Layout::of(op, a, b, c.len());
     let kernels = match layout {
         Layout::NN => &NN,
         Layout::NT => &NT,
         Layout::TN => &TN,
     };
-    let c_aligned = super::rows_aligned(c.as_slice(), n);
+    let c_aligned = [addend, Some(c.as_slice())].into_iter().flatten().all(|x| super::rows_aligned(x, n));
     let launch = Launch::new(C::of(kernels), m.div_ceil(TILE) * n.div_ceil(TILE), THREADS).arg(a.data).arg(b.data);
     let launch = launch.arg(m).arg(n).arg(k).arg(a.aligned()).arg(b.aligned()).arg(c_aligned);
-    // SAFETY: the parameters are those of the kernels, which read within [M, K] and [K, N] and write within [M, N].
-    unsafe { launch.arg(beta == Beta::One).arg(&c).run() }
+    let launch = match addend {
+        Some(d) => launch.arg(d),
+        None => launch.arg(0u64), // null
+    };
+    // SAFETY: the parameters are those of the kernels, which read within [M, K], [K, N] and [M, N] and write within [M, N].
+    unsafe { launch.arg(c).run() }
 }

@@ -18,6 +18,7 @@ pub mod ffn;
 pub mod gated_activation;
 pub mod gemm;
 pub mod gemm_bf16;
+pub mod gemm_gated_activation;
 pub mod gemv;
 pub mod lm_head_loss;
 pub mod reduce;

@@ -7,6 +7,9 @@ use cuda::ops::elementwise::{add, axpy};
 use cuda::ops::embedding::embedding;
 use cuda::ops::ffn::{FfnScratch, FfnWeights, TILE, ffn_sparse};
 use cuda::ops::gated_activation::{gated_activation, gated_activation_backward};
+use cuda::ops::gemm::Mat;
+use cuda::ops::gemm_bf16::gemm_bf16_add;
+use cuda::ops::gemm_gated_activation::{gemm_gated_activation, gemm_gated_activation_backward};
 use cuda::ops::gemv::gemv;
 use cuda::ops::rms_norm::rms_norm;
 use cuda::ops::rope::rope;
@@ -16,7 +19,7 @@ use cuda_testing::{Interpreter, Traffic, on, stale};
 use half::bf16;
 use kernels::adamw::AdamW;
 use kernels::rope::{RopeShape, Rotation};
-use kernels::testing::uniform;
+use kernels::testing::{uniform, uniform_bf16};
 use kernels::{Activation, Beta, MaskSite};
 
 /// Runs `kernel` and demands that it reads and writes so many bytes, and at most `slack` more: what is small beside them.
@@ -91,6 +94,28 @@ fn kernels_move_the_bytes_that_they_say() {
         outputs.2,
     );
     moves("gated_activation_backward bf16", &traffic, (6 * len, 6 * len), 0, backward);
+}
+
+#[test]
+fn fused_products_move_the_bytes_that_they_say() {
+    let traffic = Traffic::default();
+    let device = Interpreter { traffic: Some(traffic.clone()), ..Interpreter::default() }.device();
+    // Two tiles of rows, two of columns.
+    let (n, c, f) = (256, 128, 128);
+    let bf16s = |seed, len| on(&device, &uniform_bf16(seed, len));
+    let (x, gate, up, down) = (bf16s(1, n * c), bf16s(2, f * c), bf16s(3, f * c), bf16s(4, c * f));
+    let (x, gate, up) = (Mat::new(x.as_slice(), n, c), Mat::new(gate.as_slice(), f, c), Mat::new(up.as_slice(), f, c));
+    let act = Activation::stochastic(0.5, MaskSite { seed: 1, first_token: 0, layer: 0, stream: 0, step: 0 });
+    let [mut g, mut u, mut h, mut dg, mut du] = [(); 5].map(|_| stale::<bf16>(&device, n * f));
+    let fused = gemm_gated_activation(act, x, gate, up, g.as_mut(), u.as_mut(), h.as_mut());
+    moves("gemm_gated_activation", &traffic, (2 * (2 * n * c + 2 * 2 * f * c), 6 * n * f), 0, fused);
+    let (down, outputs) = (Mat::new(down.as_slice(), c, f), (dg.as_mut(), du.as_mut(), h.as_mut()));
+    let (g, u) = (g.as_slice(), u.as_slice());
+    let fused = gemm_gated_activation_backward(act, 0.0, x, down, g, u, outputs.0, outputs.1, outputs.2);
+    moves("gemm_gated_activation_backward", &traffic, (2 * n * c + 2 * 2 * c * f + 4 * n * f, 6 * n * f), 0, fused);
+    let (x, mut y) = (on(&device, &uniform(5, n * c)), stale::<f32>(&device, n * c));
+    let added = gemm_bf16_add(Mat::new(u, n, f), down.t(), x.as_slice(), y.as_mut());
+    moves("gemm_bf16_add", &traffic, (2 * n * f + 2 * 2 * c * f + 4 * n * c, 4 * n * c), 0, added);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::Run;
 use cuda::Error;
 use cuda::ops::Float;
 use cuda::ops::gemm::{Mat, gemm};
-use cuda::ops::gemm_bf16::gemm_bf16;
+use cuda::ops::gemm_bf16::{gemm_bf16, gemm_bf16_add};
 use half::bf16;
 use kernels::testing::{ROUNDING, uniform, uniform_bf16, widened};
 use kernels::{Beta, Weight, reference};
@@ -96,6 +96,21 @@ pub fn gemm_bf16_matches_reference_in_all_transposes(run: &mut Run) -> Result<()
                 run.within(&format!("{what} bf16"), &of_rows(&widened(&c.to_vec()?)), &expected, rounded);
             }
         }
+    }
+    Ok(())
+}
+
+/// D may lie anywhere as well: the last small shape's does.
+pub fn gemm_bf16_add_has_the_bits_of_adding_in_place(run: &mut Run) -> Result<(), Error> {
+    let small = [([130, 132, 40], 0), ([3, 5, 8], 0), ([66, 8, 0], 0), ([9, 24, 16], 1)];
+    for ([m, n, k], d_at) in run.sizes(&small, &[([2100, 1032, 768], 0), ([1024, 2048, 2048], 2)]) {
+        let [x, w] = run.all_on([&uniform_bf16(1, m * k), &uniform_bf16(2, n * k)])?;
+        let (x, w) = (Mat::new(x.as_slice(), m, k), Mat::new(w.as_slice(), n, k).t());
+        let old = uniform(3, m * n + d_at);
+        let (d, mut c, mut in_place) = (run.on(&old)?, run.stale(m * n)?, run.on(&old[d_at..])?);
+        gemm_bf16_add(x, w, d.as_slice().part(d_at..d_at + m * n), c.as_mut())?;
+        gemm_bf16(x, w, Beta::One, in_place.as_mut())?;
+        run.same_bits(&format!("gemm_bf16_add [{m}, {n}, {k}] from {d_at}"), &c.to_vec()?, &in_place.to_vec()?);
     }
     Ok(())
 }

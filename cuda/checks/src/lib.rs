@@ -13,6 +13,7 @@ mod device;
 mod elementwise;
 mod gated_activation;
 mod gemm;
+mod gemm_gated_activation;
 mod rows;
 mod run;
 mod strided;
@@ -60,8 +61,12 @@ macro_rules! with_checks {
                 add_to_range_adds_rows_that_are_apart;
             gemm:
                 gemm_bf16_matches_reference_in_all_transposes
+                gemm_bf16_add_has_the_bits_of_adding_in_place
                 gemm_bf16_takes_operands_that_begin_anywhere
                 gemm_matches_reference_in_all_transposes;
+            gemm_gated_activation:
+                gemm_gated_activation_has_the_bits_of_both_kernels
+                gemm_gated_activation_backward_has_the_bits_of_both_kernels;
             attention:
                 attention_matches_reference_for_every_length
                 attention_matches_reference_over_blocks
