@@ -1,8 +1,8 @@
-// Attention of one token over a cache, GQA: kernels/src/attention/decode.rs. Keys are cut into parts of 128 by their position: a block for each part
-// of each key-value head, then a block for each query head that puts the parts together, in order. How many keys there are is read from
-// device memory, so that a recorded launch serves every position; blocks beyond them have nothing to do.
+// Attention of tokens over a cache each, GQA: kernels/src/attention/decode.rs. Keys are cut into parts of 128 by their position: a block for each part
+// of each key-value head of each token, then a block for each query head that puts the parts together, in order. Which cache, and how many keys
+// there are, is read from device memory, so that a recorded launch serves every position; blocks beyond them have nothing to do.
 //
-// K, V [K, capacity, D]; q, out [H, D], out f32; parts [part, H, D] of sums, and [part, H] of maxima and of sums of exponentials.
+// K, V [caches, K, capacity, D]; q, out [N, H, D], out f32; parts [N, part, H, D] of sums, and [N, part, H] of maxima and of sums of exponentials.
 #include "math.cuh"
 
 constexpr u32 THREADS = 256, WARPS = THREADS / WARP;
@@ -12,16 +12,17 @@ constexpr u32 AT_ONCE = 4;     // query heads that a pass over V serves
 constexpr u32 PER_KEY = 8;     // lanes that share a key's dot
 
 template <class T>
-DEVICE void part(const float *q, const T *k, const T *v, const u32 *kv_len, float scale, u32 n_kv_heads, u32 group, u32 d, u32 capacity,
-                 u32 aligned, float *sums, float *maxima, float *totals) {
+DEVICE void part(const float *q, const T *k, const T *v, const u32 *kv_len, const u32 *cache, float scale, u32 n_kv_heads, u32 group, u32 d,
+                 u32 capacity, u32 caches, u32 aligned, float *sums, float *maxima, float *totals) {
     // At most 16 KiB of queries (D at most 256), of which the 32 KiB of sums over V take the place; 8 KiB of probabilities.
     __shared__ __align__(16) float shared[THREADS * 8 * AT_ONCE];
     __shared__ float p[MAX_GROUP][KEYS];
-    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, kv_head = blockIdx.y, first = blockIdx.x * KEYS,
-              all = min(kv_len[0], capacity);
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, kv_head = blockIdx.y, first = blockIdx.x * KEYS, token = blockIdx.z,
+              all = min(kv_len[token], capacity);
     if (first >= all) return;
     const u32 len = min(KEYS, all - first), n_heads = n_kv_heads * group, groups = (d + 7) / 8, padded = groups * 8;
-    k += ((u64)kv_head * capacity + first) * d, v += ((u64)kv_head * capacity + first) * d;
+    const u64 row0 = ((u64)min(cache[token], caches - 1) * n_kv_heads + kv_head) * capacity + first, part0 = token * gridDim.x + blockIdx.x;
+    k += row0 * d, v += row0 * d, q += (u64)token * n_heads * d;
 
     for (u32 i = threadIdx.x; i < group * padded; i += THREADS) {
         const u32 h = i / padded, j = i % padded;
@@ -70,7 +71,7 @@ DEVICE void part(const float *q, const T *k, const T *v, const u32 *kv_len, floa
         }
         total = warp_sum(total);
         if (lane == 0) {
-            const u64 at = (u64)blockIdx.x * n_heads + kv_head * group + h;
+            const u64 at = part0 * n_heads + kv_head * group + h;
             maxima[at] = most;
             totals[at] = total;
         }
@@ -102,7 +103,7 @@ DEVICE void part(const float *q, const T *k, const T *v, const u32 *kv_len, floa
             if (h >= group || j >= d) continue;
             float sum = 0.0f;
             for (u32 l = 0; l < lanes; l++) sum += shared[l * AT_ONCE * padded + i];
-            sums[((u64)blockIdx.x * n_heads + kv_head * group + h) * d + j] = sum;
+            sums[(part0 * n_heads + kv_head * group + h) * d + j] = sum;
         }
         __syncthreads();
     }
@@ -110,34 +111,35 @@ DEVICE void part(const float *q, const T *k, const T *v, const u32 *kv_len, floa
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
 
-KERNEL attention_part(const float *q, const float *k, const float *v, const u32 *kv_len, float scale, u32 n_kv_heads, u32 group, u32 d,
-                      u32 capacity, u32 aligned, float *sums, float *maxima, float *totals) {
-    part(q, k, v, kv_len, scale, n_kv_heads, group, d, capacity, aligned, sums, maxima, totals);
+KERNEL attention_part(const float *q, const float *k, const float *v, const u32 *kv_len, const u32 *cache, float scale, u32 n_kv_heads,
+                      u32 group, u32 d, u32 capacity, u32 caches, u32 aligned, float *sums, float *maxima, float *totals) {
+    part(q, k, v, kv_len, cache, scale, n_kv_heads, group, d, capacity, caches, aligned, sums, maxima, totals);
 }
 
-KERNEL attention_part_bf16(const float *q, const bf16 *k, const bf16 *v, const u32 *kv_len, float scale, u32 n_kv_heads, u32 group, u32 d,
-                           u32 capacity, u32 aligned, float *sums, float *maxima, float *totals) {
-    part(q, k, v, kv_len, scale, n_kv_heads, group, d, capacity, aligned, sums, maxima, totals);
+KERNEL attention_part_bf16(const float *q, const bf16 *k, const bf16 *v, const u32 *kv_len, const u32 *cache, float scale, u32 n_kv_heads,
+                           u32 group, u32 d, u32 capacity, u32 caches, u32 aligned, float *sums, float *maxima, float *totals) {
+    part(q, k, v, kv_len, cache, scale, n_kv_heads, group, d, capacity, caches, aligned, sums, maxima, totals);
 }
 
-// out[h, :] = the sums of all parts, each scaled to the largest maximum, over the sum of all exponentials; lse[h] its logarithm and that maximum.
+// out[t, h, :] = the sums of all parts, each scaled to the largest maximum, over the sum of all exponentials; lse[t, h] its logarithm and that maximum.
 KERNEL attention_join(const float *sums, const float *maxima, const float *totals, const u32 *kv_len, u32 capacity, u32 d, float *out,
                       float *lse) {
-    const u32 h = blockIdx.x, n_heads = gridDim.x, parts = (min(kv_len[0], capacity) + KEYS - 1) / KEYS;
+    const u32 h = blockIdx.x, n_heads = gridDim.x, token = blockIdx.y, parts = (min(kv_len[token], capacity) + KEYS - 1) / KEYS;
+    const u64 first = (u64)token * ((capacity + KEYS - 1) / KEYS), row = (u64)token * n_heads + h;
     float most = -__int_as_float(0x7F800000);
-    for (u32 part = 0; part < parts; part++) most = fmaxf(most, maxima[(u64)part * n_heads + h]);
+    for (u32 part = 0; part < parts; part++) most = fmaxf(most, maxima[(first + part) * n_heads + h]);
     float total = 0.0f;
     for (u32 part = 0; part < parts; part++) {
-        const u64 at = (u64)part * n_heads + h;
+        const u64 at = (first + part) * n_heads + h;
         total = fmaf(totals[at], exp_f32(maxima[at] - most), total);
     }
     for (u32 j = threadIdx.x; j < d; j += THREADS) {
         float sum = 0.0f;
         for (u32 part = 0; part < parts; part++) {
-            const u64 at = (u64)part * n_heads + h;
+            const u64 at = (first + part) * n_heads + h;
             sum = fmaf(sums[at * d + j], exp_f32(maxima[at] - most), sum);
         }
-        out[(u64)h * d + j] = sum / total;
+        out[row * d + j] = sum / total;
     }
-    if (threadIdx.x == 0) lse[h] = (float)((double)most + log_f64(total));
+    if (threadIdx.x == 0) lse[row] = (float)((double)most + log_f64(total));
 }

@@ -17,18 +17,30 @@ DEVICE void widen16(uint4 q, float (&to)[4]) {
 }
 DEVICE void widen16(uint4 q, float (&to)[8]) { unpack_bf16x8(q, to); }
 
-// sum_k w[k] x[k], in every lane. Lane l takes the 16 bytes number l, l + 32, ... of the row, eight of them in flight at once; element j of the 16
-// bytes goes to sum j. If the row is not aligned to 16 bytes, it takes the elements l, l + 32, .... The bits depend on the row, x and the
-// alignment alone.
-template <class T> DEVICE float warp_dot(const T *w, const float *x, u32 k, bool aligned) {
-    constexpr u32 PER = PER_LOAD<T>, IN_FLIGHT = 8;
+// Blocks of 256 threads of a multiprocessor that registers are to be left for: without it, some assemblers spill for one more.
+template <u32 N> constexpr u32 BLOCKS = N == 1 ? 4 : N == 2 ? 3 : N == 4 ? 2 : 1;
+
+// dots[t] = sum_k w[k] x[t, k] for the first n of N tokens, in every lane; the others have those of the last. Lane l takes the 16 bytes number l, l + 32, ...
+// of the row, some of them in flight at once; element j of the 16 bytes goes to sum j. If the rows are not aligned to 16 bytes, it takes the
+// elements l, l + 32, .... The bits depend on the row, a token's x and the alignment alone: a token has the same beside others and alone.
+template <u32 N, class T> DEVICE void warp_dots(const T *w, const float *x, u32 n, u32 k, bool aligned, float (&dots)[N]) {
+    constexpr u32 PER = PER_LOAD<T>, IN_FLIGHT = N <= 2 ? 8 : 4;
     const u32 lane = threadIdx.x % WARP;
+    u32 from[N];
+#pragma unroll
+    for (u32 t = 0; t < N; t++) from[t] = min(t, n - 1) * k;
     if (!aligned) {
-        float sum = 0.0f;
-        for (u32 i = lane; i < k; i += WARP) sum = fmaf(to_f32(w[i]), x[i], sum);
-        return warp_sum(sum);
+        float sums[N] = {};
+        for (u32 i = lane; i < k; i += WARP) {
+            const float wi = to_f32(w[i]);
+#pragma unroll
+            for (u32 t = 0; t < N; t++) sums[t] = fmaf(wi, x[from[t] + i], sums[t]);
+        }
+#pragma unroll
+        for (u32 t = 0; t < N; t++) dots[t] = warp_sum(sums[t]);
+        return;
     }
-    float sums[PER] = {};
+    float sums[N][PER] = {};
     const u32 loads = k / PER;
     for (u32 first = lane; first < loads; first += IN_FLIGHT * WARP) {
         uint4 q[IN_FLIGHT];
@@ -43,12 +55,18 @@ template <class T> DEVICE float warp_dot(const T *w, const float *x, u32 k, bool
             if (load >= loads) break;
             float ws[PER];
             widen16(q[i], ws);
-            const Vec<PER> xs = load_vec<PER>(x + load * PER);
 #pragma unroll
-            for (u32 j = 0; j < PER; j++) sums[j] = fmaf(ws[j], xs.at[j], sums[j]);
+            for (u32 t = 0; t < N; t++) {
+                const Vec<PER> xs = load_vec<PER>(x + from[t] + load * PER);
+#pragma unroll
+                for (u32 j = 0; j < PER; j++) sums[t][j] = fmaf(ws[j], xs.at[j], sums[t][j]);
+            }
         }
     }
-    float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    if (PER == 8) sum += (sums[4 % PER] + sums[5 % PER]) + (sums[6 % PER] + sums[7 % PER]);
-    return warp_sum(sum);
+#pragma unroll
+    for (u32 t = 0; t < N; t++) {
+        float sum = (sums[t][0] + sums[t][1]) + (sums[t][2] + sums[t][3]);
+        if (PER == 8) sum += (sums[t][4 % PER] + sums[t][5 % PER]) + (sums[t][6 % PER] + sums[t][7 % PER]);
+        dots[t] = warp_sum(sum);
+    }
 }

@@ -20,6 +20,7 @@ pub mod gemm;
 pub mod gemm_bf16;
 pub mod gemm_gated_activation;
 pub mod gemv;
+pub mod kv_append;
 pub mod lm_head_loss;
 pub mod reduce;
 pub mod rms_norm;

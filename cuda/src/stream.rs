@@ -70,7 +70,13 @@ impl From<usize> for Grid {
 
 impl From<[usize; 2]> for Grid {
     fn from([x, y]: [usize; 2]) -> Grid {
-        Grid([x, y, 1].map(|n| u32::try_from(n).expect("a grid of at most 2^32 blocks")))
+        Grid::from([x, y, 1])
+    }
+}
+
+impl From<[usize; 3]> for Grid {
+    fn from(blocks: [usize; 3]) -> Grid {
+        Grid(blocks.map(|n| u32::try_from(n).expect("a grid of at most 2^32 blocks")))
     }
 }
 
