@@ -1,11 +1,6 @@
 // C = A B, C += A B or C = D + A B with bf16 operands and f32 sums: kernels/src/gemm/mod.rs. The tiles: gemm_bf16.cuh.
 #include "gemm_bf16.cuh"
 
-DEVICE void store_four(float *to, const Vec<4> &v) { store_vec<4>(to, v); }
-DEVICE void store_four(bf16 *to, const Vec<4> &v) {
-    *reinterpret_cast<uint2 *>(to) = make_uint2(to_bf16x2(v.at[0], v.at[1]), to_bf16x2(v.at[2], v.at[3]));
-}
-
 // Writes the rows of a tile, a warp one row at a time; what is to be added is loaded for four rows at once.
 template <class T> struct Writer {
     static constexpr u32 AT_ONCE = 4, WARPS = PRODUCT_THREADS / WARP;
@@ -39,7 +34,7 @@ template <class T> struct Writer {
                     for (u32 e = 0; e < 4; e++) v.at[e] += add[r].at[e];
                 }
                 if (whole) {
-                    store_four(to, v);
+                    store_vec<4>(to, v);
                 } else {
 #pragma unroll
                     for (u32 e = 0; e < 4; e++)
@@ -83,3 +78,43 @@ PRODUCT(gemm_bf16_tn, false, false, float)
 PRODUCT(gemm_bf16_nn_bf16, true, false, bf16)
 PRODUCT(gemm_bf16_nt_bf16, true, true, bf16)
 PRODUCT(gemm_bf16_tn_bf16, false, false, bf16)
+
+// A^T B over a part of K for each block along y, without a rounding to C's type: `parts` is [parts, M, N]. part_k is a multiple of TILE_K, and no part empty.
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
+    gemm_bf16_tn_parts(const u16 *a, const u16 *b, u32 m, u32 n, u32 k, u32 part_k, u32 a_aligned, u32 b_aligned, u32 c_aligned, float *parts) {
+    const u32 k0 = blockIdx.y * part_k;
+    const float *nothing = nullptr;
+    product<false, false>(a + (u64)k0 * m, b + (u64)k0 * n, m, n, min(part_k, k - k0), a_aligned, b_aligned, c_aligned, nothing,
+                          parts + (u64)blockIdx.y * m * n);
+}
+
+// Their sum in order, and what is to be added to it: four of M N elements to a thread.
+constexpr u32 JOIN_THREADS = 256;
+
+template <class T> DEVICE void join(const float *parts, u32 count, u32 len, bool aligned, const T *addend, T *c) {
+    const u64 at = ((u64)blockIdx.x * JOIN_THREADS + threadIdx.x) * 4;
+    if (at >= len) return;
+    const u32 left = len - (u32)at;
+    Vec<4> sum = load_part<4>(parts + at, left, aligned);
+#pragma unroll 4
+    for (u32 p = 1; p < count; p++) {
+        const Vec<4> part = load_part<4>(parts + (u64)p * len + at, left, aligned);
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) sum.at[e] += part.at[e];
+    }
+    if (addend != nullptr) {
+        const Vec<4> old = load_part<4>(addend + at, left, aligned);
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) sum.at[e] += old.at[e];
+    }
+    store_part<4>(c + at, left, aligned, sum);
+}
+
+extern "C" __global__ void __launch_bounds__(JOIN_THREADS)
+    gemm_bf16_join(const float *parts, u32 count, u32 len, u32 aligned, const float *addend, float *c) {
+    join(parts, count, len, aligned != 0, addend, c);
+}
+extern "C" __global__ void __launch_bounds__(JOIN_THREADS)
+    gemm_bf16_join_bf16(const float *parts, u32 count, u32 len, u32 aligned, const bf16 *addend, bf16 *c) {
+    join(parts, count, len, aligned != 0, addend, c);
+}

@@ -14,8 +14,8 @@ fn bound(k: usize, abs: f64) -> f64 {
     (k + 4) as f64 * 2f64.powi(-23) * abs
 }
 
-/// Around the sizes of tiles, of pieces of 16 bytes, and none.
-const SHAPES: [[usize; 3]; 9] = [
+/// Around the sizes of tiles, of pieces of 16 bytes, and none; and two with a K that `A^T B` is cut along.
+const SHAPES: [[usize; 3]; 11] = [
     [1, 1, 1],
     [128, 128, 32],
     [3, 5, 0],
@@ -25,6 +25,8 @@ const SHAPES: [[usize; 3]; 9] = [
     [130, 131, 65],
     [64, 200, 96],
     [264, 24, 8],
+    [40, 24, 1000],
+    [5, 7, 530],
 ];
 
 /// Names, and which operand is transposed.
@@ -67,7 +69,7 @@ fn reference_rows<T: Weight>(
 }
 
 pub fn gemm_bf16_matches_reference_in_all_transposes(run: &mut Run) -> Result<(), Error> {
-    for [m, n, k] in run.sizes(&SHAPES, &[[1031, 1033, 1027], [4104, 2056, 520], [520, 4104, 2056]]) {
+    for [m, n, k] in run.sizes(&SHAPES, &[[1031, 1033, 1027], [4104, 2056, 520], [520, 4104, 2056], [768, 768, 8192]]) {
         let (a, b) = (uniform_bf16(1, m * k), uniform_bf16(2, k * n));
         let [a_on, b_on] = run.all_on([&a, &b])?;
         let old = uniform(3, m * n);
