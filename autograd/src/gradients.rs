@@ -13,6 +13,9 @@ pub struct Slot {
 
 /// The gradients of variables, by slot. Those of leaves stay until they are taken or cleared, so that several backward
 /// passes (micro-batches) add up; those of intermediate results are consumed on the way.
+///
+/// A gradient has the element type of its variable's value, so that what flows back along bf16 is bf16; but for a matrix that
+/// [`linear`](Var::linear) multiplies by it is f32: a sum over all tokens of all micro-batches.
 #[derive(Default)]
 pub struct Gradients {
     slots: Vec<Option<Tensor>>,
@@ -46,6 +49,7 @@ impl Gradients {
         }
         let sum = match before {
             None => d,
+            Some(sum) if [&sum, &d].iter().any(|x| x.dtype() != DType::F32) => ops::add(&sum, &d),
             Some(mut sum) if is_writable(&sum) => {
                 ops::axpy(1.0, &d, &mut sum);
                 sum
@@ -60,17 +64,24 @@ impl Gradients {
         *self.entry(slot) = Some(sum);
     }
 
-    /// Lets `f` write or add a gradient of `shape` into its buffer on `device`: the [`Beta`] says whether there is something to add to.
-    /// Does nothing if the gradient is not wanted.
-    pub fn accumulate(&mut self, slot: Option<Slot>, device: &Device, shape: Shape, f: impl FnOnce(Beta, &mut Tensor)) {
+    /// Lets `f` write or add a gradient of `shape` and `dtype` into its buffer on `device`: the [`Beta`] says whether there is something to
+    /// add to. Does nothing if the gradient is not wanted.
+    pub fn accumulate(
+        &mut self,
+        slot: Option<Slot>,
+        device: &Device,
+        shape: Shape,
+        dtype: DType,
+        f: impl FnOnce(Beta, &mut Tensor),
+    ) {
         if slot.is_some() {
-            let (beta, mut d) = self.take_or_stale(slot, device, shape);
+            let (beta, mut d) = self.take_or_stale(slot, device, shape, dtype);
             f(beta, &mut d);
             self.add(slot, d);
         }
     }
 
-    /// As [`accumulate`](Gradients::accumulate), for kernels that only add: the buffer begins with zeros.
+    /// As [`accumulate`](Gradients::accumulate), for kernels that only add, in f32: the buffer begins with zeros.
     pub fn accumulate_onto_zeros(
         &mut self,
         slot: Option<Slot>,
@@ -86,12 +97,12 @@ impl Gradients {
     }
 
     /// For kernels that make several gradients at once: takes out what is in `slot`, to be added to ([`Beta::One`]), or else
-    /// a buffer of `shape` on `device` to be overwritten ([`Beta::Zero`]). It goes back by [`add`](Gradients::add). A gradient that is
+    /// a buffer of `shape` and `dtype` on `device` to be overwritten ([`Beta::Zero`]). It goes back by [`add`](Gradients::add). A gradient that is
     /// not wanted has a buffer too, since such a kernel writes it all the same.
-    pub fn take_or_stale(&mut self, slot: Option<Slot>, device: &Device, shape: Shape) -> (Beta, Tensor) {
+    pub fn take_or_stale(&mut self, slot: Option<Slot>, device: &Device, shape: Shape, dtype: DType) -> (Beta, Tensor) {
         match slot.and_then(|slot| self.take_slot(slot)) {
             Some(sum) => (Beta::One, into_writable(sum)),
-            None => (Beta::Zero, Tensor::stale_on(device, shape, DType::F32)),
+            None => (Beta::Zero, Tensor::stale_on(device, shape, dtype)),
         }
     }
 
@@ -119,5 +130,5 @@ fn is_writable(tensor: &Tensor) -> bool {
 }
 
 fn into_writable(tensor: Tensor) -> Tensor {
-    if is_writable(&tensor) { tensor } else { ops::scale(1.0, &tensor) }
+    if is_writable(&tensor) { tensor } else { ops::copy(&tensor) }
 }

@@ -252,6 +252,18 @@ impl<'t> Var<'t> {
         self.tape
     }
 
+    /// Another value for this leaf, whose gradient goes into this one's slot: a copy in bf16 of a weight that is kept in f32. Products read
+    /// the copy, and their sums, f32, add up where the optimiser reads them; that the copy was rounded is passed over.
+    ///
+    /// Panics if this is the result of an op, or if the shapes differ.
+    #[track_caller]
+    pub fn stand_in(&self, copy: Tensor) -> Var<'t> {
+        assert!(self.slot.is_none_or(|slot| slot.leaf), "stand_in: for the result of an op, expected a leaf");
+        let (shape, found) = (self.value.shape(), copy.shape());
+        assert!(shape == found, "stand_in: a copy of shape {found} for a leaf of shape {shape}");
+        Var { tape: self.tape, value: copy, slot: self.slot }
+    }
+
     /// Adds the gradients of this number for all leaves to `grads`, and empties the tape: an op's saved tensors are freed
     /// as soon as its backward is done.
     ///

@@ -108,6 +108,27 @@ KERNEL scale_f32(float factor, const float *a, u64 n, u32 aligned, float *dst) {
     map<Scale, false, false>({factor}, a, nullptr, n, aligned, dst);
 }
 
+// dst = a + b of other types than f32, computed in f32 and rounded once.
+template <class A, class B, class D> DEVICE void add_mixed(const A *a, const B *b, u64 n, u32 aligned, D *dst) {
+    Vec<4> as[2], bs[2];
+#pragma unroll
+    for (u32 part = 0; part < 2; part++) {
+        const Place p(part, n);
+        as[part] = load_part<4>(a + p.at, p.len, aligned);
+        bs[part] = load_part<4>(b + p.at, p.len, aligned);
+    }
+#pragma unroll
+    for (u32 part = 0; part < 2; part++) {
+        const Place p(part, n);
+#pragma unroll
+        for (int j = 0; j < 4; j++) as[part].at[j] += bs[part].at[j];
+        store_part<4>(dst + p.at, p.len, aligned, as[part]);
+    }
+}
+
+KERNEL add_bf16(const bf16 *a, const bf16 *b, u64 n, u32 aligned, bf16 *dst) { add_mixed(a, b, n, aligned, dst); }
+KERNEL add_f32_bf16(const float *a, const bf16 *b, u64 n, u32 aligned, float *dst) { add_mixed(a, b, n, aligned, dst); }
+
 template <class From, class To> DEVICE void cast(const From *a, u64 n, u32 aligned, To *dst) {
     Vec<4> as[2];
 #pragma unroll

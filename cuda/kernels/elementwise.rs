@@ -36,6 +36,19 @@ fn binary(name: &str, kernel: &'static Kernel, a: Slice<f32>, b: Slice<f32>, dst
 }
 
 #[track_caller]
+fn mixed<A: Pod, B: Pod, D: Pod>(
+    name: &str,
+    kernel: &'static Kernel,
+    a: Slice<A>,
+    b: Slice<B>,
+    dst: SliceMut<D>,
+) -> Result<(), Error> {
+    let aligned = check(name, &[a], &dst) & check(name, &[b], &dst);
+    // SAFETY: as in `binary`; the types are the kernel's.
+    unsafe { launch(kernel, dst.len()).arg(a).arg(b).arg(dst.len() as u64).arg(aligned).arg(&dst).run() }
+}
+
+#[track_caller]
 fn unary<A: Pod, D: Pod>(name: &str, kernel: &'static Kernel, a: Slice<A>, dst: SliceMut<D>) -> Result<(), Error> {
     let aligned = check(name, &[a], &dst);
     // SAFETY: as in `binary`; the type of a is the kernel's.
@@ -54,6 +67,20 @@ fn scaled(name: &str, kernel: &'static Kernel, factor: f32, a: Slice<f32>, dst: 
 pub fn add(a: Slice<f32>, b: Slice<f32>, dst: SliceMut<f32>) -> Result<(), Error> {
     static KERNEL: Kernel = kernel("add_f32");
     binary("add", &KERNEL, a, b, dst)
+}
+
+/// `dst = a + b` in bf16: the sum in f32, rounded once to bf16. Panics if a length differs.
+#[track_caller]
+pub fn add_bf16(a: Slice<bf16>, b: Slice<bf16>, dst: SliceMut<bf16>) -> Result<(), Error> {
+    static KERNEL: Kernel = kernel("add_bf16");
+    mixed("add_bf16", &KERNEL, a, b, dst)
+}
+
+/// `dst = a + b` with b widened, as a branch in bf16 joins a residual stream in f32; correctly rounded. Panics if a length differs.
+#[track_caller]
+pub fn add_f32_bf16(a: Slice<f32>, b: Slice<bf16>, dst: SliceMut<f32>) -> Result<(), Error> {
+    static KERNEL: Kernel = kernel("add_f32_bf16");
+    mixed("add_f32_bf16", &KERNEL, a, b, dst)
 }
 
 /// `dst = a - b`, correctly rounded. Panics if a length differs.

@@ -3,20 +3,27 @@
 use super::THREADS;
 use crate::stream::Launch;
 use crate::{Error, Kernel, Module, Slice, SliceMut};
+use bytemuck::Pod;
 
 static MODULE: Module = Module { name: "strided", ptx: include_str!("strided.ptx") };
 static GATHER: Kernel = Kernel { module: &MODULE, entry: "gather" };
+static GATHER_16: Kernel = Kernel { module: &MODULE, entry: "gather_16" };
 static ADD_TO_RANGE: Kernel = Kernel { module: &MODULE, entry: "add_to_range" };
 
 /// Axes of a window. Of the .cu.
 const AXES: usize = 5;
 
-/// Copies a window row by row: `dst[i] = src[sum of index * stride]` for the indices of i in `extents`. Any elements of four bytes.
+/// Copies a window row by row: `dst[i] = src[sum of index * stride]` for the indices of i in `extents`. Any elements of two or four bytes.
 ///
-/// Shapes: dst `extents`; strides in elements, one for each of at most 5 axes, 0 for one that repeats. Bytes: 4 an element written; read, whole
+/// Shapes: dst `extents`; strides in elements, one for each of at most 5 axes, 0 for one that repeats. Bytes: an element written; read, whole
 /// sectors of 32 bytes wherever the last axis has gaps. Axes that lie together count as one, so most views take one or two divisions an element.
 #[track_caller]
-pub fn gather(src: Slice<u32>, extents: &[usize], strides: &[usize], dst: SliceMut<u32>) -> Result<(), Error> {
+pub fn gather<T: Pod>(src: Slice<T>, extents: &[usize], strides: &[usize], dst: SliceMut<T>) -> Result<(), Error> {
+    let kernel = match size_of::<T>() {
+        2 => &GATHER_16,
+        4 => &GATHER,
+        size => panic!("gather: elements of {size} bytes, not 2 or 4"),
+    };
     assert!(
         extents.len() == strides.len() && extents.len() <= AXES && extents.iter().product::<usize>() == dst.len(),
         "gather: extents {extents:?} with strides {strides:?} into {} elements, at most {AXES} axes",
@@ -37,7 +44,7 @@ pub fn gather(src: Slice<u32>, extents: &[usize], strides: &[usize], dst: SliceM
             used += 1;
         }
     }
-    let launch = Launch::new(&GATHER, dst.len().div_ceil(THREADS), THREADS as u32).arg(src).arg(dst.len());
+    let launch = Launch::new(kernel, dst.len().div_ceil(THREADS), THREADS as u32).arg(src).arg(dst.len());
     // The first axis is what the division by the others leaves.
     let launch = n[..AXES - 1].iter().rev().fold(launch, |launch, &n| launch.arg(n));
     let launch = step.iter().rev().fold(launch, |launch, &step| launch.arg(step));

@@ -3,10 +3,11 @@
 //! One machinery: an operation is a struct that implements `Elementwise`, for vectors; `map` checks lengths, cuts the
 //! work into tasks and owns the loop.
 
-use crate::Team;
 use crate::pointwise::{Gelu, Pointwise, Relu, Relu2, Silu, Tanh};
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd, math};
+use crate::{Team, Weight};
+use half::bf16;
 
 /// Elements a task takes. Six streams of 64 KiB fit L2, and at 40 GB/s a task lasts some microseconds, much longer than it
 /// takes to hand out (about 0.1); the activations of one token stay on one thread.
@@ -49,6 +50,43 @@ impl<O: Elementwise<N>, const N: usize> Kernel for Map<'_, O, N> {
             let old = at.load(s, self.dst);
             at.store(s, self.op.apply(s, inputs, old), self.dst);
         }
+    }
+}
+
+/// `dst = a`, rounded to bf16: to nearest, ties to even; NaN stays NaN. Panics if the lengths differ.
+#[track_caller]
+pub fn narrow(team: &Team, a: &[f32], dst: &mut [bf16]) {
+    convert(team, "narrow", a, dst);
+}
+
+/// `dst = a`, exact. Panics if the lengths differ.
+#[track_caller]
+pub fn widen(team: &Team, a: &[bf16], dst: &mut [f32]) {
+    convert(team, "widen", a, dst);
+}
+
+#[track_caller]
+fn convert<A: Weight, D: Weight>(team: &Team, name: &str, a: &[A], dst: &mut [D]) {
+    assert_eq!(a.len(), dst.len(), "{name}: a has {} elements, dst {}", a.len(), dst.len());
+    let level = team.level();
+    team.run_chunks_mut(dst, ELEMENTS_PER_TASK, |task, dst| {
+        let a = &a[task * ELEMENTS_PER_TASK..][..dst.len()];
+        level.dispatch(Convert { a, dst });
+    });
+}
+
+struct Convert<'a, A, D> {
+    a: &'a [A],
+    dst: &'a mut [D],
+}
+
+impl<A: Weight, D: Weight> Kernel for Convert<'_, A, D> {
+    type Output = ();
+
+    // Plain code: integer shifts and selects, which the compiler makes into the vectors of the level.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.dst.iter_mut().zip(self.a).for_each(|(dst, a)| *dst = D::round(a.widen()));
     }
 }
 
@@ -275,6 +313,29 @@ mod tests {
 
     fn long_lengths() -> impl Iterator<Item = usize> {
         lengths().chain([ELEMENTS_PER_TASK, 2 * ELEMENTS_PER_TASK + 17])
+    }
+
+    /// Round to nearest, ties to even, as integers; the reference shares nothing with the kernel. NaN needs a fraction bit that stays.
+    #[test]
+    fn narrow_rounds_to_nearest_and_widen_is_exact() {
+        let mut x: Vec<f32> = uniform(1, 2 * ELEMENTS_PER_TASK).into_iter().map(|x| 8.0 * x * x * x).collect();
+        let special = [0x0000_8000, 0x3F80_8000, 0x3F81_8000, 0x3F80_8001, 0x7F7F_FFFF, 0x7F80_0000, 0xFF80_0000, 1];
+        x.extend(special.map(f32::from_bits));
+        x.extend([0.0, -0.0, f32::NAN, f32::from_bits(0x7F80_0001), f32::from_bits(0xFFC0_0000)]);
+        let nearest = |x: f32| ((x.to_bits() + 0x7FFF + (x.to_bits() >> 16 & 1)) >> 16) as u16;
+        for team in teams() {
+            for len in (0..70).chain([x.len()]) {
+                let x = &x[x.len() - len..];
+                let (mut narrow_x, mut wide) = (vec![bf16::ONE; len], vec![1.0; len]);
+                narrow(&team, x, &mut narrow_x);
+                widen(&team, &narrow_x, &mut wide);
+                for i in 0..len {
+                    let expected = if x[i].is_nan() { narrow_x[i].to_bits() | 0x7FC0 } else { nearest(x[i]) };
+                    assert_eq!(narrow_x[i].to_bits(), expected, "narrow {} len={len}: of {:e}", team.level(), x[i]);
+                    assert_eq!(wide[i].to_bits(), u32::from(expected) << 16, "widen {} len={len}", team.level());
+                }
+            }
+        }
     }
 
     /// Every operation of two inputs, at every length and at shifted starts, with its error bound in roundings of the

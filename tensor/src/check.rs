@@ -2,30 +2,53 @@
 //!
 //! A wrong shape is a programming error: these panic, at the line of the op's caller.
 
-use crate::{DType, Shape, Tensor};
+use crate::{DType, Shape, Storage, Tensor};
 use std::fmt;
 
 /// A tensor and what an op does with it. See [`place`](crate::ops).
 pub(crate) struct Operand<'a> {
     name: &'a str,
     pub(crate) tensor: &'a Tensor,
-    dtype: DType,
+    accepts: Accepts,
     written: bool,
+}
+
+/// Which element types an operand may have.
+#[derive(Clone, Copy)]
+enum Accepts {
+    Only(DType),
+    /// f32; on a GPU bf16 too.
+    Float,
 }
 
 /// An operand of f32 that is read.
 pub(crate) fn reads<'a>(name: &'a str, tensor: &'a Tensor) -> Operand<'a> {
-    Operand { name, tensor, dtype: DType::F32, written: false }
+    reads_like(name, tensor, DType::F32)
+}
+
+/// An operand of this element type that is read, such as that of another operand.
+pub(crate) fn reads_like<'a>(name: &'a str, tensor: &'a Tensor, dtype: DType) -> Operand<'a> {
+    Operand { name, tensor, accepts: Accepts::Only(dtype), written: false }
+}
+
+/// An operand of f32 that is read, or, on a GPU, of bf16.
+pub(crate) fn reads_float<'a>(name: &'a str, tensor: &'a Tensor) -> Operand<'a> {
+    Operand { accepts: Accepts::Float, ..reads(name, tensor) }
 }
 
 /// An operand of u32 that is read.
 pub(crate) fn reads_u32<'a>(name: &'a str, tensor: &'a Tensor) -> Operand<'a> {
-    Operand { dtype: DType::U32, ..reads(name, tensor) }
+    reads_like(name, tensor, DType::U32)
 }
 
 /// An operand of f32 that is written: contiguous, and shared with nobody.
 pub(crate) fn writes<'a>(name: &'a str, tensor: &'a Tensor) -> Operand<'a> {
     Operand { written: true, ..reads(name, tensor) }
+}
+
+/// An operand of this element type that is written.
+pub(crate) fn writes_like<'a>(name: &'a str, tensor: &'a Tensor, dtype: DType) -> Operand<'a> {
+    Operand { written: true, ..reads_like(name, tensor, dtype) }
 }
 
 /// An operand of u32 that is written.
@@ -37,9 +60,20 @@ impl Operand<'_> {
     /// Panics unless the tensor has the element type, and may be written if it is to be.
     #[track_caller]
     pub(crate) fn check(&self, op: &str) {
-        let Operand { name, tensor, dtype, written } = self;
-        let shape = tensor.shape;
-        assert!(tensor.dtype == *dtype, "{op}: {name} of shape {shape} is of {}, expected {dtype}", tensor.dtype);
+        let Operand { name, tensor, accepts, written } = self;
+        let (shape, dtype) = (tensor.shape, tensor.dtype);
+        match (accepts, dtype) {
+            (Accepts::Only(expected), _) => {
+                assert!(dtype == *expected, "{op}: {name} of shape {shape} is of {dtype}, expected {expected}");
+            }
+            (Accepts::Float, _) => {
+                let on_cpu = matches!(tensor.storage, Storage::Cpu(_));
+                let refused = on_cpu && dtype == DType::Bf16;
+                assert!(!refused, "{op}: {name} of shape {shape} is of bf16, which this op takes on a GPU alone");
+                let expected = if on_cpu { "f32" } else { "f32 or bf16" };
+                assert!(dtype != DType::U32, "{op}: {name} of shape {shape} is of u32, expected {expected}");
+            }
+        }
         if *written {
             let strides = tensor.strides;
             assert!(

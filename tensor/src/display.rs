@@ -1,6 +1,7 @@
 //! Tensors as text.
 
 use crate::{DType, Tensor};
+use half::bf16;
 use std::fmt;
 
 /// Tensors with more elements than this are shortened.
@@ -31,11 +32,13 @@ impl fmt::Display for Tensor {
         let layout = Layout { shape: &self.shape, shortened: self.elements() > SHORTEN_ABOVE };
         let mut shown = Vec::new();
         layout.for_each_shown(0, 0, &mut |element| shown.push(element));
+        let numbers = |at: &dyn Fn(usize) -> f32| {
+            let shown: Vec<f32> = shown.iter().map(|&i| at(i)).collect();
+            decimals(&shown, f.precision().unwrap_or(4))
+        };
         let texts: Result<Vec<String>, _> = match self.dtype {
-            DType::F32 => self.to_vec::<f32>().map(|data| {
-                let shown: Vec<f32> = shown.iter().map(|&i| data[i]).collect();
-                decimals(&shown, f.precision().unwrap_or(4))
-            }),
+            DType::F32 => self.to_vec::<f32>().map(|data| numbers(&|i| data[i])),
+            DType::Bf16 => self.to_vec::<bf16>().map(|data| numbers(&|i| data[i].to_f32())),
             DType::U32 => self.to_vec::<u32>().map(|data| shown.iter().map(|&i| data[i].to_string()).collect()),
         };
         match texts {
@@ -127,6 +130,8 @@ mod tests {
         assert_eq!(x.to_string(), "[[ 1.0000 -0.5000 10.2500]\n [    NaN     inf  0.0000]]");
         assert_eq!(format!("{x:.1}"), "[[ 1.0 -0.5 10.2]\n [ NaN  inf  0.0]]");
         assert_eq!(x.t().to_string(), "[[ 1.0000     NaN]\n [-0.5000     inf]\n [10.2500  0.0000]]");
+        let rounded = Tensor::from_slice(&[1.0f32, 0.3].map(bf16::from_f32), [2]);
+        assert_eq!(format!("{rounded} {rounded:?}"), "[1.0000 0.3008] Tensor(bf16 [2] on cpu)");
         assert_eq!(Tensor::scalar(2.5).to_string(), "2.5000");
         assert_eq!(Tensor::zeros([3, 0]).to_string(), "[]");
         assert_eq!(counting(&[4]).to_string(), "[0 1 2 3]");

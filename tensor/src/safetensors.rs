@@ -130,6 +130,7 @@ fn header_of<S: AsRef<str>>(
         let end = begin + tensor.elements() * tensor.dtype.size();
         let dtype = match tensor.dtype {
             DType::F32 => Dtype::F32,
+            DType::Bf16 => Dtype::BF16,
             DType::U32 => Dtype::U32,
         };
         let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] });

@@ -4,6 +4,7 @@ use crate::check;
 use crate::pool::Block;
 use crate::{DType, Device, Shape, Storage};
 use bytemuck::Pod;
+use half::bf16;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -27,6 +28,10 @@ pub trait Element: Pod {
 
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::Bf16;
 }
 
 impl Element for u32 {
@@ -192,9 +197,12 @@ impl Tensor {
             (Storage::Cuda(buffer), Device::Cuda(gpu)) if buffer.device() == gpu => Ok(self.clone()),
             (Storage::Cuda(_), _) => {
                 let there = self.try_contiguous()?;
-                let mut here = Tensor::stale(self.shape, DType::U32); // elements of either type are four bytes
-                there.cuda_words().copy_to_host(here.slice_mut())?;
-                here.dtype = self.dtype;
+                let mut here = Tensor::stale(self.shape, self.dtype);
+                match self.dtype {
+                    DType::F32 => there.cuda_slice().copy_to_host(here.slice_mut::<f32>())?,
+                    DType::Bf16 => there.cuda_slice().copy_to_host(here.slice_mut::<bf16>())?,
+                    DType::U32 => there.cuda_slice().copy_to_host(here.slice_mut::<u32>())?,
+                }
                 here.to_device(device)
             }
         }
@@ -230,12 +238,6 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn cuda_slice<T: Element>(&self) -> cuda::Slice<'_, T> {
         assert!(self.dtype == T::DTYPE, "a tensor of {} read as {}", self.dtype, T::DTYPE);
-        self.cuda_words().cast()
-    }
-
-    /// The same, whatever the type: elements of four bytes.
-    #[track_caller]
-    pub(crate) fn cuda_words(&self) -> cuda::Slice<'_, u32> {
         assert!(self.is_contiguous(), "a tensor of shape {} and strides {} read as a slice", self.shape, self.strides);
         let Storage::Cuda(buffer) = &self.storage else { panic!("a tensor on the cpu read on a GPU") };
         buffer.as_slice().cast().part(self.range())
@@ -257,6 +259,7 @@ impl Tensor {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self.dtype {
             DType::F32 => bytemuck::cast_slice(self.slice::<f32>()),
+            DType::Bf16 => bytemuck::cast_slice(self.slice::<bf16>()),
             DType::U32 => bytemuck::cast_slice(self.slice::<u32>()),
         }
     }

@@ -1,7 +1,8 @@
 //! Views: other shapes on the same storage, and the copy that makes a view contiguous.
 
 use crate::check::{expect_axis, expect_broadcast, expect_matrix};
-use crate::{DType, Shape, Storage, Tensor};
+use crate::{DType, Element, Shape, Storage, Tensor};
+use half::bf16;
 
 impl Tensor {
     /// The same elements in another shape. Copies only if the tensor is not contiguous.
@@ -77,23 +78,32 @@ impl Tensor {
         if self.is_contiguous() {
             return Ok(self.clone());
         }
-        // Elements of either type are four bytes, and moved as such.
-        let mut out = Tensor::try_stale_on(&self.device(), self.shape, DType::U32)?;
+        match self.dtype {
+            DType::F32 => self.dense_copy::<f32>(),
+            DType::Bf16 => self.dense_copy::<bf16>(),
+            DType::U32 => self.dense_copy::<u32>(),
+        }
+    }
+
+    fn dense_copy<T: Element>(&self) -> Result<Tensor, cuda::Error> {
+        let mut out = Tensor::try_stale_on(&self.device(), self.shape, T::DTYPE)?;
+        let to = &mut out;
         match &self.storage {
-            Storage::Cpu(block) => gather(block.elements(), self.offset, &self.shape, &self.strides, out.slice_mut()),
+            Storage::Cpu(block) => {
+                gather(block.elements(), self.offset, &self.shape, &self.strides, to.slice_mut::<T>());
+            }
             Storage::Cuda(buffer) => {
-                let words = buffer.as_slice().cast::<u32>();
-                let window = words.part(self.offset..words.len());
-                cuda::ops::strided::gather(window, &self.shape, &self.strides, out.cuda_slice_mut())?;
+                let elements = buffer.as_slice().cast::<T>();
+                let window = elements.part(self.offset..elements.len());
+                cuda::ops::strided::gather(window, &self.shape, &self.strides, to.cuda_slice_mut())?;
             }
         }
-        out.dtype = self.dtype;
         Ok(out)
     }
 }
 
 /// Copies the strided window row by row into `dst`.
-fn gather(src: &[u32], offset: usize, shape: &[usize], strides: &[usize], dst: &mut [u32]) {
+fn gather<T: Copy>(src: &[T], offset: usize, shape: &[usize], strides: &[usize], dst: &mut [T]) {
     match (shape, strides) {
         ([n], [1]) => dst.copy_from_slice(&src[offset..offset + n]),
         ([_], [stride]) => dst.iter_mut().enumerate().for_each(|(i, d)| *d = src[offset + i * stride]),

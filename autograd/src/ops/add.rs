@@ -2,23 +2,23 @@
 
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Var};
-use tensor::{Shape, Tensor, ops};
+use tensor::{DType, Shape, Tensor, ops};
 
 struct Add {
-    a: (Option<Slot>, Shape),
-    b: (Option<Slot>, Shape),
+    a: (Option<Slot>, Shape, DType),
+    b: (Option<Slot>, Shape, DType),
 }
 
 impl<'t> std::ops::Add for &Var<'t> {
     type Output = Var<'t>;
 
-    /// `a + b`. Shapes: equal, or one broadcasts to the other (NumPy's rule); panics otherwise.
+    /// `a + b`. Shapes: equal, or one broadcasts to the other (NumPy's rule); panics otherwise. The sum of f32 and bf16 is f32.
     #[track_caller]
     fn add(self, other: &Var<'t>) -> Var<'t> {
         let y = ops::add(&self.value, &other.value);
         self.tape.record("add", y, &[self, other], || Add {
-            a: (self.slot, self.value.shape()),
-            b: (other.slot, other.value.shape()),
+            a: (self.slot, self.value.shape(), self.value.dtype()),
+            b: (other.slot, other.value.shape(), other.value.dtype()),
         })
     }
 }
@@ -28,11 +28,12 @@ impl Op for Add {
         "add"
     }
 
-    /// `da = dy` and `db = dy`, each summed over the axes along which it was repeated.
+    /// `da = dy` and `db = dy`, each summed over the axes along which it was repeated, in the operand's type.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
-        for (slot, shape) in [self.a, self.b] {
+        for (slot, shape, dtype) in [self.a, self.b] {
             if slot.is_some() {
-                grads.add(slot, if shape == dy.shape() { dy.clone() } else { ops::sum_to(&dy, shape) });
+                let d = if shape == dy.shape() { dy.clone() } else { ops::sum_to(&ops::cast(&dy, DType::F32), shape) };
+                grads.add(slot, ops::cast(&d, dtype));
             }
         }
     }

@@ -45,6 +45,7 @@ impl Op for Attention {
     /// `dV = P^T dO`, `dP = dO V^T`, `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`, where
     /// `rowsum(P dP) = rowsum(dO O)` (Dao et al. 2022, algorithm 4).
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
+        let dy = ops::cast(&dy, self.q.dtype());
         let (dq, dk, dv) = ops::attention_backward(&dy, &self.q, &self.k, &self.v, &self.forward, self.scale);
         grads.add(self.q_slot, dq);
         grads.add(self.k_slot, dk);

@@ -35,6 +35,7 @@ impl Op for GatedActivation {
 
     /// With the draws of the forward pass: `dg = dh u psi'(g)`, `du = dh psi(g)`.
     fn backward(self: Box<Self>, dh: Tensor, grads: &mut Gradients) {
+        let dh = ops::cast(&dh, self.g.dtype());
         let ops::GatedGradients { dg, du, .. } = ops::gated_activation_backward(self.act, 0.0, &dh, &self.g, &self.u);
         grads.add(self.g_slot, dg);
         grads.add(self.u_slot, du);

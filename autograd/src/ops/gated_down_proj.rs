@@ -6,7 +6,7 @@
 use super::linear::{as_matrix, project};
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Var};
-use tensor::{Activation, Tensor, ops};
+use tensor::{Activation, DType, Tensor, ops};
 
 struct GatedDownProj {
     act: Activation,
@@ -22,7 +22,7 @@ struct GatedDownProj {
 
 impl<'t> Var<'t> {
     /// `h = psi(g) * u`, `y = h W2^T`, with `self` as g (arXiv 2509.22358).
-    /// Shapes: g, u `[.., F]`; weight (down_proj) `[C, F]`; y `[.., C]`. Panics if they differ.
+    /// Shapes: g, u `[.., F]`; weight (down_proj) `[C, F]`; y `[.., C]`. Panics if they differ. All are f32 or, on a GPU, bf16.
     #[track_caller]
     pub fn gated_down_proj(&self, u: &Var<'t>, weight: &Var<'t>, act: Activation) -> Var<'t> {
         let h = ops::gated_activation(act, &self.value, &u.value);
@@ -62,14 +62,14 @@ impl Op for GatedDownProj {
     }
 
     /// `dh = dy W2 + l1 sign(h)`; then, with the draws of the forward pass, `dg = dh u psi'(g)` and `du = dh psi(g)`;
-    /// `dW2 += dy^T h`.
+    /// `dW2 += dy^T h`, in f32.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
-        let dy = as_matrix(&dy);
+        let dy = ops::cast(&as_matrix(&dy), self.g.dtype());
         let ops::GatedGradients { dg, du, h } = {
             let dh = ops::matmul(&dy, &self.weight).reshape(self.g.shape());
             ops::gated_activation_backward(self.act, self.l1, &dh, &self.g, &self.u)
         };
-        grads.accumulate(self.weight_slot, &dy.device(), self.weight.shape(), |beta, dw| {
+        grads.accumulate(self.weight_slot, &dy.device(), self.weight.shape(), DType::F32, |beta, dw| {
             ops::matmul_into(&dy.t(), &as_matrix(&h), beta, dw)
         });
         grads.add(self.g_slot, dg);

@@ -2,7 +2,7 @@
 
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Var};
-use tensor::{Tensor, ops};
+use tensor::{DType, Tensor, ops};
 
 struct Linear {
     x: Tensor,
@@ -12,7 +12,8 @@ struct Linear {
 }
 
 impl<'t> Var<'t> {
-    /// `y = x W^T`. Shapes: x `[.., K]`; weight `[N, K]`; y `[.., N]`. Panics if K differs.
+    /// `y = x W^T`. Shapes: x `[.., K]`; weight `[N, K]`; y `[.., N]`. Panics if K differs, or unless both are f32 or, on a GPU, bf16,
+    /// which y is then too.
     #[track_caller]
     pub fn linear(&self, weight: &Var<'t>) -> Var<'t> {
         let y = project("linear", "x", &self.value, &weight.value);
@@ -30,14 +31,16 @@ impl Op for Linear {
         "linear"
     }
 
-    /// `dx += dy W`, `dW += dy^T x`.
+    /// `dx += dy W`, `dW += dy^T x`, dW in f32 whatever the type of W.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
-        let (dy, device) = (as_matrix(&dy), dy.device());
-        grads.accumulate(self.weight_slot, &device, self.weight.shape(), |beta, dw| {
+        let (dtype, device) = (self.x.dtype(), dy.device());
+        let dy = ops::cast(&as_matrix(&dy), dtype);
+        grads.accumulate(self.weight_slot, &device, self.weight.shape(), DType::F32, |beta, dw| {
             ops::matmul_into(&dy.t(), &as_matrix(&self.x), beta, dw)
         });
-        grads
-            .accumulate(self.x_slot, &device, self.x.shape(), |beta, dx| ops::matmul_into(&dy, &self.weight, beta, dx));
+        grads.accumulate(self.x_slot, &device, self.x.shape(), dtype, |beta, dx| {
+            ops::matmul_into(&dy, &self.weight, beta, dx)
+        });
     }
 }
 

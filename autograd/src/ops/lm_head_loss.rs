@@ -18,7 +18,8 @@ impl<'t> Var<'t> {
     /// Returns `scale * loss` as a scalar to differentiate, and `loss` itself in nats. With `scale` one over the number of
     /// tokens in an optimiser step, the gradients of its micro-batches add up to that of the mean.
     ///
-    /// Shapes: x (self) `[.., C]`; weight `[V, C]`; targets u32, one for each row, each below V. Panics if they differ.
+    /// Shapes: x (self) `[.., C]`; weight `[V, C]`; targets u32, one for each row, each below V. Panics if they differ, or unless x and
+    /// weight are both f32 or, on a GPU, bf16: logits and loss are f32 for both.
     #[track_caller]
     pub fn lm_head_loss(&self, weight: &Var<'t>, targets: &Tensor, scale: f32) -> (Var<'t>, f64) {
         let (x, w) = (&self.value, &weight.value);
@@ -42,15 +43,20 @@ impl Op for LmHeadLoss {
     }
 
     /// With `dz = scale (softmax(z) - onehot(target))`: `dx = dy dz W`, `dW += dy dz^T x`, where dy is one number, and
-    /// nearly always 1.
+    /// nearly always 1. dW is f32.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let dy = dy.item();
         for (slot, d) in [(self.x_slot, self.dx), (self.weight_slot, self.d_weight)] {
             if slot.is_some() {
-                grads.add(slot, if dy == 1.0 { d } else { ops::scale(dy, &d) });
+                grads.add(slot, if dy == 1.0 { d } else { scaled(dy, &d) });
             }
         }
     }
+}
+
+/// `factor * d`, in the type of d.
+fn scaled(factor: f32, d: &Tensor) -> Tensor {
+    ops::cast(&ops::scale(factor, &ops::cast(d, DType::F32)), d.dtype())
 }
 
 #[cfg(test)]

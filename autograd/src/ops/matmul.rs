@@ -33,10 +33,11 @@ impl Op for Matmul {
 
     /// `da += dy b^T`, `db += a^T dy`.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
-        grads.accumulate(self.b_slot, &dy.device(), self.b.shape(), |beta, db| {
+        let dy = ops::cast(&dy, self.a.dtype());
+        grads.accumulate(self.b_slot, &dy.device(), self.b.shape(), self.b.dtype(), |beta, db| {
             ops::matmul_into(&self.a.t(), &dy, beta, db)
         });
-        grads.accumulate(self.a_slot, &dy.device(), self.a.shape(), |beta, da| {
+        grads.accumulate(self.a_slot, &dy.device(), self.a.shape(), self.a.dtype(), |beta, da| {
             ops::matmul_into(&dy, &self.b.t(), beta, da)
         });
     }

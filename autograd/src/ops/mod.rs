@@ -20,6 +20,7 @@
 //! | `tanh`             | `tanh(x)`                                | `dx = dy (1 - tanh(x)^2)`                           |
 //! | `sum`, `mean`      | sum of all elements, over n              | `dx = dy`, `dy / n` everywhere                      |
 //! | `sum_to`           | sums over some axes                      | `dx` = dy, repeated along them                      |
+//! | `cast`             | x, rounded to bf16 or widened to f32     | `dx = dy` in the type of x                          |
 //! | `reshape`          | the same elements                        | `dx = dy` in the shape of x                         |
 //! | `transpose`        | two axes exchanged                       | `dx` = dy, exchanged                                |
 //! | `narrow`           | a range of one axis                      | `dx = dy` in the range, 0 elsewhere                 |
@@ -35,6 +36,7 @@
 
 mod add;
 mod attention;
+mod cast;
 mod div;
 mod embedding;
 mod exp;

@@ -2,7 +2,7 @@
 
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Var};
-use tensor::{Shape, Tensor, ops};
+use tensor::{DType, Shape, Tensor, ops};
 
 struct Narrow {
     axis: usize,
@@ -27,6 +27,7 @@ impl Op for Narrow {
     /// `dx[start .. start + len] += dy` along the axis; elsewhere it is 0.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let (slot, shape) = self.x;
+        let dy = ops::cast(&dy, DType::F32);
         grads.accumulate_onto_zeros(slot, &dy.device(), shape, |dx| ops::add_to_range(&dy, self.axis, self.start, dx));
     }
 }

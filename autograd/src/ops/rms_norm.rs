@@ -2,7 +2,7 @@
 
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Var};
-use tensor::{Tensor, ops};
+use tensor::{DType, Tensor, ops};
 
 struct RmsNorm {
     x: Tensor,
@@ -17,7 +17,13 @@ impl<'t> Var<'t> {
     /// with the eps of Llama). Shapes: x, y `[.., C]`; weight `[C]`. Panics if C differs.
     #[track_caller]
     pub fn rms_norm(&self, weight: &Var<'t>, eps: f32) -> Var<'t> {
-        let (y, inv_rms) = ops::rms_norm(&self.value, &weight.value, eps);
+        self.rms_norm_as(DType::F32, weight, eps)
+    }
+
+    /// [`rms_norm`](Var::rms_norm) of a residual stream in f32 for products in `dtype`: y in bf16, on a GPU, is rounded once.
+    #[track_caller]
+    pub fn rms_norm_as(&self, dtype: DType, weight: &Var<'t>, eps: f32) -> Var<'t> {
+        let (y, inv_rms) = ops::rms_norm_as(dtype, &self.value, &weight.value, eps);
         self.tape.record("rms_norm", y, &[self, weight], || RmsNorm {
             x: self.value.clone(),
             weight: weight.value.clone(),
@@ -36,7 +42,7 @@ impl Op for RmsNorm {
     /// With `n = x r`: `dx += r (dy weight - n mean(dy weight n))`, `dweight += sum over rows of dy n`.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let RmsNorm { x, weight, inv_rms, .. } = &*self;
-        let (beta, mut dx) = grads.take_or_stale(self.x_slot, &dy.device(), x.shape());
+        let (beta, mut dx) = grads.take_or_stale(self.x_slot, &dy.device(), x.shape(), DType::F32);
         let mut d_weight = grads.take_or_zeros(self.weight_slot, &dy.device(), weight.shape());
         ops::rms_norm_backward(&dy, x, weight, inv_rms, beta, &mut dx, &mut d_weight);
         grads.add(self.x_slot, dx);

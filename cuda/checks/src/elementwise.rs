@@ -153,6 +153,28 @@ pub fn narrow_and_widen_round_as_the_cpu_does(run: &mut Run) -> Result<(), Error
     Ok(())
 }
 
+pub fn sums_with_bf16_are_rounded_once(run: &mut Run) -> Result<(), Error> {
+    for len in run.sizes(&LENGTHS, &[1_000_003]) {
+        for shift in [0, 1] {
+            let a: Vec<bf16> = numbers(6, len + shift).into_iter().map(bf16::from_f32).collect();
+            let b: Vec<bf16> = numbers(7, len).into_iter().rev().map(bf16::from_f32).collect();
+            let wide = numbers(8, len + shift);
+            let (a_on, b_on, wide_on) = (run.on(&a)?, run.on(&b)?, run.on(&wide)?);
+            let from = shift..len + shift;
+            let (mut sum, mut wide_sum) = (run.stale::<bf16>(len)?, run.stale::<f32>(len)?);
+            gpu::add_bf16(a_on.as_slice().part(from.clone()), b_on.as_slice(), sum.as_mut())?;
+            gpu::add_f32_bf16(wide_on.as_slice().part(from), b_on.as_slice(), wide_sum.as_mut())?;
+            let expected: Vec<f32> =
+                a[shift..].iter().zip(&b).map(|(a, b)| bf16::from_f32(a.to_f32() + b.to_f32()).to_f32()).collect();
+            let sum: Vec<f32> = sum.to_vec()?.into_iter().map(bf16::to_f32).collect();
+            run.same_bits(&format!("add_bf16 len={len} shift={shift}"), &sum, &expected);
+            let expected: Vec<f32> = wide[shift..].iter().zip(&b).map(|(a, b)| a + b.to_f32()).collect();
+            run.same_bits(&format!("add_f32_bf16 len={len} shift={shift}"), &wide_sum.to_vec()?, &expected);
+        }
+    }
+    Ok(())
+}
+
 pub fn adamw_matches_reference(run: &mut Run) -> Result<(), Error> {
     let args = AdamW { lr: 3e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 7, grad_scale: 0.6 };
     let cases = [

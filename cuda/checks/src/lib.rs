@@ -36,6 +36,7 @@ macro_rules! with_checks {
                 binary_operations_match_reference
                 axpy_and_scale_match_reference
                 narrow_and_widen_round_as_the_cpu_does
+                sums_with_bf16_are_rounded_once
                 adamw_matches_reference;
             gated_activation:
                 gated_activation_matches_reference

@@ -20,6 +20,7 @@ pub fn gather_follows_the_strides(run: &mut Run) -> Result<(), Error> {
     let of_a_card: [Window; 2] = [(&[1000, 1300], &[1, 1000]), (&[3, 70, 50, 111], &[388_500, 111, 7770, 1])];
     let words: Vec<u32> = (0..run.sizes(&[5000], &[1_165_500]).iter().sum::<usize>() as u32).collect();
     let src = run.on(&words)?;
+    let halves = run.on(&words.iter().map(|&word| word as u16).collect::<Vec<_>>())?;
     for (extents, strides) in run.sizes(&small, &of_a_card) {
         let expected: Vec<u32> = (0..extents.iter().product())
             .map(|mut i: usize| {
@@ -30,6 +31,11 @@ pub fn gather_follows_the_strides(run: &mut Run) -> Result<(), Error> {
         let mut dst = run.stale(expected.len())?;
         gather(src.as_slice(), extents, strides, dst.as_mut())?;
         run.same(&format!("gather {extents:?} {strides:?}"), &dst.to_vec()?, &expected);
+        // Elements of two bytes.
+        let mut dst = run.stale(expected.len())?;
+        gather(halves.as_slice(), extents, strides, dst.as_mut())?;
+        let expected: Vec<u16> = expected.into_iter().map(|word| word as u16).collect();
+        run.same(&format!("gather of 16 bits {extents:?} {strides:?}"), &dst.to_vec()?, &expected);
     }
     Ok(())
 }

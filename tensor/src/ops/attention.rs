@@ -1,5 +1,5 @@
-use super::{Place, place};
-use crate::check::{expect_shape, reads};
+use super::{Place, place, with_float};
+use crate::check::{expect_shape, reads, reads_float, reads_like};
 use crate::{Beta, DType, Tensor};
 use cuda::ops::attention as on_gpu;
 use kernels::attention::{self as kernel, AttentionSaved, AttentionShape};
@@ -25,12 +25,14 @@ fn shape_of(op: &str, q: &Tensor, k: &Tensor, v: &Tensor) -> AttentionShape {
 }
 
 /// Causal attention, `softmax(scale Q K^T) V`, with grouped key-value heads.
-/// Shapes: q `[B, Tq, H, D]`; k, v `[B, Tk, K, D]`, Tk at least Tq, K dividing H. D is at most 128 on a GPU.
+/// Shapes: float q `[B, Tq, H, D]`; k, v `[B, Tk, K, D]`, Tk at least Tq, K dividing H. D is at most 128 on a GPU. In bf16 the softmax is f32,
+/// its probabilities rounded before they meet V.
 #[track_caller]
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Attention {
     let shape = shape_of("attention", q, k, v);
-    let place = place("attention", &[reads("q", q), reads("k", k), reads("v", v)]);
-    let mut out = place.stale(q.shape, DType::F32);
+    let operands = [reads_float("q", q), reads_like("k", k, q.dtype), reads_like("v", v, q.dtype)];
+    let place = place("attention", &operands);
+    let mut out = place.stale(q.shape, q.dtype);
     let mut lse = place.stale([shape.batch, shape.n_heads, shape.q_len], DType::F32);
     let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
     match place {
@@ -38,15 +40,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Attention {
             let (q, k, v) = (q.slice(), k.slice(), v.slice());
             kernel::attention(&team, shape, scale, q, k, v, out.slice_mut(), lse.slice_mut());
         }
-        Place::Cuda(gpu) => {
-            let (q, k, v) = (q.cuda_slice::<f32>(), k.cuda_slice(), v.cuda_slice());
+        Place::Cuda(gpu) => with_float!(q.dtype, T => {
+            let (q, k, v) = (q.cuda_slice::<T>(), k.cuda_slice(), v.cuda_slice());
             gpu.done(on_gpu::attention(shape, scale, q, k, v, out.cuda_slice_mut(), lse.cuda_slice_mut()));
-        }
+        }),
     }
     Attention { out, lse }
 }
 
-/// The gradients `(dq, dk, dv)` of [`attention`].
+/// The gradients `(dq, dk, dv)` of [`attention`], in its element type, which d_out has too.
 #[track_caller]
 pub fn attention_backward(
     d_out: &Tensor,
@@ -61,10 +63,17 @@ pub fn attention_backward(
     expect_shape("attention_backward", "out", &forward.out, &q.shape);
     expect_shape("attention_backward", "lse", &forward.lse, &[shape.batch, shape.n_heads, shape.q_len]);
     let Attention { out, lse } = forward;
-    let operands =
-        [reads("d_out", d_out), reads("q", q), reads("k", k), reads("v", v), reads("out", out), reads("lse", lse)];
+    let like_q = |name, x| reads_like(name, x, q.dtype);
+    let operands = [
+        reads_float("q", q),
+        like_q("k", k),
+        like_q("v", v),
+        like_q("d_out", d_out),
+        like_q("out", out),
+        reads("lse", lse),
+    ];
     let place = place("attention_backward", &operands);
-    let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| place.stale(x.shape, DType::F32));
+    let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| place.stale(x.shape, q.dtype));
     let [q, k, v, out, lse, d_out] = [q, k, v, out, lse, d_out].map(Tensor::contiguous);
     match place {
         Place::Cpu(team) => {
@@ -72,13 +81,13 @@ pub fn attention_backward(
             let (dq_s, dk_s, dv_s) = (dq.slice_mut(), dk.slice_mut(), dv.slice_mut());
             kernel::attention_backward(&team, shape, scale, saved, d_out.slice(), Beta::Zero, dq_s, dk_s, dv_s);
         }
-        Place::Cuda(gpu) => {
-            let (q, k, v) = (q.cuda_slice::<f32>(), k.cuda_slice(), v.cuda_slice());
+        Place::Cuda(gpu) => with_float!(q.dtype, T => {
+            let (q, k, v) = (q.cuda_slice::<T>(), k.cuda_slice(), v.cuda_slice());
             let saved = on_gpu::AttentionSaved { q, k, v, out: out.cuda_slice(), lse: lse.cuda_slice() };
             let (dq, dk, dv) = (dq.cuda_slice_mut(), dk.cuda_slice_mut(), dv.cuda_slice_mut());
             let d_out = d_out.cuda_slice();
             gpu.done(on_gpu::attention_backward(shape, scale, saved, d_out, Beta::Zero, dq, dk, dv));
-        }
+        }),
     }
     (dq, dk, dv)
 }

@@ -1,5 +1,5 @@
 use super::{Place, place};
-use crate::check::{broadcast_shape, expect_shape, reads, writes};
+use crate::check::{broadcast_shape, expect_shape, reads, reads_float, writes};
 use crate::{DType, Tensor};
 use cuda::ops::elementwise as gpu;
 use kernels::{Team, elementwise as kernel};
@@ -35,10 +35,26 @@ fn unary(op: &str, kernels: Unary, x: &Tensor) -> Tensor {
     out
 }
 
-/// `a + b`, broadcast. Panics if an axis is neither equal nor 1.
+/// `a + b`, broadcast. Both are float: the sum of two bf16 is rounded to bf16, that of bf16 and f32 is f32.
+/// Panics if an axis is neither equal nor 1.
 #[track_caller]
 pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
-    binary("add", (kernel::add, gpu::add), ("a", a), ("b", b))
+    if (a.dtype, b.dtype) == (DType::Bf16, DType::F32) {
+        return add(b, a);
+    }
+    if b.dtype != DType::Bf16 {
+        return binary("add", (kernel::add, gpu::add), ("a", a), ("b", b));
+    }
+    let shape = broadcast_shape("add", a.shape, b.shape);
+    let place = place("add", &[reads_float("a", a), reads_float("b", b)]);
+    let (a, b) = (a.broadcast_to(shape).contiguous(), b.broadcast_to(shape).contiguous());
+    let mut out = place.stale(shape, a.dtype);
+    let Place::Cuda(on) = place else { unreachable!("place() refuses bf16 on the cpu") };
+    on.done(match a.dtype {
+        DType::Bf16 => gpu::add_bf16(a.cuda_slice(), b.cuda_slice(), out.cuda_slice_mut()),
+        _ => gpu::add_f32_bf16(a.cuda_slice(), b.cuda_slice(), out.cuda_slice_mut()),
+    });
+    out
 }
 
 /// `a - b`, broadcast. Panics if an axis is neither equal nor 1.

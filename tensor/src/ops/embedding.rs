@@ -1,23 +1,23 @@
-use super::{Place, place};
-use crate::check::{expect_matrix, expect_shape, reads, reads_u32, writes};
+use super::{Place, place, with_float};
+use crate::check::{expect_matrix, expect_shape, reads, reads_float, reads_u32, writes};
 use crate::{DType, Tensor};
 
-/// `out[.., :] = table[tokens[..], :]`. Shapes: table `[V, C]`; tokens `[..]` of u32, each below V; out `[.., C]`. A token
+/// `out[.., :] = table[tokens[..], :]`. Shapes: float table `[V, C]`; tokens `[..]` of u32, each below V; out `[.., C]` of f32. A token
 /// that is not below V panics on the CPU; a GPU, where tokens are not looked at, makes a row of NaN.
 #[track_caller]
 pub fn embedding(table: &Tensor, tokens: &Tensor) -> Tensor {
     let [_, c] = expect_matrix("embedding", "table", table);
-    let place = place("embedding", &[reads("table", table), reads_u32("tokens", tokens)]);
+    let place = place("embedding", &[reads_float("table", table), reads_u32("tokens", tokens)]);
     let mut out = place.stale(tokens.shape.and(c), DType::F32);
     let (table, tokens) = (table.contiguous(), tokens.contiguous());
     match place {
         Place::Cpu(team) => {
             kernels::embedding::embedding(&team, table.slice::<f32>(), tokens.slice(), c, out.slice_mut())
         }
-        Place::Cuda(gpu) => {
-            let (table, tokens) = (table.cuda_slice::<f32>(), tokens.cuda_slice());
+        Place::Cuda(gpu) => with_float!(table.dtype, T => {
+            let (table, tokens) = (table.cuda_slice::<T>(), tokens.cuda_slice());
             gpu.done(cuda::ops::embedding::embedding(table, tokens, c, out.cuda_slice_mut()));
-        }
+        }),
     }
     out
 }

@@ -1,6 +1,6 @@
-use super::{Place, place};
-use crate::check::{expect_matrix, expect_shape, reads, reads_u32, rows_and_cols, writes};
-use crate::{Beta, DType, Tensor};
+use super::{Place, place, with_float};
+use crate::check::{expect_matrix, expect_shape, reads_float, reads_like, reads_u32, rows_and_cols, writes};
+use crate::{Beta, Tensor};
 use kernels::lm_head_loss as kernel;
 
 #[track_caller]
@@ -14,19 +14,22 @@ fn check(op: &str, x: &Tensor, weight: &Tensor, targets: &Tensor) -> usize {
 }
 
 /// The sum over rows of `logsumexp(z) - z[target]`, `z = W x`, in nats. No logits beyond a chunk of rows are ever in memory.
-/// Shapes: x `[.., C]`; weight `[V, C]`; targets: u32, one for each row, each below V. A target that is not below V panics
+/// Shapes: float x `[.., C]`; weight `[V, C]` like it; targets: u32, one for each row, each below V. A target that is not below V panics
 /// on the CPU; on a GPU, where targets are not looked at, it makes the loss NaN.
 #[track_caller]
 pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> f64 {
     let c = check("lm_head_loss", x, weight, targets);
-    let place = place("lm_head_loss", &[reads("x", x), reads("weight", weight), reads_u32("targets", targets)]);
+    let place = place(
+        "lm_head_loss",
+        &[reads_float("x", x), reads_like("weight", weight, x.dtype), reads_u32("targets", targets)],
+    );
     let (x, weight, targets) = (x.contiguous(), weight.contiguous(), targets.contiguous());
     match place {
         Place::Cpu(team) => kernel::lm_head_loss(&team, x.slice(), weight.slice(), targets.slice(), c),
-        Place::Cuda(gpu) => {
-            let (x, w, t) = (x.cuda_slice(), weight.cuda_slice(), targets.cuda_slice());
+        Place::Cuda(gpu) => with_float!(x.dtype, T => {
+            let (x, w, t) = (x.cuda_slice::<T>(), weight.cuda_slice(), targets.cuda_slice());
             gpu.number(|loss| cuda::ops::lm_head_loss::lm_head_loss(x, w, t, c, loss))
-        }
+        }),
     }
 }
 
@@ -39,7 +42,7 @@ pub struct LossGradients {
 }
 
 /// [`lm_head_loss`] and the gradients of `scale` times it, from the same logits; that of the weight is overwritten or added
-/// to as `beta` says. Shapes as in [`lm_head_loss`]; d_weight `[V, C]`.
+/// to as `beta` says. Shapes as in [`lm_head_loss`]; d_weight `[V, C]` of f32; dx has the type of x.
 #[track_caller]
 pub fn lm_head_loss_backward(
     x: &Tensor,
@@ -52,22 +55,26 @@ pub fn lm_head_loss_backward(
     let op = "lm_head_loss_backward";
     let c = check(op, x, weight, targets);
     expect_shape(op, "d_weight", d_weight, &weight.shape);
-    let operands =
-        [reads("x", x), reads("weight", weight), reads_u32("targets", targets), writes("d_weight", d_weight)];
+    let operands = [
+        reads_float("x", x),
+        reads_like("weight", weight, x.dtype),
+        reads_u32("targets", targets),
+        writes("d_weight", d_weight),
+    ];
     let place = place(op, &operands);
-    let mut dx = place.stale(x.shape, DType::F32);
+    let mut dx = place.stale(x.shape, x.dtype);
     let (x, w, t) = (x.contiguous(), weight.contiguous(), targets.contiguous());
     let loss = match place {
         Place::Cpu(team) => {
             let (dx_s, dw_s) = (dx.slice_mut(), d_weight.slice_mut());
             kernel::lm_head_loss_backward(&team, x.slice(), w.slice(), t.slice(), c, scale, dx_s, beta, dw_s)
         }
-        Place::Cuda(gpu) => {
+        Place::Cuda(gpu) => with_float!(x.dtype, T => {
             use cuda::ops::lm_head_loss::lm_head_loss_backward;
-            let (x, w, t) = (x.cuda_slice(), w.cuda_slice(), t.cuda_slice());
+            let (x, w, t) = (x.cuda_slice::<T>(), w.cuda_slice(), t.cuda_slice());
             let (dx, dw) = (dx.cuda_slice_mut(), d_weight.cuda_slice_mut());
             gpu.number(|loss| lm_head_loss_backward(x, w, t, c, scale, dx, beta, dw, loss))
-        }
+        }),
     };
     LossGradients { loss, dx }
 }

@@ -8,12 +8,16 @@
 //! documentation says, if the operands lie on different devices, or if a destination is not contiguous or shares its
 //! storage. The message names the op, the operand, both shapes and the axis.
 //!
+//! **Precision is a property of the operands.** An op whose documentation says *float* takes f32, or, on a GPU, bf16: products then read bf16
+//! and sum in f32, and results have the operands' type unless it is said. All others take f32. On the CPU a bf16 operand panics.
+//!
 //! They panic too if a GPU fails or its memory ends, as they do if the system's memory ends, with the op and the driver's sentence: no
 //! computation can go on from there. What moves data ([`Tensor::to_device`], [`Tensor::to_vec`]) gives the failure as an error.
 //! On a GPU an op returns when its kernels are on the stream; those that return a number wait for it.
 
 mod adamw;
 mod attention;
+mod cast;
 mod elementwise;
 mod embedding;
 mod gated_activation;
@@ -25,13 +29,14 @@ mod rope;
 
 pub use adamw::{AdamW, adamw};
 pub use attention::{Attention, attention, attention_backward};
+pub use cast::{cast, copy};
 pub use elementwise::*;
 pub use embedding::{embedding, embedding_backward};
 pub use gated_activation::{GatedGradients, gated_activation, gated_activation_backward};
 pub use lm_head_loss::{LossGradients, lm_head_loss, lm_head_loss_backward};
 pub use matmul::{matmul, matmul_into};
 pub use reduce::{count_positive, first_non_finite, sum, sum_abs, sum_squares, sum_to};
-pub use rms_norm::{rms_norm, rms_norm_backward};
+pub use rms_norm::{rms_norm, rms_norm_as, rms_norm_backward};
 pub use rope::{Rotation, rope};
 
 use crate::check::Operand;
@@ -111,5 +116,25 @@ pub(crate) fn place<'a>(op: &'a str, operands: &[Operand]) -> Place<'a> {
     }
 }
 
+/// `$body` with `$t` as the Rust type of `$dtype`, which is f32 or bf16: what [`place`] checked.
+macro_rules! with_float {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::DType::Bf16 => {
+                type $t = half::bf16;
+                $body
+            }
+            $crate::DType::U32 => unreachable!("place() refuses u32"),
+        }
+    };
+}
+use with_float;
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_bf16;

@@ -1,8 +1,14 @@
-use super::{Place, place};
+use super::{Place, cast, place};
 use crate::check::{expect_broadcast, expect_shape, reads, rows_and_cols, writes_u32};
-use crate::{Beta, Shape, Tensor};
+use crate::{Beta, DType, Shape, Tensor};
 use cuda::ops::reduce as gpu;
 use kernels::reduce as kernel;
+
+/// bf16 as f32, in a tensor of its own: for what is computed now and then. Other types as they are.
+#[track_caller]
+fn widened(x: &Tensor) -> Tensor {
+    if x.dtype == DType::Bf16 { cast(x, DType::F32) } else { x.clone() }
+}
 
 /// The sum of all elements, as a scalar tensor. Fixed order: the same bits for any number of threads.
 #[track_caller]
@@ -17,9 +23,10 @@ pub fn sum(x: &Tensor) -> Tensor {
     place.full(sum as f32, [])
 }
 
-/// The sum of the absolute values of all elements (for the penalty on the latent). Fixed order.
+/// The sum of the absolute values of all elements (for the penalty on the latent). Fixed order. bf16 is widened first.
 #[track_caller]
 pub fn sum_abs(x: &Tensor) -> f64 {
+    let x = &widened(x);
     let place = place("sum_abs", &[reads("x", x)]);
     let x = x.contiguous();
     match place {
@@ -70,9 +77,11 @@ pub fn sum_to(x: &Tensor, shape: impl Into<Shape>) -> Tensor {
 }
 
 /// `counts[f] += number of rows of g whose element f is positive`. Shapes: g `[.., F]`; counts `[F]` of u32.
+/// bf16 is widened first.
 #[track_caller]
 pub fn count_positive(g: &Tensor, counts: &mut Tensor) {
     let (_, cols) = rows_and_cols("count_positive", "g", g);
+    let g = &widened(g);
     expect_shape("count_positive", "counts", counts, &[cols]);
     let place = place("count_positive", &[reads("g", g), writes_u32("counts", counts)]);
     let g = g.contiguous();
@@ -82,9 +91,10 @@ pub fn count_positive(g: &Tensor, counts: &mut Tensor) {
     }
 }
 
-/// The position of the first element that is infinite or NaN, in row-major order.
+/// The position of the first element that is infinite or NaN, in row-major order. bf16 is widened first.
 #[track_caller]
 pub fn first_non_finite(x: &Tensor) -> Option<usize> {
+    let x = &widened(x);
     let place = place("first_non_finite", &[reads("x", x)]);
     let x = x.contiguous();
     match place {

@@ -45,7 +45,7 @@ impl On {
     /// A view of these elements, every second one of its storage; those between are all ones, a NaN.
     fn view<T: Element>(&self, data: &[T], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
-        let between: T = bytemuck::cast(u32::MAX);
+        let between: T = bytemuck::pod_read_unaligned(&[u8::MAX; 4][..size_of::<T>()]);
         let spread: Vec<T> = data.iter().flat_map(|&x| [between, x]).collect();
         let mut x = self.dense(&spread, [spread.len()]);
         let mut strides = shape.row_major_strides();
