@@ -154,7 +154,7 @@ pub fn narrow_and_widen_round_as_the_cpu_does(run: &mut Run) -> Result<(), Error
 }
 
 pub fn sums_with_bf16_are_rounded_once(run: &mut Run) -> Result<(), Error> {
-    for len in run.sizes(&LENGTHS, &[1_000_003]) {
+    for len in run.sizes(&LENGTHS, &OF_A_CARD) {
         for shift in [0, 1] {
             let a: Vec<bf16> = numbers(6, len + shift).into_iter().map(bf16::from_f32).collect();
             let b: Vec<bf16> = numbers(7, len).into_iter().rev().map(bf16::from_f32).collect();
