@@ -55,13 +55,15 @@ impl Narrator {
             grouped(s.train_tokens as u64),
             grouped(s.val_tokens as u64)
         ));
+        let place = match s.device.as_str() {
+            "cpu" => format!("{} at {}", counted(s.threads as u64, "thread"), s.level),
+            gpu => format!("on {gpu}"),
+        };
         self.line(format_args!(
-            "run       {} of {}: {:.1} times through the data; {} at {}",
+            "run       {} of {}: {:.1} times through the data; {place}",
             counted(s.steps as u64, "step"),
             counted(s.batch_tokens as u64, "token"),
             s.epochs,
-            counted(s.threads as u64, "thread"),
-            s.level
         ));
         self.line(format_args!("schedule  {}", s.schedule));
         self.line(format!("folder    {}", self.folder.display()));

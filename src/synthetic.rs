@@ -257,9 +257,10 @@ impl TrainStep {
             let ids: Vec<u32> = draws.iter().map(|u| ((u + 1.0) / 2.0 * last as f32) as u32).collect();
             Tensor::from_slice(&ids, Shape::from([micro_batch, seq_len]))
         };
+        let model = Transformer::new(weights(config));
         TrainStep {
-            optimizer: Optimizer::new(config, &TrainConfig::default()),
-            model: Transformer::new(weights(config)),
+            optimizer: Optimizer::new(model.weights(), &TrainConfig::default()),
+            model,
             grads: Gradients::default(),
             inputs: tokens(1),
             targets: tokens(2),

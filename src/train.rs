@@ -5,10 +5,12 @@ use crate::source::{self, parse_psi, parse_share};
 use crate::terminal::complain;
 use anyhow::{Context, anyhow, bail};
 use model::{HiddenAct, Psi, Switch};
+use silurian::device::DeviceArg;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tensor::Device;
 use train::config::{ConfigError, TrainConfig};
 use train::report;
 use train::trainer::{Outcome, Trainer};
@@ -84,6 +86,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
+    /// Where to compute: cpu, cuda or cuda:N (a GPU's number, from 0)
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceArg,
+
     /// Any key of the configuration: --set train.weight_decay=0.05 --set model.d_ff=1024
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -96,6 +102,7 @@ Examples:
   silurian train notes/ --preset 5m --set train.switch.alpha=0.2
   silurian train book.txt --activation stochastic:0.5:relu,gelu:silu  another pair, SILU for x >= 0
   silurian train book.txt --set train.l1=0.1                          more zeros
+  silurian train book.txt --device cuda                               on a GPU, in f32
   silurian train --resume runs/book";
 
 /// The share of the steps under RELU unless the user says otherwise: the upper end of the paper's 0.05 to 0.10, because runs
@@ -104,6 +111,7 @@ const DEFAULT_ALPHA: f64 = 0.1;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let device = args.device.open()?;
     if let Some(folder) = &args.resume {
         let stored = folder.join("config.toml");
         let config = match (&args.config, stored.is_file()) {
@@ -116,7 +124,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (None, false) => None,
         };
         let mut narrator = Narrator::new(folder);
-        let trainer = Trainer::resume(folder, config, &mut narrator).map_err(|e| match &e {
+        let trainer = Trainer::resume(folder, config, &device, &mut narrator).map_err(|e| match &e {
             train::Error::NotARun { path, .. } => anyhow!("{e}{}", source::runs_in(path)),
             _ => e.into(),
         })?;
@@ -141,13 +149,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, Some(name)) => named(name)?,
         (None, None) => free_folder(&Path::new("runs").join(stem(&config.data.paths[0]))),
     };
-    start(&folder, config)
+    start(&folder, config, &device)
 }
 
 /// Trains in a new folder, telling the terminal.
-pub fn start(folder: &Path, config: TrainConfig) -> anyhow::Result<ExitCode> {
+pub fn start(folder: &Path, config: TrainConfig, device: &Device) -> anyhow::Result<ExitCode> {
     let mut narrator = Narrator::new(folder);
-    let trainer = Trainer::create(folder, config, &mut narrator)?;
+    let trainer = Trainer::create(folder, config, device, &mut narrator)?;
     drive(trainer, folder, &mut narrator)
 }
 

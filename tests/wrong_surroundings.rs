@@ -23,6 +23,21 @@ fn a_run_folder_in_use() {
     first.wait().unwrap();
 }
 
+/// The probe's sentence, with the flag, and nothing is made. Number 4000 is there on no machine.
+#[test]
+fn a_gpu_that_is_not_there() {
+    let place = Place::new();
+    let expected = cuda::probe().map_or_else(|e| e.to_string(), |count| format!("this machine has {count}"));
+    refuse(&mut place.train(&["--name", "m", "--device", "cuda:4000"]), &["error: --device cuda:4000: ", &expected]);
+    assert!(!place.path("runs").exists(), "a folder was made");
+    let run = place.trained("m");
+    refuse(&mut place.silurian(&["train", "--resume", "runs/m", "--device", "cuda:4000"]), &["--device cuda:4000: "]);
+    assert_eq!(fs::read_to_string(run.join("sessions.jsonl")).unwrap().lines().count(), 1);
+    let output = place.train(&["--device", "gpu"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("'gpu' for '--device <DEVICE>': expected cpu, cuda or cuda:N"), "{}", said(&output));
+}
+
 #[test]
 fn a_loss_that_is_not_a_number() {
     let place = Place::new();

@@ -97,6 +97,12 @@ impl Device {
         lock(&self.0.pool).stats()
     }
 
+    /// Bytes that buffers can still take: those that the driver has free, also for other programs, and those that wait to be used again.
+    pub fn free_memory(&self) -> Result<usize, Error> {
+        let free = self.0.driver.free_memory().map_err(|f| self.error(f, || "asking for its free memory".into()))?;
+        Ok(free + self.memory().waiting)
+    }
+
     /// Whether buffers are filled with NaN (all bits set) before they are handed out stale. Off at first: it costs a pass over the memory. Tests
     /// turn it on, so that a kernel that reads what it should have written shows.
     pub fn set_poison(&self, on: bool) {

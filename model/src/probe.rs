@@ -1,7 +1,7 @@
 //! What a forward pass can say about the FFN: how sparse it would be under RELU.
 
-use crate::Config;
-use tensor::{Tensor, ops};
+use crate::Weights;
+use tensor::{Tensor, failure, ops};
 
 /// Counts, per layer and neuron, the tokens on which `g > 0`: those that RELU would let through. Under every psi alike, so
 /// that the sparsity to come can be watched before the switch.
@@ -15,9 +15,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A probe that has seen nothing.
-    pub fn new(config: &Config) -> Probe {
-        let zeros = || Tensor::from_slice(&vec![0u32; config.d_ff], [config.d_ff]);
+    /// A probe of a model with these weights, that has seen nothing. It counts where they are.
+    pub fn new(weights: &Weights) -> Probe {
+        let (config, device) = (weights.config(), weights.device());
+        let none = || Tensor::from_slice(&vec![0u32; config.d_ff], [config.d_ff]);
+        let zeros = || none().to_device(&device).unwrap_or_else(|e| failure::raise("Probe", e));
         Probe {
             positive: (0..config.n_layers).map(|_| zeros()).collect(),
             rows: vec![0; config.n_layers],
@@ -40,7 +42,7 @@ impl Probe {
 
     /// For each layer, on how many of the tokens each neuron had `g > 0`. Shape: `[n_layers][F]`. Panics if a GPU fails.
     pub fn positive(&self) -> Vec<Vec<u32>> {
-        let counts = |c: &Tensor| c.to_vec::<u32>().unwrap_or_else(|e| panic!("Probe: {e}"));
+        let counts = |c: &Tensor| c.to_vec::<u32>().unwrap_or_else(|e| failure::raise("Probe", e));
         self.positive.iter().map(counts).collect()
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{Config, RopeScaling};
 use std::f64::consts::TAU;
-use tensor::Tensor;
+use tensor::{Device, Tensor};
 
 /// `cos(p f_i)` and `sin(p f_i)` for every position p and every pair i of a head, computed in f64 and rounded once.
 /// Shapes: both `[max_seq_len, D / 2]`.
@@ -25,6 +25,11 @@ impl RopeTable {
             Tensor::from_slice(&values, shape)
         };
         RopeTable { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// The same table on `device`. Fails when its memory does not suffice.
+    pub fn to_device(&self, device: &Device) -> Result<RopeTable, cuda::Error> {
+        Ok(RopeTable { cos: self.cos.to_device(device)?, sin: self.sin.to_device(device)? })
     }
 }
 

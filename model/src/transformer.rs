@@ -5,7 +5,7 @@ use crate::ffn::ffn;
 use crate::project::{project, scoped};
 use crate::{LatentPenalty, LayerNames, Leaves, Probe, PsiAt, RopeTable, Weights};
 use autograd::{Tape, Var};
-use tensor::Tensor;
+use tensor::{Tensor, failure};
 
 /// A model: its parameters, and the rotary table that follows from its config.
 pub struct Transformer {
@@ -14,9 +14,10 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// The model with these parameters.
+    /// The model with these parameters, where they are. Raises the [failure](tensor::failure) of a GPU without room for the table.
     pub fn new(weights: Weights) -> Transformer {
-        let rope = RopeTable::new(weights.config());
+        let rope = RopeTable::new(weights.config()).to_device(&weights.device());
+        let rope = rope.unwrap_or_else(|e| failure::raise("the rotary table", e));
         Transformer { weights, rope }
     }
 

@@ -3,7 +3,7 @@
 use crate::Config;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use tensor::{Shape, Tensor};
+use tensor::{Device, Shape, Tensor};
 
 /// What is known of a parameter before it has values.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,6 +152,17 @@ impl Weights {
             );
         }
         Weights { config: config.clone(), tensors }
+    }
+
+    /// The same parameters on `device`. Fails when its memory does not suffice.
+    pub fn to_device(&self, device: &Device) -> Result<Weights, cuda::Error> {
+        let tensors = self.tensors.iter().map(|tensor| tensor.to_device(device)).collect::<Result<_, _>>()?;
+        Ok(Weights { config: self.config.clone(), tensors })
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.embed_tokens().device()
     }
 
     /// The sizes.

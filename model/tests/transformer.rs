@@ -295,7 +295,7 @@ fn probe_counts_what_relu_lets_through() {
     };
     let model = Transformer::new(weights);
     let psi = PsiAt::deterministic(Psi::Silu);
-    let mut probe = Probe::new(&config);
+    let mut probe = Probe::new(model.weights());
     for _ in 0..2 {
         let tape = Tape::without_gradients();
         model.hidden(&model.leaves(&tape), &tokens(&TOKENS, 1), psi, Some(&mut probe));

@@ -11,6 +11,7 @@ use infer::{CpuEngine, EngineOptions, FfnMode};
 use model::{HiddenAct, Psi, Switch};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tensor::Device;
 use train::almanac::Almanac;
 use train::config::TrainConfig;
 use train::report::{self, Results};
@@ -61,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     say("Silurian's quick start: train with stochastic activations, switch to RELU, decode sparsely.")?;
     let (facts, text) = (almanac.fact_count(), files.text.display());
     say(format_args!("The text is an almanac of {facts} facts about an invented world: {text}\n"))?;
-    let code = start(&folder, config)?;
+    let code = start(&folder, config, &Device::Cpu)?;
     if code != ExitCode::SUCCESS {
         return Ok(code);
     }

@@ -21,6 +21,7 @@
 mod check;
 mod display;
 mod dtype;
+pub mod failure;
 pub mod mapped_file;
 pub mod ops;
 pub mod pool;

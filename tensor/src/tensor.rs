@@ -2,7 +2,7 @@
 
 use crate::check;
 use crate::pool::Block;
-use crate::{DType, Device, Shape, Storage};
+use crate::{DType, Device, Shape, Storage, failure};
 use bytemuck::Pod;
 use half::bf16;
 use std::ops::Range;
@@ -49,7 +49,8 @@ impl Tensor {
     #[track_caller]
     pub fn stale_on(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
-        Tensor::try_stale_on(device, shape, dtype).unwrap_or_else(|e| panic!("a tensor of shape {shape}: {e}"))
+        Tensor::try_stale_on(device, shape, dtype)
+            .unwrap_or_else(|e| failure::raise(format!("a tensor of shape {shape}"), e))
     }
 
     /// [`stale_on`](Tensor::stale_on), with the GPU's failure as an error.
@@ -95,7 +96,7 @@ impl Tensor {
             0 => elements.fill_bytes(0),
             _ => elements.copy_from_host(&vec![value; elements.len()]),
         };
-        filled.unwrap_or_else(|e| panic!("a tensor of shape {}: {e}", tensor.shape));
+        filled.unwrap_or_else(|e| failure::raise(format!("a tensor of shape {}", tensor.shape), e));
         tensor
     }
 
@@ -181,7 +182,7 @@ impl Tensor {
         assert!(self.elements() == 1, "item: a tensor of shape {} is not one number", self.shape);
         match self.to_vec::<f32>() {
             Ok(data) => data[0],
-            Err(e) => panic!("item: {e}"),
+            Err(e) => failure::raise("item", e),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Views: other shapes on the same storage, and the copy that makes a view contiguous.
 
 use crate::check::{expect_axis, expect_broadcast, expect_matrix};
-use crate::{DType, Element, Shape, Storage, Tensor};
+use crate::{DType, Element, Shape, Storage, Tensor, failure};
 use half::bf16;
 
 impl Tensor {
@@ -70,7 +70,7 @@ impl Tensor {
     /// Panics if a GPU fails.
     #[track_caller]
     pub fn contiguous(&self) -> Tensor {
-        self.try_contiguous().unwrap_or_else(|e| panic!("contiguous: {e}"))
+        self.try_contiguous().unwrap_or_else(|e| failure::raise("contiguous", e))
     }
 
     /// [`contiguous`](Tensor::contiguous), with the GPU's failure as an error.

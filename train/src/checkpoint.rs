@@ -40,7 +40,7 @@ pub struct State {
     pub seed: u64,
     /// Rounds of Philox: draws of another number of rounds are other draws.
     pub philox_rounds: u32,
-    /// Instruction set of the kernels. Another one sums in another order.
+    /// Instruction set of the kernels, or `cuda`. Another one sums in another order.
     pub level: String,
     /// Hash of the tokens, see [`Tokens::hash`](crate::data::Tokens::hash).
     pub data_hash: String,

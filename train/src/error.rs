@@ -5,6 +5,7 @@ use crate::config::{ConfigError, Difference};
 use crate::data::DataError;
 use crate::files;
 use std::path::PathBuf;
+use tensor::failure::Failure;
 
 /// What ended a run, or kept it from beginning.
 #[derive(Debug, thiserror::Error)]
@@ -24,14 +25,27 @@ pub enum Error {
     /// A sample.
     #[error("sample: {0}")]
     Sample(#[from] infer::Error),
-    /// More memory than the system gives.
+    /// More memory than the system gives, or the GPU has.
     #[error(
-        "training takes about {:.1} GiB of memory, and the system refuses that: choose a smaller model or train.micro_batch",
-        *bytes as f64 / (1u64 << 30) as f64
+        "training takes about {:.1} GiB of memory, and {}: choose a smaller model or train.micro_batch",
+        gib(*bytes),
+        of_gpu.as_ref().map_or("the system refuses that".to_string(), |(gpu, free)| format!("{gpu} has {:.1} GiB free", gib(*free)))
     )]
     Memory {
         /// The estimate.
         bytes: u64,
+        /// The GPU, if there, and its free bytes.
+        of_gpu: Option<(String, u64)>,
+    },
+    /// A GPU failed, or its memory ended.
+    #[error("{when}: {failure}{then}")]
+    Device {
+        /// `after 12 steps`.
+        when: String,
+        /// What failed.
+        failure: Box<Failure>,
+        /// What to lower, and what is saved, in words; each part with its `; ` in front.
+        then: String,
     },
     /// A new run where there is one.
     #[error("{}: exists already; resume it (train --resume), or choose another --name or --out", path.display())]
@@ -87,6 +101,10 @@ pub enum Error {
         /// The tensor.
         first: String,
     },
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
 }
 
 impl From<CheckpointError> for Error {

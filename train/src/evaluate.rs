@@ -4,7 +4,7 @@ use crate::data::{Batch, Batches, DataError};
 use crate::metrics::{Evaluation, NORM_QUANTILES, SMALL_ROW};
 use autograd::Tape;
 use model::{LayerNames, Probe, Psi, PsiAt, Transformer, Weights};
-use tensor::ops;
+use tensor::{failure, ops};
 
 /// Which validation sequences, and how many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl EvalShape {
 /// that two evaluations differ by their weights alone.
 pub const EVALUATION_STEP: u32 = u32::MAX;
 
-/// Evaluates under `psi` and under RELU, with the weights as they are.
+/// Evaluates under `psi` and under RELU, with the weights as they are; `batches` must come to where these are.
 pub fn evaluate(
     model: &Transformer,
     batches: &mut Batches,
@@ -38,7 +38,7 @@ pub fn evaluate(
     seed: u64,
     steps_done: usize,
 ) -> Result<Evaluation, DataError> {
-    let mut probe = Probe::new(model.weights().config());
+    let mut probe = Probe::new(model.weights());
     let relu_loss = mean_loss(model, batches, shape, PsiAt::deterministic(Psi::Relu), Some(&mut probe))?;
     let loss = if psi == Psi::Relu {
         relu_loss
@@ -85,7 +85,7 @@ fn gate_norms(weights: &Weights) -> Vec<Vec<f64>> {
         .map(|layer| {
             let gate = &weights.tensors()[LayerNames::new(layer).gate_proj];
             let squares = ops::sum_to(&ops::mul(gate, gate), [gate.dim(0), 1]);
-            let squares = squares.to_vec::<f32>().unwrap_or_else(|e| panic!("gate_norms: {e}"));
+            let squares = squares.to_vec::<f32>().unwrap_or_else(|e| failure::raise("gate_norms", e));
             let mut norms: Vec<f64> = squares.iter().map(|&s| (s as f64).sqrt()).collect();
             norms.sort_by(f64::total_cmp);
             norms

@@ -68,6 +68,13 @@ pub struct Started {
     pub level: String,
     /// Threads of the kernels.
     pub threads: usize,
+    /// `cpu`, or the GPU that computes instead: `cuda:0 (NVIDIA H200)`.
+    #[serde(default = "cpu")] // records before there were others
+    pub device: String,
+}
+
+fn cpu() -> String {
+    "cpu".to_string()
 }
 
 /// How the change of psi went.

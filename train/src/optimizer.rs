@@ -3,7 +3,7 @@
 use crate::config::TrainConfig;
 use autograd::Gradients;
 use model::{Config, Weights, parameter_specs};
-use tensor::{Tensor, ops};
+use tensor::{Device, Tensor, ops};
 
 /// The two moments of every parameter, and the count of steps.
 pub struct Optimizer {
@@ -21,10 +21,11 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Moments of zero.
-    pub fn new(sizes: &Config, config: &TrainConfig) -> Optimizer {
-        let zeros = || parameter_specs(sizes).map(|spec| Tensor::zeros(spec.shape)).collect();
-        Optimizer::with_moments(sizes, config, zeros(), zeros(), 0)
+    /// Moments of zero, where the weights are.
+    pub fn new(weights: &Weights, config: &TrainConfig) -> Optimizer {
+        let device = weights.device();
+        let zeros = || weights.tensors().iter().map(|w| Tensor::zeros_on(&device, w.shape())).collect();
+        Optimizer::with_moments(weights.config(), config, zeros(), zeros(), 0)
     }
 
     /// Goes on after `step` steps. The moments are in the fixed order, with the shapes of the parameters.
@@ -34,6 +35,19 @@ impl Optimizer {
             parameter_specs(sizes).map(|spec| if spec.decays() { t.weight_decay as f32 } else { 0.0 }).collect();
         let (beta1, beta2, eps) = (t.beta1 as f32, t.beta2 as f32, t.eps as f32);
         Optimizer { m, v, weight_decay, step, beta1, beta2, eps, grad_clip: t.grad_clip }
+    }
+
+    /// The same, on `device`. Fails when its memory does not suffice.
+    pub fn to_device(self, device: &Device) -> Result<Optimizer, cuda::Error> {
+        // One after the other: what has gone over is let go here.
+        let over = |moments: Vec<Tensor>| moments.into_iter().map(|x| x.to_device(device)).collect::<Result<_, _>>();
+        let (m, v) = (over(self.m)?, over(self.v)?);
+        Ok(Optimizer { m, v, ..self })
+    }
+
+    /// Steps whose update has begun.
+    pub fn steps(&self) -> usize {
+        self.step as usize
     }
 
     /// First and second moments, in the fixed order.

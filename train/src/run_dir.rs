@@ -42,14 +42,8 @@ impl RunDir {
     /// Makes the folder, with the configuration in it. It appears at once and whole, under its name: a kill leaves at most a
     /// hidden folder beside it. Fails if the name is taken, also by another process at the same moment.
     pub fn create(path: &Path, config: &TrainConfig) -> Result<RunDir, Error> {
+        RunDir::expect_free(path)?;
         let taken = || Error::Exists { path: path.to_path_buf() };
-        if path.symlink_metadata().is_ok() {
-            // Whether it is in use is what the user would ask next.
-            return match lock(path, false) {
-                Err(e @ Error::InUse { .. }) => Err(e),
-                _ => Err(taken()),
-            };
-        }
         let parent = path.parent().unwrap_or(Path::new(""));
         let name = path.file_name().ok_or_else(taken)?.to_string_lossy();
         let temporary = parent.join(format!(".{name}.{}", std::process::id()));
@@ -76,6 +70,18 @@ impl RunDir {
             let _ = std::fs::remove_dir_all(&temporary);
         }
         made
+    }
+
+    /// Fails if the name is taken: to know it before work that takes long.
+    pub fn expect_free(path: &Path) -> Result<(), Error> {
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        // Whether it is in use is what the user would ask next.
+        match lock(path, false) {
+            Err(e @ Error::InUse { .. }) => Err(e),
+            _ => Err(Error::Exists { path: path.to_path_buf() }),
+        }
     }
 
     /// Opens and locks the folder of an earlier run.

@@ -12,21 +12,25 @@ use crate::run_dir::RunDir;
 use crate::sample::sample;
 use crate::schedule::{LearningRate, Phases};
 use crate::step::{StepShape, first_non_finite_weight, train_step, training_draws};
+use crate::words::counted;
 use kernels::Team;
 use model::{Config, Psi, Transformer, Weights, hf};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tensor::pool;
+use tensor::failure::{self, Failure};
+use tensor::{Device, pool};
 
 /// Steps after the switch at which the loss is looked at again: the spike is over by then in small models.
 pub const STEPS_AFTER_SWITCH: usize = 20;
 
 /// Keys that a resumed run may change: they decide what is reported and kept, not what is learnt. `data.paths` may change
-/// because moved data are the same data; that they are is checked by their hash.
-pub const MAY_CHANGE: [&str; 9] = [
+/// because moved data are the same data; that they are is checked by their hash. `train.micro_batch` may, because another GPU may have
+/// less memory; it changes the rounding, which is noted.
+pub const MAY_CHANGE: [&str; 10] = [
     "data.paths",
     "data.cache",
+    "train.micro_batch",
     "train.eval_every",
     "train.eval_tokens",
     "train.sample_every",
@@ -48,6 +52,7 @@ pub enum Outcome {
 /// A run, ready to go.
 pub struct Trainer {
     config: TrainConfig,
+    device: Device,
     run: RunDir,
     tokenizer: Tokenizer,
     batches: Batches,
@@ -63,11 +68,16 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A new run in a new folder.
+    /// A new run in a new folder, on `device`. The initial weights are those of the CPU, bit for bit.
     ///
-    /// Errors: anything wrong with configuration, data or checkpoint to start from, before the folder is made;
-    /// [`Error::Exists`].
-    pub fn create(path: &Path, config: TrainConfig, observer: &mut dyn Observer) -> Result<Trainer, Error> {
+    /// Errors: anything wrong with configuration, data or checkpoint to start from, and memory that does not suffice for weights
+    /// and moments, before the folder is made; [`Error::Exists`].
+    pub fn create(
+        path: &Path,
+        config: TrainConfig,
+        device: &Device,
+        observer: &mut dyn Observer,
+    ) -> Result<Trainer, Error> {
         let start = match &config.model.from {
             Some(from) => Some(starting_weights(&config, from)?),
             None => None,
@@ -76,21 +86,27 @@ impl Trainer {
         let sizes = start.as_ref().map(|w| w.config().clone());
         let (config, sizes) = config.resolve(tokenizer.vocab_size(), sizes)?;
         check_prompt(&config, tokenizer, &sizes)?;
-        check_memory(&config, &sizes)?;
-        let batches = open_data(&config, tokenizer, observer)?;
-        let run = RunDir::create(path, &config)?;
+        check_memory(&config, &sizes, device)?;
+        let batches = open_data(&config, tokenizer, observer)?.on(device);
+        RunDir::expect_free(path)?;
         let weights = start.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
-        let optimizer = Optimizer::new(&sizes, &config);
-        Ok(Trainer::new(config, run, tokenizer, batches, weights, optimizer, None))
+        let (model, optimizer) = bring(weights, None, &config, device)?;
+        let run = RunDir::create(path, &config)?;
+        Ok(Trainer::new(config, run, tokenizer, batches, model, optimizer, None))
     }
 
     /// Goes on with the run in `path`, from its newest whole checkpoint, or from the start if it has none yet. `config` is that
-    /// of the run if `None`. The result of all steps is that of an uninterrupted run, bit for bit, if the instruction set
-    /// is the same; another one is noted.
+    /// of the run if `None`. The result of all steps is that of an uninterrupted run, bit for bit, if the instruction set, or a GPU's,
+    /// and the micro-batch are the same; others are noted.
     ///
     /// Errors: [`Error::NotARun`], [`Error::InUse`]; [`Error::Changed`] if a key outside of [`MAY_CHANGE`] differs;
     /// [`Error::DataChanged`]; a checkpoint that cannot be read.
-    pub fn resume(path: &Path, config: Option<TrainConfig>, observer: &mut dyn Observer) -> Result<Trainer, Error> {
+    pub fn resume(
+        path: &Path,
+        config: Option<TrainConfig>,
+        device: &Device,
+        observer: &mut dyn Observer,
+    ) -> Result<Trainer, Error> {
         let mut run = RunDir::open(path)?;
         let tokenizer = Tokenizer::Bytes;
         let stored = run.config()?;
@@ -117,23 +133,29 @@ impl Trainer {
         }
 
         check_prompt(&config, tokenizer, &sizes)?;
-        check_memory(&config, &sizes)?;
-        let batches = open_data(&config, tokenizer, observer)?;
+        check_memory(&config, &sizes, device)?;
+        let batches = open_data(&config, tokenizer, observer)?.on(device);
         if let Some((_, state)) = &newest {
             if state.data_hash != batches.tokens().hash() {
                 let (was, now) = (state.data_hash.clone(), batches.tokens().hash());
                 return Err(Error::DataChanged { path: path.to_path_buf(), was, now });
             }
-            let level = Team::current().level().to_string();
-            if state.level != level {
-                let (was, path) = (&state.level, path.display());
-                let note =
-                    format!("{path}: the run was at level {was} and goes on at {level}: its last bits will differ");
-                observer.event(Event::Note(&note));
-            }
+            let mut note_change = |what: &str, was: &str, now: &str| {
+                if was != now {
+                    let path = path.display();
+                    let note =
+                        format!("{path}: the run was at {what} {was} and goes on at {now}: its last bits will differ");
+                    observer.event(Event::Note(&note));
+                }
+            };
+            note_change("level", &state.level, &level(device));
+            let [was, now] = [&was, &config].map(|config| config.train.micro_batch.to_string());
+            note_change("train.micro_batch", &was, &now);
         } else {
             observer.event(Event::Note(&format!("{}: no checkpoint yet: starts at step 0", path.display())));
         }
+        let weights = weights.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
+        let (model, optimizer) = bring(weights, optimizer, &config, device)?;
         if is_given {
             run.write_config(&config)?;
         }
@@ -143,9 +165,7 @@ impl Trainer {
             let (steps, path) = (steps_done.unwrap_or(0), path.display());
             observer.event(Event::Note(&format!("{path}: metrics.jsonl has {records} records of {steps} steps")));
         }
-        let weights = weights.unwrap_or_else(|| Weights::init(&sizes, config.train.seed));
-        let optimizer = optimizer.unwrap_or_else(|| Optimizer::new(&sizes, &config));
-        Ok(Trainer::new(config, run, tokenizer, batches, weights, optimizer, steps_done))
+        Ok(Trainer::new(config, run, tokenizer, batches, model, optimizer, steps_done))
     }
 
     fn new(
@@ -153,7 +173,7 @@ impl Trainer {
         run: RunDir,
         tokenizer: Tokenizer,
         batches: Batches,
-        weights: Weights,
+        model: Transformer,
         optimizer: Optimizer,
         saved: Option<usize>,
     ) -> Trainer {
@@ -165,10 +185,11 @@ impl Trainer {
             learning_rate: LearningRate::new(&config),
             phases: Phases::new(&config),
             config,
+            device: model.weights().device(),
             run,
             tokenizer,
             batches,
-            model: Transformer::new(weights),
+            model,
             optimizer,
             shape,
             steps_done: saved.unwrap_or(0),
@@ -198,8 +219,12 @@ impl Trainer {
 
     /// Trains until all steps are done or `stop` is set, which is looked at after each step. Either way a checkpoint is saved.
     ///
-    /// Errors: [`Error::NonFinite`]; files that cannot be written. Checkpoints saved before stay.
+    /// Errors: [`Error::NonFinite`]; files that cannot be written; [`Error::Device`]. Checkpoints saved before stay.
     pub fn run(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+        failure::catch(|| self.run_steps(stop, observer)).unwrap_or_else(|failure| Err(self.rescue(failure, observer)))
+    }
+
+    fn run_steps(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         let start = Instant::now();
         let started = self.started();
         self.run.append_session(&started)?;
@@ -222,6 +247,31 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
+    /// Saves what a failure of the GPU leaves, and says it. Where its memory ended, the GPU works on: then the weights count, unless they were
+    /// being updated. After any other failure nothing on it does, and the run goes on from the last checkpoint.
+    fn rescue(&mut self, failure: Failure, observer: &mut dyn Observer) -> Error {
+        let mut then = String::new();
+        let works = matches!(failure.error, cuda::Error::OutOfMemory { .. });
+        if works {
+            let t = &self.config.train;
+            then += &format!(" (train.micro_batch = {}, train.seq_len = {})", t.micro_batch, self.shape.seq_len);
+        }
+        if works && self.steps_done > 0 && self.optimizer.steps() == self.steps_done {
+            let saved = failure::catch(|| self.save(observer)).map_err(|failure| failure.to_string());
+            if let Err(e) = saved.and_then(|saved| saved.map_err(|e| e.to_string())) {
+                then += &format!("; the weights cannot be saved: {e}");
+            }
+        }
+        // Whatever is in the way of this, what happened first is what is said.
+        let _ = self.run.sync_records();
+        then += &match self.last_checkpoint() {
+            Some(path) => format!("; saved: {}", path.display()),
+            None => "; no checkpoint is saved".to_string(),
+        };
+        let when = format!("after {}", counted(self.steps_done as u64, "step"));
+        Error::Device { when, failure: Box::new(failure), then }
+    }
+
     fn started(&self) -> Started {
         let t = &self.config.train;
         let team = Team::current();
@@ -239,6 +289,7 @@ impl Trainer {
             epochs: sequences as f64 / self.batches.sequences_per_epoch() as f64,
             level: team.level().to_string(),
             threads: team.threads(),
+            device: format!("{:?}", self.device),
         }
     }
 
@@ -247,13 +298,17 @@ impl Trainer {
         let step = self.steps_done;
         let (psi, lr) = (self.phases.psi(step), self.learning_rate.at(step));
         let draws = training_draws(psi, self.config.train.seed, step);
-        let (begin, before) = (Instant::now(), pool::stats());
+        let (begin, (fresh, _)) = (Instant::now(), tensor_memory(&self.device));
         let (model, optimizer) = (&mut self.model, &mut self.optimizer);
         let result = train_step(model, optimizer, &mut self.batches, self.shape, draws, self.config.train.l1, lr)?;
-        let (seconds, after) = (begin.elapsed().as_secs_f64(), pool::stats());
+        let (seconds, (fresh_after, peak_bytes)) = (begin.elapsed().as_secs_f64(), tensor_memory(&self.device));
         self.steps_done += 1;
 
-        let eval = if self.evaluation_is_due() { Some(self.evaluate(psi)?) } else { None };
+        let (eval, failed) = match self.evaluation_is_due().then(|| failure::catch(|| self.evaluate(psi))) {
+            None => (None, None),
+            Some(Ok(eval)) => (Some(eval?), None),
+            Some(Err(failure)) => (None, Some(failure)),
+        };
         let tokens_per_second = self.shape.tokens() as f64 / seconds;
         let flops = self.model.weights().config().flops_per_token(self.shape.seq_len);
         let metrics = StepMetrics {
@@ -267,12 +322,15 @@ impl Trainer {
             seconds,
             tokens_per_second,
             gflops: tokens_per_second * (flops.forward + flops.backward) / 1e9,
-            fresh_blocks: after.fresh - before.fresh,
-            peak_bytes: after.peak_bytes,
+            fresh_blocks: fresh_after - fresh,
+            peak_bytes,
             eval,
         };
         self.run.append(&metrics)?;
         observer.event(Event::Step(&metrics));
+        if let Some(Failure { of, error }) = failed {
+            failure::raise(of, error); // with the step on record
+        }
         if let Some(eval) = &metrics.eval {
             observer.event(Event::Evaluation(eval));
             if let Some(report) = self.switch_report(eval)? {
@@ -332,8 +390,7 @@ impl Trainer {
         // Records first: a checkpoint never knows more steps than they do.
         self.run.sync_records()?;
         let psi = self.phases.psi(n.saturating_sub(1));
-        let level = Team::current().level().to_string();
-        let state = State::new(n, psi, level, self.batches.tokens().hash(), &self.config);
+        let state = State::new(n, psi, level(&self.device), self.batches.tokens().hash(), &self.config);
         let (folder, keep) = (self.run.checkpoints(), self.config.train.keep_last);
         let eos_token_ids = vec![self.tokenizer.separator()];
         let meta = hf::Meta { switch: self.config.train.switch, eos_token_ids, ..hf::Meta::new(psi) };
@@ -366,16 +423,66 @@ fn open_data(config: &TrainConfig, tokenizer: Tokenizer, observer: &mut dyn Obse
     Ok(Batches::new(tokens, d.val_fraction, t.seq_len.expect("resolved"), t.seed)?)
 }
 
-/// Asks the system for the memory of training in one piece, and gives it back: what it will never have is found before the
-/// run, where later the process would end without a word on what to change.
-fn check_memory(config: &TrainConfig, sizes: &Config) -> Result<(), Error> {
+/// Asks the system for the memory of training in one piece, and gives it back; or asks the GPU how much it has free. What it will
+/// never have is found before the run, where later the process would end without a word on what to change.
+fn check_memory(config: &TrainConfig, sizes: &Config, device: &Device) -> Result<(), Error> {
     let t = &config.train;
     let bytes = sizes.training_memory(t.micro_batch * t.seq_len.expect("resolved")).total();
+    if let Device::Cuda(gpu) = device {
+        let free = gpu.free_memory().map_err(before_the_run)? as u64;
+        return if bytes > free {
+            Err(Error::Memory { bytes, of_gpu: Some((gpu.name().into(), free)) })
+        } else {
+            Ok(())
+        };
+    }
     let mut piece = Vec::<u8>::new();
     let refused = usize::try_from(bytes).map_or(true, |bytes| piece.try_reserve_exact(bytes).is_err());
     // Without this, the compiler may leave out a piece that nobody uses.
     std::hint::black_box(&mut piece);
-    if refused { Err(Error::Memory { bytes }) } else { Ok(()) }
+    if refused { Err(Error::Memory { bytes, of_gpu: None }) } else { Ok(()) }
+}
+
+/// The model and its optimiser on `device`; a new one has moments of zero.
+fn bring(
+    weights: Weights,
+    optimizer: Option<Optimizer>,
+    config: &TrainConfig,
+    device: &Device,
+) -> Result<(Transformer, Optimizer), Error> {
+    let weights = weights.to_device(device).map_err(before_the_run)?;
+    let made = failure::catch(|| {
+        let optimizer = optimizer.map_or_else(|| Ok(Optimizer::new(&weights, config)), |o| o.to_device(device));
+        optimizer.map(|optimizer| (Transformer::new(weights), optimizer))
+    });
+    made.unwrap_or_else(|failure| Err(failure.error)).map_err(before_the_run)
+}
+
+fn before_the_run(error: cuda::Error) -> Error {
+    let failure = Failure { of: "weights and moments".to_string(), error };
+    Error::Device { when: "before the first step".to_string(), failure: Box::new(failure), then: String::new() }
+}
+
+/// What the bits of a computation depend on beside its inputs: the CPU's instruction set. All GPUs compute the same ones.
+fn level(device: &Device) -> String {
+    match device {
+        Device::Cpu => Team::current().level().to_string(),
+        Device::Cuda(_) => "cuda".to_string(),
+    }
+}
+
+/// Blocks of tensor memory taken from the system or the driver so far, and the most bytes in use at once.
+fn tensor_memory(device: &Device) -> (u64, u64) {
+    match device {
+        Device::Cpu => {
+            let stats = pool::stats();
+            (stats.fresh, stats.peak_bytes)
+        }
+        Device::Cuda(gpu) => {
+            let stats = gpu.memory();
+            (stats.fresh, stats.peak as u64)
+        }
+    }
 }
 
 /// A prompt beyond the context is found before the run, not at its first sample.

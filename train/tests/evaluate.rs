@@ -25,7 +25,7 @@ fn one_step(dir: &Path, change: impl Fn(&mut TrainConfig)) -> (Vec<Vec<f32>>, Ve
     change(&mut config);
     let (config, sizes) = config.resolve(256, None).unwrap();
     let mut model = Transformer::new(Weights::init(&sizes, 5));
-    let mut optimizer = Optimizer::new(&sizes, &config);
+    let mut optimizer = Optimizer::new(model.weights(), &config);
     let draws = training_draws(Psi::stochastic(0.5), 3, 0);
     let batches = &mut batches(dir, &config);
     let result = train_step(&mut model, &mut optimizer, batches, SHAPE, draws, 0.0, config.train.lr).unwrap();

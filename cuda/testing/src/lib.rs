@@ -62,6 +62,8 @@ pub struct Interpreter {
     pub ptx_version: (u32, u32),
     /// Where to count what launches move. Their threads then run in order, for the counts to be those of the kernel.
     pub traffic: Option<Traffic>,
+    /// The launch, counted from 1, that fails as a kernel does that leaves its memory.
+    pub fault_at: Option<u64>,
 }
 
 impl Default for Interpreter {
@@ -73,7 +75,7 @@ impl Default for Interpreter {
             total_memory: 1 << 40,
             driver_version: (11, 4),
         };
-        Interpreter { properties, pooled: false, ptx_version: (7, 4), traffic: None }
+        Interpreter { properties, pooled: false, ptx_version: (7, 4), traffic: None, fault_at: None }
     }
 }
 
@@ -85,7 +87,7 @@ impl Interpreter {
 
     /// The driver alone, for the errors of making a device.
     pub fn driver(self) -> Box<dyn Driver> {
-        let state = State { traffic: self.traffic.clone(), ..State::default() };
+        let state = State { traffic: self.traffic.clone(), fault_at: self.fault_at, ..State::default() };
         Box::new(TestDriver { setup: self, state: Mutex::new(state) })
     }
 }
@@ -111,6 +113,8 @@ struct State {
     /// What a kernel did wrong: from then on every call fails, as on a device.
     fault: Option<String>,
     traffic: Option<Traffic>,
+    launches: u64,
+    fault_at: Option<u64>,
 }
 
 /// What goes on the stream, and into graphs.
@@ -137,6 +141,12 @@ impl State {
         self.clock += 1;
         let outcome = match call {
             Call::Launch { module, entry, geometry: Geometry { grid, block, shared }, params } => {
+                self.launches += 1;
+                if self.fault_at == Some(self.launches) {
+                    let fault = format!("{entry}: it was to fail");
+                    self.fault = Some(fault.clone());
+                    return Err(Failure::new(FailureKind::Kernel, fault));
+                }
                 // Another order of blocks, warps and threads for each launch.
                 let seed = self.traffic.is_none().then_some(self.clock);
                 let options = ptx::Options { seed, ..ptx::Options::default() };

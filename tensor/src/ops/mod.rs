@@ -11,8 +11,8 @@
 //! **Precision is a property of the operands.** An op whose documentation says *float* takes f32, or, on a GPU, bf16: products then read bf16
 //! and sum in f32, and results have the operands' type unless it is said. All others take f32. On the CPU a bf16 operand panics.
 //!
-//! They panic too if a GPU fails or its memory ends, as they do if the system's memory ends, with the op and the driver's sentence: no
-//! computation can go on from there. What moves data ([`Tensor::to_device`], [`Tensor::to_vec`]) gives the failure as an error.
+//! They [`raise`](crate::failure) if a GPU fails or its memory ends, with the op and the driver's sentence: a panic, unless someone
+//! waits for it. What moves data ([`Tensor::to_device`], [`Tensor::to_vec`]) gives the failure as an error.
 //! On a GPU an op returns when its kernels are on the stream; those that return a number wait for it.
 
 mod adamw;
@@ -40,7 +40,7 @@ pub use rms_norm::{rms_norm, rms_norm_as, rms_norm_backward};
 pub use rope::{Rotation, rope};
 
 use crate::check::Operand;
-use crate::{DType, Device, Shape, Storage, Tensor};
+use crate::{DType, Device, Shape, Storage, Tensor, failure};
 use kernels::Team;
 use std::sync::Arc;
 
@@ -86,7 +86,7 @@ impl Gpu<'_> {
     /// What a kernel's launch or a copy gave. Panics with the op and the driver's failure if it failed: see the module.
     #[track_caller]
     pub(crate) fn done<T>(&self, outcome: Result<T, cuda::Error>) -> T {
-        outcome.unwrap_or_else(|e| panic!("{}: {e}", self.op))
+        outcome.unwrap_or_else(|e| failure::raise(self.op, e))
     }
 
     /// The number that `kernel` makes on the device, when it is there: waits for it.

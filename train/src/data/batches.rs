@@ -4,7 +4,7 @@ use super::DataError;
 use super::cache::Tokens;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use tensor::Tensor;
+use tensor::{Device, Tensor, failure};
 
 /// Inputs and targets, u32 `[B, T]` each: the target of a token is the one after it.
 pub struct Batch {
@@ -29,6 +29,8 @@ pub struct Batches {
     order: Option<Epoch>,
     /// Where a batch is put together.
     buffer: (Vec<u32>, Vec<u32>, Vec<u32>),
+    /// Where it goes.
+    device: Device,
 }
 
 struct Epoch {
@@ -48,7 +50,8 @@ impl Batches {
                 return Err(DataError::TooShort { part, have, need: seq_len + 1, seq_len });
             }
         }
-        Ok(Batches { tokens, train_len, seq_len, seed, order: None, buffer: Default::default() })
+        let (buffer, device) = (Default::default(), Device::Cpu);
+        Ok(Batches { tokens, train_len, seq_len, seed, order: None, buffer, device })
     }
 
     /// All tokens as the validation part: to evaluate a model on a text. Fails if that is shorter than one sequence and the
@@ -57,7 +60,13 @@ impl Batches {
         if tokens.len() < seq_len + 1 {
             return Err(DataError::TooShort { part: "evaluation", have: tokens.len(), need: seq_len + 1, seq_len });
         }
-        Ok(Batches { tokens, train_len: 0, seq_len, seed: 0, order: None, buffer: Default::default() })
+        let (buffer, device) = (Default::default(), Device::Cpu);
+        Ok(Batches { tokens, train_len: 0, seq_len, seed: 0, order: None, buffer, device })
+    }
+
+    /// The same batches, on `device`.
+    pub fn on(self, device: &Device) -> Batches {
+        Batches { device: device.clone(), ..self }
     }
 
     /// All tokens, of both parts.
@@ -137,6 +146,10 @@ impl Batches {
             targets.extend_from_slice(&window[1..]);
         }
         let shape = [starts.len(), self.seq_len];
-        Ok(Batch { inputs: Tensor::from_slice(inputs, shape), targets: Tensor::from_slice(targets, shape) })
+        let there = |tokens: &[u32]| {
+            let there = Tensor::from_slice(tokens, shape).to_device(&self.device);
+            there.unwrap_or_else(|e| failure::raise("a batch", e))
+        };
+        Ok(Batch { inputs: there(inputs), targets: there(targets) })
     }
 }

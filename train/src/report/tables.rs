@@ -10,6 +10,9 @@ use std::fmt::{Display, Write};
 
 /// Where the last steps ran, in words.
 pub fn machine(run: &Run) -> String {
+    if let Some(session) = run.sessions.last().filter(|s| s.device != "cpu") {
+        return session.device.clone();
+    }
     let threads = run.sessions.last().map(|s| counted(s.threads as u64, "thread"));
     let words: Vec<String> = threads.into_iter().chain(run.level.clone()).collect();
     if words.is_empty() { "not recorded".to_string() } else { words.join(", ") }

@@ -4,6 +4,7 @@
 use model::Switch;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use tensor::Device;
 use train::config::TrainConfig;
 use train::events::SwitchReport;
 use train::metrics::{Evaluation, StepMetrics};
@@ -85,9 +86,19 @@ pub fn train(
     config: TrainConfig,
     stop_after: Option<usize>,
 ) -> Result<(Outcome, Listener, Trainer), Error> {
+    train_on(&Device::Cpu, run, config, stop_after)
+}
+
+/// The same, on a device.
+pub fn train_on(
+    device: &Device,
+    run: &Path,
+    config: TrainConfig,
+    stop_after: Option<usize>,
+) -> Result<(Outcome, Listener, Trainer), Error> {
     let mut listener = Listener { stop_after, ..Listener::default() };
     let stop = AtomicBool::new(false);
-    let mut trainer = Trainer::create(run, config, &mut Ears(&mut listener, &stop))?;
+    let mut trainer = Trainer::create(run, config, device, &mut Ears(&mut listener, &stop))?;
     let outcome = trainer.run(&stop, &mut Ears(&mut listener, &stop))?;
     Ok((outcome, listener, trainer))
 }
@@ -98,9 +109,19 @@ pub fn resume(
     config: Option<TrainConfig>,
     stop_after: Option<usize>,
 ) -> Result<(Outcome, Listener, Trainer), Error> {
+    resume_on(&Device::Cpu, run, config, stop_after)
+}
+
+/// The same, on a device.
+pub fn resume_on(
+    device: &Device,
+    run: &Path,
+    config: Option<TrainConfig>,
+    stop_after: Option<usize>,
+) -> Result<(Outcome, Listener, Trainer), Error> {
     let mut listener = Listener { stop_after, ..Listener::default() };
     let stop = AtomicBool::new(false);
-    let mut trainer = Trainer::resume(run, config, &mut Ears(&mut listener, &stop))?;
+    let mut trainer = Trainer::resume(run, config, device, &mut Ears(&mut listener, &stop))?;
     let outcome = trainer.run(&stop, &mut Ears(&mut listener, &stop))?;
     Ok((outcome, listener, trainer))
 }
