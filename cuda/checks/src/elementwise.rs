@@ -210,7 +210,7 @@ pub fn adamw_matches_reference(run: &mut Run) -> Result<(), Error> {
             let [mut p, mut m, mut v] = [param, m, v];
             kernels::adamw::adamw(&team, args, &mut p, &grad, &mut m, &mut v);
             for (actual, expected) in actual.iter().zip([&p, &m, &v]) {
-                run.same_bits(&format!("{what}: not the bits of the CPU"), &actual, &expected);
+                run.same_bits(&format!("{what}: not the bits of the CPU"), actual, expected);
             }
         }
     }

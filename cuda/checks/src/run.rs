@@ -81,7 +81,7 @@ impl Check {
         let failed = match outcome {
             Err(panic) => Some(Failed::Panic(message(&*panic))),
             Ok(Err(error)) => Some(Failed::Device(error)),
-            Ok(Ok(())) => (run.failures > 0).then(|| Failed::Comparisons(run.failures, run.told)),
+            Ok(Ok(())) => (run.failures > 0).then_some(Failed::Comparisons(run.failures, run.told)),
         };
         let Run { comparisons, values, worst, .. } = run;
         Outcome { comparisons, values, worst, failed, time: start.elapsed() }
@@ -172,7 +172,7 @@ impl Run<'_> {
         let error = (actual - expected).abs();
         let share = if error == 0.0 { 0.0 } else { error / bound };
         self.nearest(what, if share.is_nan() { f64::INFINITY } else { share });
-        if !(error <= bound) {
+        if error > bound || error.is_nan() {
             self.fail(format!("{what}: {actual:e}, expected {expected:e}, bound {bound:e}"));
         }
     }
