@@ -3,6 +3,7 @@
 
 mod almanac;
 mod bench;
+mod check;
 mod eval;
 mod generate;
 mod inspect;
@@ -46,6 +47,7 @@ First steps:
   silurian eval qa -m runs/book questions.jsonl        answers to questions, greedy or best of N
   silurian report runs/book runs/other                 one page with plots of both
   silurian bench                                       what this machine can do at most
+  silurian check --device cuda                         what a GPU computes, held against the CPU
 
 KERNELS_SIMD=scalar|portable|avx2|avx512 forces an instruction set.";
 
@@ -59,6 +61,7 @@ enum Command {
     Inspect(inspect::Args),
     Report(report::Args),
     Bench(bench::Args),
+    Check(check::Args),
 }
 
 fn main() -> ExitCode {
@@ -90,5 +93,6 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Report(args)) => report::run(args),
         Some(Command::Bench(args)) => bench::run(args, cli.threads.map(usize::from)),
+        Some(Command::Check(args)) => check::run(args),
     })
 }

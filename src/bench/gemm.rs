@@ -18,19 +18,19 @@ use tensor::pool::Block;
 pub struct Args {
     /// MxNxK (C[M,N] = A[M,K] B[K,N]), with NN:, NT:, TN: or TT: before it for how A and B lie in memory [default: NN]
     #[arg(long, value_name = "SHAPE,...", value_delimiter = ',', value_parser = parse_shape)]
-    shapes: Vec<Shape>,
+    pub(super) shapes: Vec<Shape>,
 
     /// Instruction sets [default: that of KERNELS_SIMD, or else the best one here]
     #[arg(long, value_name = "LEVEL,...", value_delimiter = ',', value_parser = parse_level)]
-    levels: Vec<Level>,
+    pub(super) levels: Vec<Level>,
 
-    /// Elements of A and B; C is f32. bf16 multiplies by the dot product of bf16 where the CPU has one
-    #[arg(long, value_enum, value_name = "TYPE,...", value_delimiter = ',', default_value = "f32")]
-    operands: Vec<Operands>,
+    /// Elements of A and B; C is f32 on the CPU. bf16 multiplies by the dot product of bf16 where the CPU has one [default: f32, on a GPU bf16]
+    #[arg(long, value_enum, value_name = "TYPE,...", value_delimiter = ',')]
+    pub(super) operands: Vec<Operands>,
 }
 
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Operands {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Operands {
     F32,
     Bf16,
 }
@@ -52,7 +52,7 @@ have it) is measured in each round. The shares are those of the median and of th
 
 /// How A and B lie in memory, and the product's sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
+pub(super) struct Shape {
     a_transposed: bool,
     b_transposed: bool,
     m: usize,
@@ -65,7 +65,13 @@ impl Shape {
         Shape { a_transposed: transposes[0], b_transposed: transposes[1], m, n, k }
     }
 
-    fn transposes(&self) -> String {
+    /// M, N and K.
+    pub(super) fn sizes(&self) -> [usize; 3] {
+        [self.m, self.n, self.k]
+    }
+
+    /// `NT`: A is not transposed, and B is.
+    pub(super) fn transposes(&self) -> String {
         [self.a_transposed, self.b_transposed].map(|t| if t { 'T' } else { 'N' }).iter().collect()
     }
 
@@ -151,7 +157,7 @@ pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     for level in levels {
         teams.extend(setting.teams(level)?);
     }
-    for operands in args.operands {
+    for operands in if args.operands.is_empty() { vec![Operands::F32] } else { args.operands } {
         let repetitions = setting.repetitions(5);
         match operands {
             Operands::F32 => measure_all(&F32, &teams, &shapes, repetitions, most, &mut table),

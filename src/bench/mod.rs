@@ -3,6 +3,7 @@
 //! Every speed stands beside the limit that was measured in the same run. Repetitions go round all rows of a table (or by turns,
 //! where two are compared), so that a bad spell of the machine falls on all of them; medians are printed with their spread.
 
+mod cuda;
 mod decode;
 mod gemm;
 mod limits;
@@ -14,22 +15,24 @@ mod train;
 
 use crate::table::{Format, Spread, Table};
 use crate::terminal::{complain, print};
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use infer::{ActivationFormat, WeightFormat};
 use kernels::limits::read_pass_gbs;
 use kernels::{Level, Team};
 use machine::{Disturbance, Machine};
 use plot::Picture;
 use serde_json::{Value, json};
+use silurian::device::DeviceArg;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
+use tensor::Device;
 use tensor::pool::Block;
 
 /// Measure the machine's limits, and the share of them that kernels, decoding and training reach.
 ///
-/// Without a subcommand: the limits. Figures go to standard output, progress to standard error. `-t N` measures with N threads
+/// Without a subcommand: the limits. With --device cuda those of a GPU, which has kernels, ffn and all besides. Figures go to standard output, progress to standard error. `-t N` measures with N threads
 /// instead of one and all.
 #[derive(clap::Args)]
 pub struct Args {
@@ -43,6 +46,14 @@ pub struct Args {
     /// How the figures are written; json adds the machine, the date and the version
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "md")]
     output: Format,
+
+    /// What is measured: cpu, cuda or cuda:N
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
+    device: DeviceArg,
+
+    /// On a GPU: seconds after which no new measurement begins; rows without one stay empty
+    #[arg(long, global = true, value_name = "SECONDS")]
+    budget: Option<u64>,
 }
 
 #[derive(clap::Subcommand)]
@@ -54,6 +65,10 @@ enum What {
     Decode(decode::Args),
     Prefill(prefill::Args),
     Train(train::Args),
+    /// On a GPU: each kernel against what limits it
+    Kernels,
+    Ffn(cuda::ffn::Args),
+    All(cuda::all::Args),
 }
 
 /// What a benchmark found.
@@ -101,13 +116,22 @@ pub fn run(args: Args, threads: Option<usize>) -> anyhow::Result<ExitCode> {
     let threads = threads.map_or(if all > 1 { vec![1, all] } else { vec![1] }, |n| vec![n]);
     let setting = Setting { repetitions: args.repetitions, threads };
     let disturbance = Disturbance::watch();
-    let report = match args.what {
-        None | Some(What::Limits) => limits::run(&setting)?,
-        Some(What::Gemm(args)) => gemm::run(args, &setting)?,
-        Some(What::Sparse(args)) => sparse::run(args, &setting)?,
-        Some(What::Decode(args)) => decode::run(args, &setting)?,
-        Some(What::Prefill(args)) => prefill::run(args, &setting)?,
-        Some(What::Train(args)) => train::run(args, &setting)?,
+    let report = match (args.device.open()?, args.what.unwrap_or(What::Limits)) {
+        (Device::Cuda(device), What::All(all)) => {
+            ensure!(args.output == Format::Md, "--output: bench all writes Markdown");
+            return cuda::all::run(all, args.device, &device);
+        }
+        (Device::Cuda(device), what) => cuda::run(&device, what, &setting, args.budget)?,
+        (Device::Cpu, _) if args.budget.is_some() => bail!("--budget is for --device cuda"),
+        (Device::Cpu, What::Limits) => limits::run(&setting)?,
+        (Device::Cpu, What::Gemm(args)) => gemm::run(args, &setting)?,
+        (Device::Cpu, What::Sparse(args)) => sparse::run(args, &setting)?,
+        (Device::Cpu, What::Decode(args)) => decode::run(args, &setting)?,
+        (Device::Cpu, What::Prefill(args)) => prefill::run(args, &setting)?,
+        (Device::Cpu, What::Train(args)) => train::run(args, &setting)?,
+        (Device::Cpu, What::Kernels | What::Ffn(_) | What::All(_)) => {
+            bail!("bench kernels, ffn and all are for --device cuda")
+        }
     };
     let figures = match args.output {
         Format::Md => markdown(&report, &disturbance),
