@@ -43,7 +43,7 @@ const BACKWARD_ROWS: [[usize; 2]; 2] = [[32, 16], [64, 64]];
 /// Rows of a block of delta, one for each warp.
 const DELTA_ROWS: usize = 8;
 /// D. Of the .cu.
-const MAX_DIM: usize = 128;
+pub const MAX_DIM: usize = 128;
 
 /// Lengths of operands, by name.
 type Lens<'a> = &'a [(&'a str, usize)];

@@ -47,8 +47,9 @@ pub enum Error {
     },
     /// The memory does not suffice.
     #[error(
-        "out of memory on {device}: asked for {}, {} of {} free ({} in use by this program); lower the batch or the sequence length of \
-         training, the context of decoding, or take a smaller model",
+        "out of memory on {device}: asked for {}, {} of {} free ({} in use by this program); for training, lower the batch or the \
+         sequence length; for decoding, the context (--context) or the samples at once (-n), or keep weights and cache in bf16 (--weights bf16, --kv \
+         bf16)",
         size(*asked),
         size(*free),
         size(*total),

@@ -344,8 +344,9 @@ impl Engine for CpuEngine {
         Ok(self.last_logits())
     }
 
-    fn fork(&mut self, branch: usize) {
+    fn fork(&mut self, branch: usize) -> Result<(), Error> {
         self.fork_to(branch);
+        Ok(())
     }
 
     fn decode_batch(&mut self, tokens: &[(usize, u32)]) -> Result<&[f32], Error> {
@@ -410,7 +411,7 @@ impl Way {
 }
 
 /// `logits[i] - ln sum_j exp(logits[j])`, in f64; NaN if the logits make no distribution.
-fn log_softmax_at(logits: &[f32], i: usize) -> f64 {
+pub(crate) fn log_softmax_at(logits: &[f32], i: usize) -> f64 {
     let max = logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)) as f64;
     let sum: f64 = logits.iter().map(|&x| (x as f64 - max).exp()).sum();
     logits[i] as f64 - max - sum.ln()

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 /// A model on a device, with the key-value cache of one sequence, and of branches of it.
 ///
-/// Positions count from 0. A call that fails leaves the engine as it was. The same tokens after the same [`reset`](Engine::reset)
-/// give the same logits, bit for bit, for any number of threads; how the tokens are split between `prefill` and `decode` calls
+/// Positions count from 0. A call that fails leaves the engine as it was, unless the device itself has failed. The same tokens after the same [`reset`](Engine::reset)
+/// give the same logits, bit for bit, for any number of threads, and on every GPU of one generation; how the tokens are split between `prefill` and `decode` calls
 /// may change the last bits (another order of summation), but never a draw of the stochastic activation.
 pub trait Engine {
     /// The model's sizes.
@@ -56,11 +56,14 @@ pub trait Engine {
     /// Makes branch number `branch` a copy of the positions held, with the sample's number, whatever it was before. Branches live beside the
     /// engine's own sequence: `reset`, `truncate` and `decode` leave them as they are, [`set_activation`](Engine::set_activation) drops
     /// them. They may have different prompts and lengths.
-    fn fork(&mut self, branch: usize);
+    ///
+    /// Errors: [`Error::Device`] if a GPU has no memory for it; the engine is then as it was.
+    fn fork(&mut self, branch: usize) -> Result<(), Error>;
 
     /// Appends a token to each of several branches, given as (branch, token); returns the logits `[B, V]` after them, a row for each in this
     /// order, with the bits that [`decode`](Engine::decode) would give for its positions and sample: whatever the others are, and how many.
-    /// Each weight is read once for all. Allocates nothing once such a batch was there, while the caches have room.
+    /// Each weight is read once for all, on a GPU once for each eight of them. Allocates nothing once such a batch was there, while the caches
+    /// have room.
     ///
     /// Errors: [`Error::Context`], [`Error::Token`]; then no branch has changed. Panics if there is no token, a branch was never forked, or
     /// one is named twice.
@@ -80,6 +83,9 @@ pub trait Engine {
 
     /// Time spent in the FFNs of the [`decode`](Engine::decode) and [`decode_batch`](Engine::decode_batch) calls since the last reset, all
     /// layers together: from the normalised x to y. The norm before and the addition to the residual stream after are not in it.
+    ///
+    /// Zero on a GPU that runs a step as one graph, in which nothing can be timed; see [`CudaEngine::set_graphs`](crate::CudaEngine::set_graphs),
+    /// where the addition is in it.
     fn ffn_time(&self) -> Duration;
 }
 
@@ -216,7 +222,7 @@ pub enum WeightFormat {
     F32,
     /// 2 bytes a weight: half the memory, and half the bytes that a decoded token reads. Matrices are rounded to the nearest bf16
     /// (ties to even; a relative error of 2^-8 at most), which changes nothing in a checkpoint that was bf16; gains stay
-    /// f32. The engine has the bits of an f32 engine of the rounded weights.
+    /// f32. On the CPU, the engine has the bits of an f32 engine of the rounded weights; on a GPU, sums are in another order.
     Bf16,
     /// 1.06 bytes a weight: 8 bits, and a scale in f16 for each 32 of a row ([`kernels::quant`]). A weight is off by 1/254 of the largest
     /// of its 32 at most. Rows run along the inputs of a projection, those of down_proj along its outputs, d_model. Gains stay f32.
@@ -405,7 +411,7 @@ pub struct LayerDensity {
     pub neurons: u64,
     /// Tokens.
     pub tokens: u64,
-    /// Steps: a token, or a batch of them.
+    /// Steps: a token, or a batch of them (on a GPU, each eight of a batch).
     pub steps: u64,
     /// Neurons that were active for any token of a step, summed over steps: rows that up_proj and down_proj are needed in.
     pub union: u64,

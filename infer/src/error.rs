@@ -63,7 +63,7 @@ pub enum Error {
     /// A model's folder could not be read.
     #[error(transparent)]
     Checkpoint(Box<model::hf::Error>),
-    /// A weight could not be read from a device.
+    /// A GPU has failed, or has too little memory; or a weight could not be read from one.
     #[error(transparent)]
     Device(#[from] cuda::Error),
 }

@@ -229,7 +229,7 @@ impl<'a> Samples<'a> {
         let mut logits = Vec::new();
         for (branch, &sample) in samples.iter().enumerate() {
             let prefill = self.begin(sample)?;
-            self.engine.fork(branch);
+            self.engine.fork(branch)?;
             logits.extend_from_slice(&self.logits);
             all.push(Running {
                 tokens: Vec::new(),

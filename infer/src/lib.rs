@@ -1,6 +1,7 @@
 //! The token path: from a prompt to text, without a tape.
 //!
-//! - [`Engine`]: what a device implements, `prefill` and `decode` with a key-value cache. [`CpuEngine`] is the one on the CPU.
+//! - [`Engine`]: what a device implements, `prefill` and `decode` with a key-value cache. [`CpuEngine`] is the one on the CPU, [`CudaEngine`]
+//!   the one on a GPU.
 //! - [`Sampler`]: from logits to a token. [`generate`]: from a prompt to a [`Generation`]. [`Samples`]: several of them.
 //! - [`score`]: the likelihood of a text. [`rank`](rank()): best-of-N by it. [`diversity`]: how different texts are.
 //! - [`Utf8Stream`]: from bytes to text while they come.
@@ -28,6 +29,7 @@
 
 mod buffer;
 mod cpu;
+mod cuda;
 pub mod diversity;
 mod engine;
 mod error;
@@ -42,6 +44,7 @@ mod sampler;
 mod utf8;
 mod weights;
 
+pub use self::cuda::CudaEngine;
 pub use cpu::CpuEngine;
 pub use engine::{
     ActivationFormat, CacheMemory, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, Prefill, PromptFfn,

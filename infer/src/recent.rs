@@ -86,7 +86,12 @@ impl Recent {
     /// Whether the next token is to run sparse, or filtered. The first one does: it costs little where it does not pay, and a layer under
     /// RELU is rarely dense.
     pub fn sparse_pays(self, weights: WeightFormat, tokens: usize) -> bool {
-        self.active.is_none_or(|share| share < sparse_break_even(weights, tokens))
+        self.sparse_pays_below(sparse_break_even(weights, tokens))
+    }
+
+    /// The same with the break-even of another device.
+    pub fn sparse_pays_below(self, break_even: f32) -> bool {
+        self.active.is_none_or(|share| share < break_even)
     }
 
     /// Whether it is to run filtered, where sparse pays.

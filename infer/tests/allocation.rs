@@ -78,7 +78,7 @@ fn decode_and_sample_allocate_nothing() {
                     }
                     let mut round = || {
                         engine.truncate(3);
-                        (0..4).for_each(|branch| engine.fork(branch));
+                        (0..4).for_each(|branch| engine.fork(branch).unwrap());
                         let before = ALLOCATOR.allocations();
                         for token in 0..20 {
                             engine.decode_batch(&[(2, token), (0, 1), (1, 2), (3, token)]).unwrap();

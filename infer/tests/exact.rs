@@ -3,31 +3,17 @@
 
 mod common;
 
+use common::any_engine::{
+    MASK_PSI, MASK_SEED, forgets_without_a_trace, greedy, mask_model, masks_are_those_of_positions,
+};
 use common::{bits, configs, engine_on, options, rounded, tokens, weights, weights_with_active};
 use half::bf16;
-use infer::{
-    ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, WeightFormat, filter_bytes,
-};
-use kernels::Activation;
+use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, WeightFormat, filter_bytes};
 use kernels::Level;
 use kernels::quant::{Q4, Q8};
-use kernels::reference::draw16;
 use kernels::testing::uniform;
-use model::{Config, EMBED_TOKENS, LM_HEAD, Psi, PsiAt, Weights, parameter_specs};
+use model::{Config, Psi, Weights, parameter_specs};
 use tensor::Tensor;
-
-/// The bits of all logits of a greedy generation of `steps` tokens, and the densities.
-fn greedy(engine: &mut CpuEngine, prompt: &[u32], steps: usize) -> (Vec<Vec<u32>>, Vec<LayerDensity>) {
-    engine.reset(0);
-    let mut all = vec![bits(engine.prefill(prompt).unwrap())];
-    for _ in 0..steps {
-        // Of positive floats, larger bits are larger numbers; negative ones come after. Any fixed choice serves.
-        let last = all.last().unwrap();
-        let token = (0..last.len() as u32).max_by_key(|&t| last[t as usize] as i32).unwrap();
-        all.push(bits(engine.decode(token).unwrap()));
-    }
-    (all, engine.density().to_vec())
-}
 
 /// How weights can be kept, and what they can be multiplied with.
 const FORMATS: [(WeightFormat, ActivationFormat); 6] = [
@@ -270,86 +256,23 @@ fn threads_change_no_bit() {
     }
 }
 
-/// A model whose logits show the mask: every token is a vector of ones, attention writes nothing, every gate is -1 and every
-/// up_proj 1, and down_proj and the LM head are identities. Neuron i adds SILU(-1) = -0.27 to element i, or nothing.
-fn mask_model() -> Weights {
-    let n = 40;
-    let config =
-        Config { vocab_size: n, d_model: n, d_ff: n, n_layers: 1, tie_embeddings: false, ..configs()[0].clone() };
-    let tensors = parameter_specs(&config).map(|spec| {
-        let shape = spec.shape;
-        let identity = |i: usize| (i % n == i / n) as u32 as f32;
-        let value = |i: usize| match spec.name.rsplit('.').nth(1).unwrap() {
-            "gate_proj" => -1.0 / n as f32,
-            "up_proj" => 1.0 / n as f32,
-            "down_proj" => identity(i),
-            "q_proj" | "k_proj" | "v_proj" | "o_proj" => 0.0,
-            _ if spec.name == LM_HEAD => identity(i),
-            _ => {
-                assert!(spec.name == EMBED_TOKENS || shape.rank() == 1, "{}", spec.name);
-                1.0
-            }
-        };
-        Tensor::from_slice(&(0..shape.elements()).map(value).collect::<Vec<f32>>(), shape)
-    });
-    Weights::from_tensors(&config, tensors.collect())
-}
-
 #[test]
 fn the_mask_of_a_position_is_the_same_in_prefill_and_decode() {
-    let (seed, sample, p) = (0x0123_4567_89ab_cdef, 9, 0.3);
-    let psi = Psi::stochastic(p);
     let weights = mask_model();
     for level in Level::available() {
-        let mut options = options(psi, FfnMode::Dense);
-        options.seed = seed;
+        let options = EngineOptions { seed: MASK_SEED, ..options(MASK_PSI, FfnMode::Dense) };
         let mut engine = engine_on(level, 2, &weights, options);
-        let shown = |logits: &[f32]| -> Vec<bool> {
-            let largest = logits.iter().copied().fold(0.0, f32::max);
-            logits.iter().map(|&x| x < 0.9 * largest).collect()
-        };
         // 513 crosses from one chunk of a prompt to the next.
-        for n in [1, 2, 3, 17, 512, 513, 530] {
-            let drawn: Vec<bool> = (0..40)
-                .map(|neuron| {
-                    let at = PsiAt { psi, seed, first_token: n - 1, step: sample };
-                    let Activation::Stochastic { threshold, site, .. } = at.layer(0) else { panic!("{psi} draws") };
-                    draw16(site, 0, neuron) < threshold
-                })
-                .collect();
-            let prompt = vec![7; n as usize];
-            engine.reset(sample);
-            assert_eq!(shown(engine.prefill(&prompt).unwrap()), drawn, "prefill {level}: mask of token {n}");
-            engine.truncate(n as usize - 1);
-            assert_eq!(shown(engine.decode(7).unwrap()), drawn, "decode {level}: mask of token {n}");
-            engine.reset(sample + 1);
-            assert_ne!(shown(engine.prefill(&prompt).unwrap()), drawn, "prefill {level}: another sample's mask of {n}");
-        }
+        masks_are_those_of_positions(&level.to_string(), &mut engine, &[1, 2, 3, 17, 512, 513, 530]);
     }
 }
 
 #[test]
 fn truncate_and_reset_forget_without_a_trace() {
-    let config = &configs()[1];
-    let weights = weights(config, 8);
+    let weights = weights(&configs()[1], 8);
     for level in Level::available() {
         let mut engine = engine_on(level, 1, &weights, options(Psi::Relu, FfnMode::Sparse));
-        let (prompt, others) = (tokens(config, 1, 12), tokens(config, 2, 30));
-        let (fresh, density) = greedy(&mut engine, &prompt, 5);
-
-        // The same prompt, with a detour after its ninth token.
-        engine.reset(0);
-        engine.prefill(&prompt[..9]).unwrap();
-        let plain = bits(engine.prefill(&prompt[9..]).unwrap());
-        engine.truncate(9);
-        engine.prefill(&others).unwrap();
-        engine.truncate(100);
-        assert_eq!(engine.position(), 39, "truncate: beyond the end it forgets nothing");
-        engine.truncate(9);
-        assert_eq!(engine.position(), 9);
-        assert_eq!(bits(engine.prefill(&prompt[9..]).unwrap()), plain, "truncate {level}: a detour left a trace");
-
-        assert_eq!(greedy(&mut engine, &prompt, 5), (fresh, density), "reset {level}: what came before left a trace");
+        forgets_without_a_trace(&level.to_string(), &mut engine);
     }
 }
 

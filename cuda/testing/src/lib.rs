@@ -51,6 +51,38 @@ impl Traffic {
     }
 }
 
+/// What was asked of a device since it was last asked: how often, each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallCounts {
+    /// Memory, of the device or pinned.
+    pub allocations: u64,
+    /// Copies from the host.
+    pub uploads: u64,
+    /// Copies to the host.
+    pub downloads: u64,
+    /// Launches by themselves, those that are recorded included.
+    pub launches: u64,
+    /// Launches of graphs.
+    pub graphs: u64,
+}
+
+/// Counts the calls to a driver.
+#[derive(Clone, Debug, Default)]
+pub struct Calls(Arc<Mutex<CallCounts>>);
+
+impl Calls {
+    /// The counts so far, which begin anew.
+    pub fn take(&self) -> CallCounts {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn count(calls: &Option<Calls>, count: impl Fn(&mut CallCounts) -> &mut u64) {
+        if let Some(Calls(counts)) = calls {
+            *count(&mut counts.lock().unwrap_or_else(PoisonError::into_inner)) += 1;
+        }
+    }
+}
+
 /// The driver, before it is made into a device.
 #[derive(Clone, Debug)]
 pub struct Interpreter {
@@ -64,6 +96,8 @@ pub struct Interpreter {
     pub traffic: Option<Traffic>,
     /// The launch, counted from 1, that fails as a kernel does that leaves its memory.
     pub fault_at: Option<u64>,
+    /// Where to count what is asked of it.
+    pub calls: Option<Calls>,
 }
 
 impl Default for Interpreter {
@@ -75,7 +109,7 @@ impl Default for Interpreter {
             total_memory: 1 << 40,
             driver_version: (11, 4),
         };
-        Interpreter { properties, pooled: false, ptx_version: (7, 4), traffic: None, fault_at: None }
+        Interpreter { properties, pooled: false, ptx_version: (7, 4), traffic: None, fault_at: None, calls: None }
     }
 }
 
@@ -225,6 +259,7 @@ impl Driver for TestDriver {
         if bytes > self.free_memory()? {
             return Err(Failure::new(FailureKind::OutOfMemory, "out of memory"));
         }
+        Calls::count(&self.setup.calls, |counts| &mut counts.allocations);
         Ok(self.state()?.memory.alloc(bytes))
     }
 
@@ -236,6 +271,7 @@ impl Driver for TestDriver {
     }
 
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, Failure> {
+        Calls::count(&self.setup.calls, |counts| &mut counts.allocations);
         let layout =
             Layout::from_size_align(bytes.max(1), 64).map_err(|e| Failure::new(FailureKind::Other, e.to_string()))?;
         // SAFETY: of at least one byte.
@@ -252,6 +288,7 @@ impl Driver for TestDriver {
     }
 
     unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), Failure> {
+        Calls::count(&self.setup.calls, |counts| &mut counts.uploads);
         let mut state = self.state()?;
         // SAFETY: the caller's contract.
         let from = unsafe { std::slice::from_raw_parts(from, bytes) };
@@ -261,6 +298,7 @@ impl Driver for TestDriver {
     }
 
     unsafe fn download(&self, from: u64, to: *mut u8, bytes: usize) -> Result<(), Failure> {
+        Calls::count(&self.setup.calls, |counts| &mut counts.downloads);
         let mut state = self.state()?;
         // SAFETY: the caller's contract; bytes need no initialising to be a slice of them that is only written.
         let to = unsafe { std::slice::from_raw_parts_mut(to, bytes) };
@@ -300,6 +338,7 @@ impl Driver for TestDriver {
     }
 
     unsafe fn launch(&self, function: Handle, geometry: Geometry, params: &Params) -> Result<(), Failure> {
+        Calls::count(&self.setup.calls, |counts| &mut counts.launches);
         let mut state = self.state()?;
         let (module, entry) = state.functions[function.0 as usize].clone();
         let expected: Vec<_> =
@@ -355,6 +394,7 @@ impl Driver for TestDriver {
     }
 
     unsafe fn launch_graph(&self, graph: Handle) -> Result<(), Failure> {
+        Calls::count(&self.setup.calls, |counts| &mut counts.graphs);
         let mut state = self.state()?;
         let calls = state.graphs[graph.0 as usize].clone();
         calls.into_iter().try_for_each(|call| state.run(call))

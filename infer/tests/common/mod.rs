@@ -1,6 +1,8 @@
 //! What the tests of this crate share: small models of every form.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod any_engine;
+
 use infer::{CpuEngine, EngineOptions, FfnMode};
 use kernels::testing::{rounded_rows, uniform, widened_rows};
 use kernels::{Level, RowFormat, Team};
