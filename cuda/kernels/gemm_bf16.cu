@@ -53,39 +53,42 @@ template <class T> struct Writer {
     }
 };
 
-template <bool A_K_CONTIGUOUS, bool B_K_CONTIGUOUS, class T>
-DEVICE void product(const u16 *a_data, const u16 *b_data, u32 m, u32 n, u32 k, u32 a_aligned, u32 b_aligned, u32 c_aligned, const T *addend, T *c) {
+template <bool A_K_CONTIGUOUS, bool B_K_CONTIGUOUS, bool ALIGNED, class T>
+DEVICE void product(const u16 *a_data, const u16 *b_data, u32 m, u32 n, u32 k, u32 c_aligned, const T *addend, T *c) {
     __shared__ Tiles tiles;
     const Place place(blockIdx.x, (m + TILE - 1) / TILE, (n + TILE - 1) / TILE);
     const u32 row0 = place.row * TILE, column0 = place.column * TILE;
-    Operand<A_K_CONTIGUOUS> a(a_data, m, k, row0, a_aligned != 0);
-    Operand<B_K_CONTIGUOUS> b(b_data, n, k, column0, b_aligned != 0);
+    Operand<A_K_CONTIGUOUS, ALIGNED> a(a_data, m, k, row0);
+    Operand<B_K_CONTIGUOUS, ALIGNED> b(b_data, n, k, column0);
     const Sums sums(a, b, k, tiles);
     const u32 column = column0 + threadIdx.x % WARP * 4;
     Writer<T> writer = {row0, column, m, n, c_aligned != 0 && column + 4 <= n, addend, c};
     sums.hand_to(writer, tiles);
 }
 
-// In the names: whether A and B lie as they are multiplied (n) or transposed (t). `addend` may be null, or c.
-#define PRODUCT(name, a_k_contiguous, b_k_contiguous, T)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) name(const u16 *a, const u16 *b, u32 m, u32 n, u32 k, u32 a_aligned,     \
-                                                                          u32 b_aligned, u32 c_aligned, const T *addend, T *c) {                  \
-        product<a_k_contiguous, b_k_contiguous>(a, b, m, n, k, a_aligned, b_aligned, c_aligned, addend, c);                                       \
-    }
-PRODUCT(gemm_bf16_nn, true, false, float)
-PRODUCT(gemm_bf16_nt, true, true, float)
-PRODUCT(gemm_bf16_tn, false, false, float)
-PRODUCT(gemm_bf16_nn_bf16, true, false, bf16)
-PRODUCT(gemm_bf16_nt_bf16, true, true, bf16)
-PRODUCT(gemm_bf16_tn_bf16, false, false, bf16)
+#define KERNEL extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
 
-// A^T B over a part of K for each block along y, without a rounding to C's type: `parts` is [parts, M, N]. part_k is a multiple of TILE_K, and no part empty.
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
-    gemm_bf16_tn_parts(const u16 *a, const u16 *b, u32 m, u32 n, u32 k, u32 part_k, u32 a_aligned, u32 b_aligned, u32 c_aligned, float *parts) {
+// In the names: whether A and B lie as they are multiplied (n) or transposed (t), and whether rows may begin anywhere. `addend` may be null, or c.
+#define PRODUCT(name, a_k_contiguous, b_k_contiguous, aligned, T)                                                                         \
+    KERNEL name(const u16 *a, const u16 *b, u32 m, u32 n, u32 k, u32 c_aligned, const T *addend, T *c) {                                  \
+        product<a_k_contiguous, b_k_contiguous, aligned>(a, b, m, n, k, c_aligned, addend, c);                                            \
+    }
+#define PRODUCTS(suffix, T)                                                                                                               \
+    PRODUCT(gemm_bf16_nn##suffix, true, false, true, T)                                                                                   \
+    PRODUCT(gemm_bf16_nt##suffix, true, true, true, T)                                                                                    \
+    PRODUCT(gemm_bf16_tn##suffix, false, false, true, T)                                                                                  \
+    PRODUCT(gemm_bf16_nn##suffix##_anywhere, true, false, false, T)                                                                       \
+    PRODUCT(gemm_bf16_nt##suffix##_anywhere, true, true, false, T)                                                                        \
+    PRODUCT(gemm_bf16_tn##suffix##_anywhere, false, false, false, T)
+PRODUCTS(, float)
+PRODUCTS(_bf16, bf16)
+
+// A^T B of aligned operands over a part of K for each block along y, without a rounding to C's type: `parts` is [parts, M, N]. part_k is a multiple of TILE_K,
+// and no part empty.
+KERNEL gemm_bf16_tn_parts(const u16 *a, const u16 *b, u32 m, u32 n, u32 k, u32 part_k, float *parts) {
     const u32 k0 = blockIdx.y * part_k;
     const float *nothing = nullptr;
-    product<false, false>(a + (u64)k0 * m, b + (u64)k0 * n, m, n, min(part_k, k - k0), a_aligned, b_aligned, c_aligned, nothing,
-                          parts + (u64)blockIdx.y * m * n);
+    product<false, false, true>(a + (u64)k0 * m, b + (u64)k0 * n, m, n, min(part_k, k - k0), 1, nothing, parts + (u64)blockIdx.y * m * n);
 }
 
 // Their sum in order, and what is to be added to it: four of M N elements to a thread.

@@ -37,11 +37,14 @@ struct Place {
     }
 };
 
+// x, in a way that the assembler cannot make it again: it would, each step, from the thread's number, in some twenty instructions more.
+DEVICE u32 kept(u32 x) { return __shfl_sync(ALL_LANES, x, threadIdx.x % WARP); }
+
 // An operand: `extent` rows of K elements each, K contiguous; or K rows of `extent` elements.
-template <bool K_CONTIGUOUS> struct Operand {
+// ALIGNED: all rows begin at multiples of 16 bytes, and are copied in pieces of as many; else element by element.
+template <bool K_CONTIGUOUS, bool ALIGNED = true> struct Operand {
     const u16 *data;
     u32 extent, k, row0;
-    bool aligned; // all rows begin at multiples of 16 bytes
     // Where the pieces of this thread come from in the next tile, and where they go within it, one after the other.
     const u16 *from[OF_THREAD];
     u32 at_k, to;
@@ -50,11 +53,12 @@ template <bool K_CONTIGUOUS> struct Operand {
     static constexpr u32 NEXT_TO = PRODUCT_THREADS * PIECE * 2;
 
     // The upper half of the tile's rows are those of another matrix of this shape, `upper`, from `row0` on, if there is one.
-    __device__ __forceinline__ Operand(const u16 *data, u32 extent, u32 k, u32 row0, bool aligned, const u16 *upper = nullptr)
-        : data(data), extent(extent), k(k), row0(row0), aligned(aligned) {
+    __device__ __forceinline__ Operand(const u16 *data, u32 extent, u32 k, u32 row0, const u16 *upper = nullptr)
+        : data(data), extent(extent), k(k), row0(row0) {
+        if (!ALIGNED) return;
         const u32 row = row_of(threadIdx.x);
         at_k = k_of(threadIdx.x);
-        to = place(row, at_k);
+        to = kept(place(row, at_k));
 #pragma unroll
         for (u32 j = 0; j < OF_THREAD; j++) {
             const u32 in_tile = row_of(threadIdx.x + j * PRODUCT_THREADS);
@@ -77,7 +81,7 @@ template <bool K_CONTIGUOUS> struct Operand {
 
     // Begins to fetch the next tile, which begins at k0. What lies beyond K is zero.
     __device__ __forceinline__ void fetch(u32 k0, u32 tile) {
-        if (aligned) {
+        if (ALIGNED) {
 #pragma unroll
             for (u32 j = 0; j < OF_THREAD; j++) {
                 // Whole pieces are inside or outside: rows are multiples of 16 bytes.
@@ -103,17 +107,33 @@ template <bool K_CONTIGUOUS> struct Operand {
             }
         }
     }
+};
 
-    // Four matrices of 8 x 8 that cover 16 rows from `row` and 16 of K from `at_k`; in the registers, if K_FIRST, those of 8 rows come one after
-    // the other along K (what B wants), else those of 8 of K along the rows (A).
-    template <bool K_FIRST> static __device__ __forceinline__ void load16x16(u32 tile, u32 row, u32 at_k, u32 (&to)[4]) {
+// What a warp multiplies of an operand: 64 rows of a tile from `row` on. If K_FIRST, the matrices of 8 x 8 that ldmatrix puts into registers come in the order of
+// K first, as the right operand of mma wants them, else in that of the rows.
+template <bool K_CONTIGUOUS, bool K_FIRST> struct Part {
+    // Where the lane's row of a matrix lies in a tile: for each 16 along K, or for each 16 rows; what lies further on is a constant away.
+    u32 at[K_CONTIGUOUS ? TILE_K / 16 : WARP_TILE / 16];
+
+    __device__ __forceinline__ Part(u32 row) {
         const u32 lane = threadIdx.x % WARP, inner = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
         const u32 part_row = K_FIRST ? third : second, part_k = K_FIRST ? second : third;
-        const u32 from = tile + (K_CONTIGUOUS ? place(row + part_row + inner, at_k + part_k) : place(row + part_row, at_k + part_k + inner));
+#pragma unroll
+        for (u32 i = 0; i < sizeof(at) / sizeof(*at); i++)
+            at[i] = kept(K_CONTIGUOUS ? Operand<true>::place(row + part_row + inner, 16 * i + part_k)
+                                      : Operand<false>::place(row + 16 * i + part_row, part_k + inner));
+    }
+
+    // Four matrices that cover the rows from 16 i on, and 16 of K from 16 k on.
+    __device__ __forceinline__ void load(u32 tile, u32 i, u32 k, u32 (&to)[4]) const {
         if (K_CONTIGUOUS)
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from));
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                         : "r"(tile + at[k] + i * 16 * TILE_K * 2));
         else
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from));
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                         : "r"(tile + at[i] + k * 16 * TILE * 2));
     }
 };
 
@@ -129,8 +149,11 @@ struct Sums {
     static __device__ __forceinline__ u32 column() { return threadIdx.x / WARP / 2 * WARP_TILE; }
 
     // The product of two operands over K.
-    template <class A, class B> __device__ __forceinline__ Sums(A &a, B &b, u32 k, Tiles &tiles) : at{} {
+    template <bool A_K_CONTIGUOUS, bool B_K_CONTIGUOUS, bool ALIGNED>
+    __device__ __forceinline__ Sums(Operand<A_K_CONTIGUOUS, ALIGNED> &a, Operand<B_K_CONTIGUOUS, ALIGNED> &b, u32 k, Tiles &tiles) : at{} {
         const u32 base = (u32)__cvta_generic_to_shared(tiles.bytes), end = base + STAGES * STAGE_BYTES, steps = (k + TILE_K - 1) / TILE_K;
+        const Part<A_K_CONTIGUOUS, false> a_part(row());
+        const Part<B_K_CONTIGUOUS, true> b_part(column());
         u32 to = base, from = base;
         for (u32 step = 0; step < steps + STAGES - 1; step++) {
             asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
@@ -145,16 +168,16 @@ struct Sums {
             asm volatile("cp.async.commit_group;" ::: "memory");
             if (step < STAGES - 1) continue;
 #pragma unroll
-            for (u32 at_k = 0; at_k < TILE_K; at_k += 16) {
-                u32 a_part[4][4], b_part[4][4];
+            for (u32 part_k = 0; part_k < TILE_K / 16; part_k++) {
+                u32 as[4][4], bs[4][4];
 #pragma unroll
-                for (u32 i = 0; i < 4; i++) A::template load16x16<false>(from, row() + 16 * i, at_k, a_part[i]);
+                for (u32 i = 0; i < 4; i++) a_part.load(from, i, part_k, as[i]);
 #pragma unroll
-                for (u32 j = 0; j < 4; j++) B::template load16x16<true>(from + TILE_BYTES, column() + 16 * j, at_k, b_part[j]);
+                for (u32 j = 0; j < 4; j++) b_part.load(from + TILE_BYTES, j, part_k, bs[j]);
 #pragma unroll
                 for (u32 i = 0; i < 4; i++)
 #pragma unroll
-                    for (u32 j = 0; j < 8; j++) mma(at[i][j], a_part[i], b_part[j / 2][j % 2 * 2], b_part[j / 2][j % 2 * 2 + 1]);
+                    for (u32 j = 0; j < 8; j++) mma(at[i][j], as[i], bs[j / 2][j % 2 * 2], bs[j / 2][j % 2 * 2 + 1]);
             }
             from = from + STAGE_BYTES == end ? base : from + STAGE_BYTES;
         }

@@ -8,17 +8,27 @@ use half::bf16;
 use kernels::Beta;
 
 static MODULE: Module = Module { name: "gemm_bf16", ptx: include_str!("gemm_bf16.ptx") };
-/// For C of f32 and of bf16.
-static NN: [Kernel; 2] =
-    [Kernel { module: &MODULE, entry: "gemm_bf16_nn" }, Kernel { module: &MODULE, entry: "gemm_bf16_nn_bf16" }];
-static NT: [Kernel; 2] =
-    [Kernel { module: &MODULE, entry: "gemm_bf16_nt" }, Kernel { module: &MODULE, entry: "gemm_bf16_nt_bf16" }];
-static TN: [Kernel; 2] =
-    [Kernel { module: &MODULE, entry: "gemm_bf16_tn" }, Kernel { module: &MODULE, entry: "gemm_bf16_tn_bf16" }];
 
-static TN_PARTS: Kernel = Kernel { module: &MODULE, entry: "gemm_bf16_tn_parts" };
-static JOIN: [Kernel; 2] =
-    [Kernel { module: &MODULE, entry: "gemm_bf16_join" }, Kernel { module: &MODULE, entry: "gemm_bf16_join_bf16" }];
+const fn kernel(entry: &'static str) -> Kernel {
+    Kernel { module: &MODULE, entry }
+}
+
+/// For C of f32 and of bf16; first those for operands whose rows all begin at multiples of 16 bytes, then those for all others.
+type Kernels = [[Kernel; 2]; 2];
+static NN: Kernels = [
+    [kernel("gemm_bf16_nn"), kernel("gemm_bf16_nn_bf16")],
+    [kernel("gemm_bf16_nn_anywhere"), kernel("gemm_bf16_nn_bf16_anywhere")],
+];
+static NT: Kernels = [
+    [kernel("gemm_bf16_nt"), kernel("gemm_bf16_nt_bf16")],
+    [kernel("gemm_bf16_nt_anywhere"), kernel("gemm_bf16_nt_bf16_anywhere")],
+];
+static TN: Kernels = [
+    [kernel("gemm_bf16_tn"), kernel("gemm_bf16_tn_bf16")],
+    [kernel("gemm_bf16_tn_anywhere"), kernel("gemm_bf16_tn_bf16_anywhere")],
+];
+static TN_PARTS: Kernel = kernel("gemm_bf16_tn_parts");
+static JOIN: [Kernel; 2] = [kernel("gemm_bf16_join"), kernel("gemm_bf16_join_bf16")];
 
 /// Of a tile of the operands, along K.
 const TILE_K: usize = 32;
@@ -42,8 +52,8 @@ pub(super) const THREADS: u32 = 128;
 /// too: where M and N make few tiles, up to 32 parts of K are summed apart, in memory of their own, and then in order.
 ///
 /// Bytes: A is read `N / 128` times and B `M / 128` times, mostly from the L2: blocks that run side by side share them.
-/// Any shape and place is taken; rows that do not begin at multiples of 16 bytes (K of X and W no multiple of 8, say)
-/// are copied element by element, far slower.
+/// Any shape and place is taken; if not all rows of A and B begin at multiples of 16 bytes (K of X and W no multiple of
+/// 8, say), both are copied element by element, far slower.
 #[track_caller]
 pub fn gemm_bf16<C: Float>(a: Mat<bf16>, b: Mat<bf16>, beta: Beta, c: SliceMut<C>) -> Result<(), Error> {
     run("gemm_bf16", a, b, (beta == Beta::One).then_some(c.as_slice()), &c)
@@ -62,16 +72,18 @@ pub fn gemm_bf16_add<C: Float>(a: Mat<bf16>, b: Mat<bf16>, d: Slice<C>, c: Slice
 #[track_caller]
 fn run<C: Float>(op: &str, a: Mat<bf16>, b: Mat<bf16>, addend: Option<Slice<C>>, c: &SliceMut<C>) -> Result<(), Error> {
     let (layout, [m, n, k]) = Layout::of(op, a, b, c.len());
+    let all_aligned = a.aligned() && b.aligned();
     let (kernels, parts) = match layout {
         Layout::NN => (&NN, 1),
         Layout::NT => (&NT, 1),
-        Layout::TN => (&TN, parts(m, n, k)),
+        Layout::TN => (&TN, if all_aligned { parts(m, n, k) } else { 1 }),
     };
     let tiles = m.div_ceil(TILE) * n.div_ceil(TILE);
-    let aligned = |row_len| [addend, Some(c.as_slice())].into_iter().flatten().all(|x| super::rows_aligned(x, row_len));
+    let c_aligned =
+        |row_len| [addend, Some(c.as_slice())].into_iter().flatten().all(|x| super::rows_aligned(x, row_len));
     if parts == 1 {
-        let launch = Launch::new(C::of(kernels), tiles, THREADS).arg(a.data).arg(b.data).arg(m).arg(n).arg(k);
-        let launch = launch.arg(a.aligned()).arg(b.aligned()).arg(aligned(n)).arg(OrNull(addend));
+        let launch = Launch::new(C::of(&kernels[usize::from(!all_aligned)]), tiles, THREADS);
+        let launch = launch.arg(a.data).arg(b.data).arg(m).arg(n).arg(k).arg(c_aligned(n)).arg(OrNull(addend));
         // SAFETY: the parameters are those of the kernels, which read within [M, K], [K, N] and [M, N] and write within [M, N].
         return unsafe { launch.arg(c).run() };
     }
@@ -79,11 +91,10 @@ fn run<C: Float>(op: &str, a: Mat<bf16>, b: Mat<bf16>, addend: Option<Slice<C>>,
     let parts = k.div_ceil(part_k);
     let mut sums = Buffer::<f32>::stale(c.device(), parts * m * n)?;
     let launch = Launch::new(&TN_PARTS, [tiles, parts], THREADS).arg(a.data).arg(b.data).arg(m).arg(n).arg(k);
-    let launch = launch.arg(part_k).arg(a.aligned()).arg(b.aligned()).arg(super::rows_aligned(sums.as_slice(), n));
     // SAFETY: the parameters are those of the kernel, which reads within [K, M] and [K, N] and writes within [parts, M, N].
-    unsafe { launch.arg(&sums.as_mut()).run() }?;
+    unsafe { launch.arg(part_k).arg(&sums.as_mut()).run() }?;
     let launch = Launch::new(C::of(&JOIN), (m * n).div_ceil(4 * super::THREADS), super::THREADS as u32);
-    let launch = launch.arg(sums.as_slice()).arg(parts).arg(m * n).arg(aligned(m * n) && (m * n).is_multiple_of(4));
+    let launch = launch.arg(sums.as_slice()).arg(parts).arg(m * n).arg(c_aligned(m * n));
     // SAFETY: the parameters are those of the kernels, which read [parts, M, N] and [M, N] and write [M, N].
     unsafe { launch.arg(OrNull(addend)).arg(c).run() }
 }

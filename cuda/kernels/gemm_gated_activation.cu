@@ -115,7 +115,7 @@ DEVICE void forward(const Psi &psi, const u16 *x, const u16 *gate, const u16 *up
     __shared__ Tiles tiles;
     const Place place(blockIdx.x, (n + TILE - 1) / TILE, (d_ff + TILE / 2 - 1) / (TILE / 2));
     const u32 row0 = place.row * TILE, column0 = place.column * (TILE / 2);
-    Operand<true> a(x, n, k, row0, true), b(gate, d_ff, k, column0, true, up);
+    Operand<true> a(x, n, k, row0), b(gate, d_ff, k, column0, up);
     const Sums sums(a, b, k, tiles);
     Forward<Psi> rows = {psi, {row0, column0, n, d_ff}, g, u, h};
     sums.hand_to(rows, tiles);
@@ -127,8 +127,8 @@ DEVICE void backward(const Psi &psi, float l1, const u16 *dy, const u16 *down, u
     __shared__ Tiles tiles;
     const Place place(blockIdx.x, (n + TILE - 1) / TILE, (d_ff + TILE - 1) / TILE);
     const u32 row0 = place.row * TILE, column0 = place.column * TILE;
-    Operand<true> a(dy, n, k, row0, true);
-    Operand<false> b(down, d_ff, k, column0, true);
+    Operand<true> a(dy, n, k, row0);
+    Operand<false> b(down, d_ff, k, column0);
     const Sums sums(a, b, k, tiles);
     Backward<Psi> rows = {psi, l1, {row0, column0, n, d_ff}, g, u, dg, du, h};
     sums.hand_to(rows, tiles);

@@ -14,8 +14,8 @@ fn bound(k: usize, abs: f64) -> f64 {
     (k + 4) as f64 * 2f64.powi(-23) * abs
 }
 
-/// Around the sizes of tiles, of pieces of 16 bytes, and none; and two with a K that `A^T B` is cut along.
-const SHAPES: [[usize; 3]; 11] = [
+/// Around the sizes of tiles, of pieces of 16 bytes, and none; and long K, along which `A^T B` is cut where rows are aligned.
+const SHAPES: [[usize; 3]; 12] = [
     [1, 1, 1],
     [128, 128, 32],
     [3, 5, 0],
@@ -26,6 +26,7 @@ const SHAPES: [[usize; 3]; 11] = [
     [64, 200, 96],
     [264, 24, 8],
     [40, 24, 1000],
+    [136, 8, 530],
     [5, 7, 530],
 ];
 
