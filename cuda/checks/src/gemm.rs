@@ -15,7 +15,7 @@ fn bound(k: usize, abs: f64) -> f64 {
 }
 
 /// Around the sizes of tiles, of pieces of 16 bytes, and none; and long K, along which `A^T B` is cut where rows are aligned.
-const SHAPES: [[usize; 3]; 12] = [
+const SHAPES: [[usize; 3]; 13] = [
     [1, 1, 1],
     [128, 128, 32],
     [3, 5, 0],
@@ -25,6 +25,7 @@ const SHAPES: [[usize; 3]; 12] = [
     [130, 131, 65],
     [64, 200, 96],
     [264, 24, 8],
+    [2060, 8, 8],
     [40, 24, 1000],
     [136, 8, 530],
     [5, 7, 530],
