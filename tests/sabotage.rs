@@ -30,6 +30,7 @@ const KERNELS: &[(&[&str], &[&str])] = &[
     (&["gemv"], &["gemv.rs"]),
     (&["gemv_batch", "ffn_sparse_batch", "ffn_dense_batch"], &["panel.rs", "sparse/batch.rs"]),
     (&["lm_head_loss"], &["lm_head_loss.rs"]),
+    (&["bf16-packed"], &["packed/loops.rs"]),
     (&["rms_norm"], &["rms_norm.rs"]),
     (&["rope"], &["rope.rs"]),
     (&["gemv q8", "gemv q4", "rows_axpy q8", "rows_axpy q4"], &["quant/exact.rs", "quant/int_dot.rs"]),

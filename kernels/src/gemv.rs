@@ -152,11 +152,16 @@ pub(crate) fn rows_ahead<W>(row_len: usize, group: usize) -> usize {
 pub(crate) fn touch<S: Simd, W: RowFormat, R: Rows>(s: S, w: &[W], rows: &R, i: usize, row_len: usize) {
     const ROWS: usize = 8;
     const LINES: usize = 4;
+    const PAGE: usize = 4096;
     /// Shorter rows are in the hints of [`rows_ahead`] as a whole by then.
     const FROM: usize = 2048;
     if R::SCATTERED && row_bytes::<W>(row_len) >= FROM {
         let row = w.as_ptr().wrapping_add(rows.at(i + ROWS) * row_len);
         (0..LINES).for_each(|line| s.prefetch(row.wrapping_byte_add(line * LINE).cast()));
+        let to_page = row.addr().wrapping_neg() % PAGE;
+        if (1..row_bytes::<W>(row_len)).contains(&to_page) {
+            (0..LINES).for_each(|line| s.prefetch(row.wrapping_byte_add(to_page + line * LINE).cast()));
+        }
     }
 }
 
@@ -195,6 +200,9 @@ fn dots_in_groups<S: Simd, W: RowFormat, R: Rows, const G: usize>(
 /// Bytes of a cache line: rows are hinted at once a line.
 pub(crate) const LINE: usize = 64;
 
+/// Accumulators of a row, taking turns: one FMA a cycle at a latency of 4, 64 bytes of L1 where memory gives 10.
+pub(crate) const A: usize = 4;
+
 /// The dots of `R` rows with x. Each row has accumulators of its own and the order of [`dot_group`] with `R = 1`, so its
 /// bits do not depend on its neighbours.
 #[inline(always)]
@@ -204,8 +212,6 @@ pub(crate) fn dot_group<S: Simd, W: Weight, const R: usize>(
     hints: [*const W; R],
     x: &[f32],
 ) -> [f32; R] {
-    /// Accumulators of a row, taking turns: one FMA a cycle at a latency of 4, 64 bytes of L1 where memory gives 10.
-    const A: usize = 4;
     for row in rows {
         assert_eq!(row.len(), x.len(), "gemv: a row of another length");
     }
@@ -249,6 +255,7 @@ pub(crate) fn dot_group<S: Simd, W: Weight, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::PackedBf16;
     use crate::quant::{Q4, Q8};
     use crate::reference;
     use crate::row_format::round_rows;
@@ -320,6 +327,7 @@ mod tests {
         for team in teams() {
             check::<f32>(&team);
             check::<bf16>(&team);
+            check::<PackedBf16>(&team);
             check::<Q8>(&team);
             check::<Q4>(&team);
         }

@@ -77,6 +77,7 @@ pub const FEW_ROWS: usize = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::PackedBf16;
     use crate::quant::{Q4, Q8, i8_dot};
     use crate::testing::{lengths, rounded_rows, teams, uniform, uniform_bf16};
 
@@ -110,6 +111,7 @@ mod tests {
                 for (m, n) in [(0, 3), (1, 1), (9, 2), (3, 5), (7, 6), (2, 7), (4, 16), (37, 13)] {
                     check(&team, &uniform(1, m * k), (m, n, k));
                     check(&team, &uniform_bf16(1, m * k), (m, n, k));
+                    check(&team, &rounded_rows::<PackedBf16>(&uniform(1, m * k), k), (m, n, k));
                 }
                 for (m, n) in [(1, 2), (9, 1), (7, 5), (37, 13)] {
                     let w = uniform(1, m * k);
@@ -123,6 +125,7 @@ mod tests {
             // More than one task, in rows that are hinted at far ahead and near.
             check(&team, &uniform(1, 200 * 1500), (200, 8, 1500));
             check(&team, &uniform_bf16(1, 20 * 5000), (20, 3, 5000));
+            check(&team, &rounded_rows::<PackedBf16>(&uniform(1, 20 * 5000), 5000), (20, 7, 5000));
         }
     }
 

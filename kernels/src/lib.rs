@@ -5,7 +5,8 @@
 //! it to the scalar specification of the same name in [`reference`](mod@reference), on every level this CPU has.
 //!
 //! - [`simd`]: the levels, and the one trait they implement.
-//! - [`RowFormat`]: how the rows of the token path's weights are stored: in elements of a [`Weight`] type, or [quantised](mod@quant).
+//! - [`RowFormat`]: how the rows of the token path's weights are stored: in elements of a [`Weight`] type, [packed](mod@packed) or
+//!   [quantised](mod@quant).
 //! - [`Team`]: threads. Work is cut by shape only, so bits do not depend on how many there are.
 //!
 //! Shape letters: B batch, T time, N = B T rows (tokens), C d_model, H heads, K kv heads, D head_dim, F d_ff, V vocabulary;
@@ -21,6 +22,7 @@ pub mod gemv;
 pub mod gemv_batch;
 pub mod limits;
 pub mod lm_head_loss;
+pub mod packed;
 mod panel;
 pub mod philox;
 mod pointwise;

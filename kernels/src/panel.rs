@@ -9,7 +9,7 @@
 //! A dot of [`gemv`](crate::gemv::gemv) has four accumulators, which take turns along the row. A tile has one for each of its dots: it goes over the row four
 //! times, each time with a quarter of the vectors, and adds the four up at the end. So each dot has the bits of `gemv`.
 
-use crate::gemv::LINE;
+use crate::gemv::{A, LINE};
 use crate::simd::map::spans;
 use crate::simd::{Kernel, Simd};
 use crate::{Level, RowFormat, Team, Weight, scratch};
@@ -244,9 +244,6 @@ impl LinesAhead {
         self.wait -= 1;
     }
 }
-
-/// Accumulators of a row and a token in [`gemv`](crate::gemv::gemv).
-const A: usize = 4;
 
 /// Vectors of `cols` elements for each of the accumulators.
 #[inline(always)]

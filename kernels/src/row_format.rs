@@ -1,5 +1,5 @@
 //! How the rows of a weight matrix are stored. The kernels of decoding are written once for all formats: what differs is in here,
-//! and behind it in [`Weight`] and [`quant`](mod@crate::quant).
+//! and behind it in [`Weight`], [`packed`](mod@crate::packed) and [`quant`](mod@crate::quant).
 
 use crate::gemv::dot_group;
 use crate::panel::{self, AXPY_ROWS, LinesAhead, Panel, axpy_tile, dot_block};
@@ -14,16 +14,17 @@ use std::fmt::Debug;
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// The unit in which the rows of a weight matrix `[rows, cols]` are stored, one after the other: an element for `f32` and
-/// [`bf16`](half::bf16) (every [`Weight`]), 64 bytes for [`Quantized`](crate::quant::Quantized) rows. A matrix is a slice of
-/// `rows * row_len(cols)` units.
+/// [`bf16`](half::bf16) (every [`Weight`]), 64 bytes for [`Quantized`](crate::quant::Quantized) and
+/// [`PackedBf16`](crate::packed::PackedBf16) rows. A matrix is a slice of `rows * row_len(cols)` units.
 pub trait RowFormat: Loops + Pod + Debug + PartialEq + Send + Sync {
-    /// `f32`, `bf16`, `q8`, `q4`, ..., for reports.
+    /// `f32`, `bf16`, `bf16-packed`, `q8`, `q4`, ..., for reports.
     const NAME: &'static str;
 
     /// Units of a row of `cols` weights.
     fn row_len(cols: usize) -> usize;
 
-    /// Stores the nearest row that there is. Panics if `row` has another length than the [`row_len`](RowFormat::row_len) of `src`.
+    /// Stores the nearest row that there is. Panics if `row` has another length than the [`row_len`](RowFormat::row_len) of `src`, or the
+    /// format cannot hold it, which is for [`PackedBf16`](crate::packed::PackedBf16) to say.
     fn round_row(level: Level, src: &[f32], row: &mut [Self]);
 
     /// The weights of a row; exact. Panics as [`round_row`](RowFormat::round_row).
@@ -64,6 +65,13 @@ fn check<W: RowFormat>(op: &str, elements: usize, cols: usize, units: usize) -> 
     );
     row_len
 }
+
+/// Rows whose dots round as those of the widened weights do, each product and sum to the nearest f32, and take x as it is: what the proof
+/// of the [gate filter](crate::sparse::GateFilter) asks for.
+pub trait FloatRows: RowFormat {}
+
+impl<W: Weight> FloatRows for W {}
+impl FloatRows for crate::packed::PackedBf16 {}
 
 /// Bytes of a row of `row_len` units.
 pub(crate) const fn row_bytes<W>(row_len: usize) -> usize {
@@ -174,7 +182,7 @@ impl<W: Weight> RowFormat for W {
 /// dense FFN at 768 columns from memory reads at 92 % of a plain pass in bf16 and 94 % in f32 one row at a time, at 78 and 86 % in groups
 /// of four and eight. But a horizontal sum is the cost of a row that is in the caches: 6450 tokens/s one by one, 7180 in groups, in sparse
 /// decoding of a model of 256 columns.
-const SHORT_ROW: usize = 1536;
+pub(crate) const SHORT_ROW: usize = 1536;
 
 impl<W: Weight> Loops for W {
     #[inline(always)]
@@ -265,6 +273,7 @@ impl<W: Weight> Loops for W {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::PackedBf16;
     use crate::quant::{Q4, Q8};
     use crate::testing::uniform;
     use half::bf16;
@@ -280,12 +289,13 @@ mod tests {
 
     #[test]
     fn rows_have_the_layout_that_layout_version_names() {
-        let found = [layout::<f32>(), layout::<bf16>(), layout::<Q8>(), layout::<Q4>()];
+        let found = [layout::<f32>(), layout::<bf16>(), layout::<Q8>(), layout::<Q4>(), layout::<PackedBf16>()];
         let version_1 = [
             ("f32", 5357773969493804715),
             ("bf16", 15837164314476780219),
             ("q8", 12605308250276357859),
             ("q4", 2139135482402317999),
+            ("bf16-packed", 3311404959138226775),
         ];
         assert_eq!(found, version_1, "rows are stored otherwise: raise LAYOUT_VERSION, and name their hashes here");
         assert_eq!(LAYOUT_VERSION, 1);

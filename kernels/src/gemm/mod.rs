@@ -8,7 +8,7 @@ mod plan;
 use crate::scratch;
 use crate::simd::{Kernel, Simd};
 use crate::team::SharedMut;
-use crate::{Beta, Team, Weight};
+use crate::{Beta, Level, Team, Weight};
 use micro::{Block, Multiply, TileShape};
 use operands::{Exact, Operands, Pairs};
 use pack::Pack;
@@ -153,6 +153,13 @@ pub fn gemm_bf16<A: Weight, B: Weight>(team: &Team, a: Mat<A>, b: Mat<B>, beta: 
     } else {
         multiply(team, Exact, a, b, beta, c);
     }
+}
+
+/// Values of k that [`gemm`], or with `bf16` [`gemm_bf16`], sums up before it adds them to C, where K is `k`, not 0. A product in parts of so
+/// many, the first with the caller's [`Beta`] and the others added in order, has the bits of the whole.
+pub fn k_block(level: Level, bf16: bool, k: usize) -> usize {
+    let values = if bf16 && level.has_dot_bf16() { Pairs::VALUES } else { Exact::VALUES };
+    plan::k_block(k.div_ceil(values)) * values
 }
 
 fn multiply<A: Weight, B: Weight, O: Operands>(team: &Team, operands: O, a: Mat<A>, b: Mat<B>, beta: Beta, c: MatMut) {

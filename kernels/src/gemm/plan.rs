@@ -25,6 +25,11 @@ use std::ops::Range;
 /// and 206 with 512.
 const KC: usize = 512;
 
+/// The block of a K of `k`. Equal blocks: a last one of a few k would read and write C for next to nothing.
+pub(super) fn k_block(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(KC))
+}
+
 /// Fewest blocks of K packed at once, if there are as many: C is read and written once for every such group, and A is packed
 /// once for every [`B_LEN`] of columns, so more of the one is less of the other. See there.
 const KC_BLOCKS: usize = 2;
@@ -93,8 +98,7 @@ impl Plan {
 
     /// The plan for one thread: as few tasks as the caches allow.
     pub(super) fn serial(tile: TileShape, m: usize, n: usize, k: usize) -> Plan {
-        // Equal blocks: a last one of a few k would read and write C for next to nothing.
-        let kc = k.div_ceil(k.div_ceil(KC));
+        let kc = k_block(k);
         let columns = n.next_multiple_of(tile.nr);
         let kb = k.min((B_LEN / columns / kc).max(KC_BLOCKS) * kc);
         let nb = (B_LEN / kb / tile.nr * tile.nr).max(tile.nr).min(columns);

@@ -269,6 +269,35 @@ fn check_bits(level: Level, op: Op, (la, lb): (Layout, Layout)) {
     }
 }
 
+/// What [`k_block`] promises, and that other parts are another sum.
+#[test]
+fn parts_of_k_have_the_bits_of_the_whole() {
+    for (m, n, k) in [(20, 33, 1100), (7, 64, 2049), (5, 40, 300), (6, 17, 1)] {
+        let (a, b, before) = (uniform(1, m * k), uniform(2, k * n), uniform(3, m * n));
+        let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+        for level in Level::available() {
+            let team = Team::new(level, 2);
+            for (op, is_bf16, first) in [(Op::Gemm, false, Beta::Zero), (Op::GemmBf16, true, Beta::One)] {
+                let product = |at_once: usize| {
+                    let (mut c, mut beta) = (before.clone(), first);
+                    for start in (0..k).step_by(at_once) {
+                        let part = start..k.min(start + at_once);
+                        let (a, b) = (a.part(0..m, part.clone()), b.part(part, 0..n));
+                        op.run(&team, a, b, beta, MatMut::new(&mut c, m, n));
+                        beta = Beta::One;
+                    }
+                    c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let (whole, block) = (product(k), k_block(level, is_bf16, k));
+                assert!(product(block) == whole, "gemm {level}: parts of {block} of {k} differ from the whole");
+                if k > 1000 {
+                    assert!(product(200) != whole, "gemm {level}: parts of 200 of {k} are no other sum");
+                }
+            }
+        }
+    }
+}
+
 /// Level by level: without the dot product nothing is rounded, with it the operands are.
 #[test]
 fn gemm_bf16_is_gemm_where_there_is_no_dot_product() {

@@ -2,6 +2,7 @@
 
 use super::{Isa, Kernel, Simd, check_transpose};
 use crate::gemv::LINE;
+use crate::packed;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -82,6 +83,9 @@ impl Simd for Avx2 {
     type U32 = __m256i;
     /// All bits of a lane, or none.
     type Mask = __m256;
+    type Unpacked = [__m256; 8];
+    /// The upper seven bits of each exponent, and its last one as the highest bit of a byte.
+    type ExponentTable = [__m256i; 2];
     const ISA: Isa = Isa::Avx2;
     const LANES: usize = 8;
 
@@ -140,6 +144,41 @@ impl Simd for Avx2 {
             let src = src.add(at / 4);
             _mm256_set_m128(_mm_broadcast_ss(&*src.add(1)), _mm_broadcast_ss(&*src))
         }
+    }
+    #[inline(always)]
+    fn exponent_table(self, exponents: &[u8; 16]) -> [__m256i; 2] {
+        // SAFETY: there are 16 bytes; the token proves the features.
+        unsafe {
+            let exponents = _mm256_broadcastsi128_si256(_mm_loadu_si128(exponents.as_ptr().cast()));
+            let upper = _mm256_and_si256(_mm256_srli_epi16::<1>(exponents), _mm256_set1_epi8(0x7F));
+            let last = _mm256_and_si256(_mm256_slli_epi16::<7>(exponents), _mm256_set1_epi8(-128));
+            [upper, last]
+        }
+    }
+    #[inline(always)]
+    fn unpack_bf16<const SECOND: bool>(self, group: &packed::Group, [upper, last]: [__m256i; 2]) -> [__m256; 8] {
+        let rest = &group.signs_and_fractions[SECOND as usize];
+        let mut weights = [self.splat(0.0); 8];
+        // 32 bytes have of each run of 16 weights the first eight or the last.
+        for half in 0..2 {
+            // SAFETY: there are 64 bytes of each; the token proves the features.
+            unsafe {
+                let rest = _mm256_loadu_si256(rest.as_ptr().add(32 * half).cast());
+                let codes = _mm256_loadu_si256(group.codes.as_ptr().add(32 * half).cast());
+                let codes = if SECOND { _mm256_srli_epi16::<4>(codes) } else { codes };
+                let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+                let sign = _mm256_and_si256(rest, _mm256_set1_epi8(-128));
+                let high = _mm256_or_si256(sign, _mm256_shuffle_epi8(upper, codes));
+                let low = _mm256_or_si256(_mm256_xor_si256(rest, sign), _mm256_shuffle_epi8(last, codes));
+                let words = [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)];
+                for (k, words) in words.into_iter().enumerate() {
+                    let zero = _mm256_setzero_si256();
+                    weights[4 * k + half] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, words));
+                    weights[4 * k + 2 + half] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, words));
+                }
+            }
+        }
+        weights
     }
     #[inline(always)]
     fn load_f16_partial(self, src: &[f16]) -> __m256 {

@@ -3,6 +3,7 @@
 
 use super::{DotBf16, Isa, Kernel, Simd, check_transpose};
 use crate::gemv::LINE;
+use crate::packed;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -48,6 +49,9 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type F32 = __m512;
     type U32 = __m512i;
     type Mask = __mmask16;
+    type Unpacked = [__m512; 4];
+    /// The upper seven bits of each exponent, and its last one as the highest bit of a byte.
+    type ExponentTable = [__m512i; 2];
     const ISA: Isa = Isa::Avx512;
     const LANES: usize = 16;
     const HAS_DOT_I8: bool = VNNI;
@@ -103,6 +107,39 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         unsafe {
             let four = _mm512_broadcast_f32x4(_mm_loadu_ps(src.add(at / 4)));
             _mm512_permutevar_ps(four, _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3))
+        }
+    }
+    #[inline(always)]
+    fn exponent_table(self, exponents: &[u8; 16]) -> [__m512i; 2] {
+        // SAFETY: there are 16 bytes; the token proves the features.
+        unsafe {
+            let exponents = _mm512_broadcast_i32x4(_mm_loadu_si128(exponents.as_ptr().cast()));
+            let upper = _mm512_and_si512(_mm512_srli_epi16::<1>(exponents), _mm512_set1_epi8(0x7F));
+            let last = _mm512_and_si512(_mm512_slli_epi16::<7>(exponents), _mm512_set1_epi8(-128));
+            [upper, last]
+        }
+    }
+    #[inline(always)]
+    fn unpack_bf16<const SECOND: bool>(self, group: &packed::Group, [upper, last]: [__m512i; 2]) -> [__m512; 4] {
+        /// `(a & b) | c`.
+        const AND_OR: i32 = 0b1110_1010;
+        // SAFETY: there are 64 bytes of each; the token proves the features.
+        unsafe {
+            let rest = _mm512_loadu_si512(group.signs_and_fractions[SECOND as usize].as_ptr().cast());
+            let codes = _mm512_loadu_si512(group.codes.as_ptr().cast());
+            let codes = if SECOND { _mm512_srli_epi16::<4>(codes) } else { codes };
+            let codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
+            let (sign, fraction) = (_mm512_set1_epi8(-128), _mm512_set1_epi8(0x7F));
+            let high = _mm512_ternarylogic_epi32::<AND_OR>(rest, sign, _mm512_shuffle_epi8(upper, codes));
+            let low = _mm512_ternarylogic_epi32::<AND_OR>(rest, fraction, _mm512_shuffle_epi8(last, codes));
+            let (first, second) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
+            let zero = _mm512_setzero_si512();
+            [
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, first)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, first)),
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, second)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, second)),
+            ]
         }
     }
     #[inline(always)]

@@ -42,6 +42,7 @@ pub use portable::Portable;
 pub use scalar::Scalar;
 
 use crate::gemv::LINE;
+use crate::packed;
 use half::{bf16, f16};
 
 /// A token that stands for an instruction set, with the vector operations that the kernels need.
@@ -58,6 +59,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type U32: Copy + Send + Sync;
     /// One truth value a lane.
     type Mask: Copy + Send + Sync;
+    /// 64 `f32`, in vectors.
+    type Unpacked: Copy + AsRef<[Self::F32]> + AsMut<[Self::F32]>;
+    /// A table of [`packed`](mod@crate::packed) weights.
+    type ExponentTable: Copy;
 
     /// The instruction set, for choices that go by the number of registers (tiles).
     const ISA: Isa;
@@ -128,6 +133,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `src` is valid for reading those values, and `at` is a multiple of `LANES`.
     unsafe fn load_by_4_ptr(self, src: *const f32, at: usize) -> Self::F32;
+
+    /// The exponents of a block of packed weights, for [`unpack_bf16`](Simd::unpack_bf16).
+    fn exponent_table(self, exponents: &[u8; 16]) -> Self::ExponentTable;
+
+    /// The first or the `SECOND` 64 weights of a group, in their order.
+    fn unpack_bf16<const SECOND: bool>(self, group: &packed::Group, table: Self::ExponentTable) -> Self::Unpacked;
 
     /// The values of `src`, at most `LANES`, widened; the lanes beyond them are 0.
     fn load_f16_partial(self, src: &[f16]) -> Self::F32;

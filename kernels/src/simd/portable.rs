@@ -1,6 +1,7 @@
 //! Eight lanes on the `wide` crate: every target, with the instructions that the build was allowed to use.
 
 use super::{Isa, Kernel, Simd, check_transpose, dot_i8_of};
+use crate::packed;
 use half::{bf16, f16};
 use wide::{f32x8, u32x8};
 
@@ -21,6 +22,8 @@ impl Simd for Portable {
     type F32 = f32x8;
     type U32 = u32x8;
     type Mask = f32x8;
+    type Unpacked = [f32x8; 8];
+    type ExponentTable = [u8; 16];
     const ISA: Isa = Isa::Portable;
     const LANES: usize = 8;
 
@@ -72,6 +75,16 @@ impl Simd for Portable {
         // SAFETY: the caller's contract: the two values that the lanes from a multiple of 4 on have can be read.
         let [a, b] = unsafe { *src.add(at / 4).cast::<[f32; 2]>() };
         f32x8::from([a, a, a, a, b, b, b, b])
+    }
+    #[inline(always)]
+    fn exponent_table(self, exponents: &[u8; 16]) -> [u8; 16] {
+        *exponents
+    }
+    #[inline(always)]
+    fn unpack_bf16<const SECOND: bool>(self, group: &packed::Group, table: [u8; 16]) -> [f32x8; 8] {
+        let weights = packed::unpack::<SECOND>(group, &table);
+        let (vectors, _) = weights.as_chunks();
+        std::array::from_fn(|v| f32x8::from(vectors[v]))
     }
     #[inline(always)]
     fn load_f16_partial(self, src: &[f16]) -> f32x8 {

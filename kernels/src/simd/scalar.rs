@@ -1,6 +1,7 @@
 //! One lane: the level for debugging, and the plainest reading of what each operation means.
 
 use super::{Isa, Kernel, Simd, check_transpose, dot_i8_of};
+use crate::packed;
 use half::{bf16, f16};
 
 /// The token of level `scalar`.
@@ -17,6 +18,8 @@ impl Simd for Scalar {
     type F32 = f32;
     type U32 = u32;
     type Mask = bool;
+    type Unpacked = [f32; packed::HALF];
+    type ExponentTable = [u8; 16];
     const ISA: Isa = Isa::Scalar;
     const LANES: usize = 1;
 
@@ -62,6 +65,14 @@ impl Simd for Scalar {
     unsafe fn load_by_4_ptr(self, src: *const f32, at: usize) -> f32 {
         // SAFETY: the caller's contract: the lane's value can be read.
         unsafe { *src.add(at / 4) }
+    }
+    #[inline(always)]
+    fn exponent_table(self, exponents: &[u8; 16]) -> [u8; 16] {
+        *exponents
+    }
+    #[inline(always)]
+    fn unpack_bf16<const SECOND: bool>(self, group: &packed::Group, table: [u8; 16]) -> [f32; packed::HALF] {
+        packed::unpack::<SECOND>(group, &table)
     }
     #[inline(always)]
     fn load_f16_partial(self, src: &[f16]) -> f32 {

@@ -424,6 +424,7 @@ pub(super) fn add_rows<S: Simd, W: RowFormat, const G: usize>(
 mod tests {
     use super::*;
     use crate::Level;
+    use crate::packed::PackedBf16;
     use crate::quant::{I8Dot, Q4, Q8};
     use crate::sparse::{ffn_dense, ffn_sparse};
     use crate::testing::{SparseInputs, rounded_rows, uniform};
@@ -519,6 +520,7 @@ mod tests {
     fn in_every_format(level: Level, ffn: &Ffn, n: usize) {
         a_batch_is_its_tokens::<f32>(level, ffn, n);
         a_batch_is_its_tokens::<bf16>(level, ffn, n);
+        a_batch_is_its_tokens::<PackedBf16>(level, ffn, n);
         a_batch_is_its_tokens::<Q8>(level, ffn, n);
         a_batch_is_its_tokens::<Q4>(level, ffn, n);
         a_batch_is_its_tokens::<I8Dot<8>>(level, ffn, n);

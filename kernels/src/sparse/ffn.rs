@@ -249,6 +249,7 @@ mod tests {
     use super::*;
     use crate::activation::gated_activation;
     use crate::gemv::gemv;
+    use crate::packed::PackedBf16;
     use crate::quant::{I8Dot, Q4, Q8};
     use crate::reference;
     use crate::testing::{ROUNDING, assert_within, rounded_rows, teams, uniform, widened_rows};
@@ -381,6 +382,7 @@ mod tests {
             for act in [Activation::Silu, Activation::stochastic(0.5, site)] {
                 check(&team, act, &ffn);
                 check(&team, act, &ffn.rounded::<bf16>());
+                check(&team, act, &ffn.rounded::<PackedBf16>());
                 check(&team, act, &ffn.rounded::<Q8>());
                 check(&team, act, &ffn.rounded::<I8Dot<4>>());
             }
@@ -416,6 +418,11 @@ mod tests {
         check(&what, level, &ffn.rounded::<I8Dot<8>>());
         check(&what, level, &ffn.rounded::<I8Dot<4>>());
         let bf16 = check(&what, level, &rounded);
+        assert_eq!(
+            check(&what, level, &ffn.rounded::<PackedBf16>()),
+            bf16,
+            "ffn_dense bf16-packed {level} {what} against bf16"
+        );
         let (wide, _) = rounded.widened().dense(&Team::serial(level), Activation::Relu, &mut FfnScratch::default());
         assert_eq!(bf16, bits(&wide), "ffn_dense bf16 {level} {what} against the widened weights");
     }
@@ -444,6 +451,7 @@ mod tests {
             for scale in [0.0, 1e-20, 1e-38, 1e-44] {
                 let ffn = Ffn::new(600, 20, 0.1);
                 check(level, scale, ffn.rounded::<bf16>());
+                check(level, scale, ffn.rounded::<PackedBf16>());
                 check(level, scale, ffn.rounded::<Q8>());
                 check(level, scale, ffn.rounded::<I8Dot<8>>());
                 check(level, scale, ffn.rounded::<I8Dot<4>>());

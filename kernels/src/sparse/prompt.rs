@@ -143,6 +143,7 @@ impl<W: RowFormat> Kernel for Task<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::PackedBf16;
     use crate::quant::{I8Dot, Q4, Q8};
     use crate::reference;
     use crate::testing::{ROUNDING, assert_within, rounded_rows, teams, uniform, widened_rows};
@@ -178,6 +179,7 @@ mod tests {
                 for density in [0.0, 0.1, 1.0] {
                     check::<f32>(&team, shape, density);
                     check::<bf16>(&team, shape, density);
+                    check::<PackedBf16>(&team, shape, density);
                     check::<Q8>(&team, shape, density);
                     check::<Q4>(&team, shape, density);
                 }

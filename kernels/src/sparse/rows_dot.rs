@@ -49,6 +49,7 @@ impl<W: RowFormat> Kernel for RowsDot<'_, W> {
 mod tests {
     use super::*;
     use crate::gemv::gemv;
+    use crate::packed::PackedBf16;
     use crate::quant::{Q4, Q8, i8_dot};
     use crate::testing::{rounded_rows, teams, uniform, uniform_bf16};
 
@@ -58,6 +59,7 @@ mod tests {
             for (f, c) in [(1, 1), (40, 7), (300, 64), (1000, 100), (77, 515)] {
                 has_the_bits_of_gemv(&team, &uniform(1, f * c), c);
                 has_the_bits_of_gemv(&team, &uniform_bf16(1, f * c), c);
+                has_the_bits_of_gemv(&team, &rounded_rows::<PackedBf16>(&uniform(1, f * c), c), c);
                 let (q8, q4) = (rounded_rows::<Q8>(&uniform(1, f * c), c), rounded_rows::<Q4>(&uniform(1, f * c), c));
                 has_the_bits_of_gemv(&team, &q8, c);
                 has_the_bits_of_gemv(&team, &q4, c);

@@ -8,6 +8,7 @@ use super::Run;
 use super::ffn::{FfnScratch, FfnWeights, Lists, sum_active};
 use super::rows_axpy::sum_runs;
 use crate::gemv::dots;
+use crate::row_format::FloatRows;
 use crate::simd::{Kernel, Simd};
 use crate::{Team, Weight};
 use bound::{MAX_COLUMNS, RowBound, TokenBound};
@@ -193,12 +194,12 @@ pub struct Filtered {
 /// `filter` cannot prove `g_i <= 0`. Shapes: weights `[F, C]`, x and y `[C]`; `filter` is that of `weights.gate`.
 ///
 /// Panics if the shapes do not fit. Equal, bit for bit, to `ffn_sparse`, and so to [`ffn_dense`](super::ffn_dense), for finite
-/// weights and x: the proof, in docs/sparse-ffn.md, takes in the rounding of g in f32 (for f32 and bf16 weights; the dots of q8 and q4 round
-/// otherwise). With an x that is not finite every neuron survives.
+/// weights and x: the proof, in docs/sparse-ffn.md, takes in the rounding of g in f32 (for f32 and bf16 weights, packed or not; the dots of q8
+/// and q4 round otherwise). With an x that is not finite every neuron survives.
 /// Cost: the copy is read in full, then gate in the survivors' rows, up and down_t in the active ones: with bf16 weights, at s zeros and a share v
 /// of survivors, `(1 + 2 v + 4 (1 - s)) / 6` of the dense bytes.
 #[track_caller]
-pub fn ffn_filtered<W: Weight, Q: Deref<Target = [FilterLine]>>(
+pub fn ffn_filtered<W: FloatRows, Q: Deref<Target = [FilterLine]>>(
     team: &Team,
     weights: FfnWeights<W>,
     filter: &GateFilter<Q>,
@@ -287,7 +288,7 @@ struct FilteredRun<'a, W> {
     sums: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for FilteredRun<'_, W> {
+impl<W: FloatRows> Kernel for FilteredRun<'_, W> {
     type Output = Filtered;
 
     #[inline(always)]
