@@ -46,23 +46,32 @@ DEVICE void forward(const bf16 *q, const bf16 *k, const bf16 *v, const Shape &s,
         if (first + KEYS < visible) fetch_rows(k, first + KEYS, keys);
 
 #pragma unroll
+        for (u32 j = 0; j < KEYS / 8; j++)
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) p[j][e] *= scale;
+        // Only where the warp's first query does not see the block's last key.
+        if (first + KEYS - 1 > at.first + warp_row + s.shift()) {
+#pragma unroll
+            for (u32 j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) {
+                    // The last key that this query sees; those beyond the last query see nothing that matters.
+                    const u32 key = first + 8 * j + lane % 4 * 2 + e % 2, last = at.first + warp_row + lane / 4 + e / 2 * 8 + s.shift();
+                    if (key > last) p[j][e] = -infinity();
+                }
+        }
+
+#pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            // The last key that this query sees; those beyond the last query see nothing that matters.
-            const u32 last = at.first + warp_row + lane / 4 + 8 * half + s.shift();
             float top = most[half];
 #pragma unroll
             for (u32 j = 0; j < KEYS / 8; j++)
 #pragma unroll
-                for (u32 e = 0; e < 2; e++) {
-                    const u32 key = first + 8 * j + lane % 4 * 2 + e;
-                    float &score = p[j][2 * half + e];
-                    score = key <= last ? score * scale : -infinity();
-                    top = fmaxf(top, score);
-                }
+                for (u32 e = 0; e < 2; e++) top = fmaxf(top, p[j][2 * half + e]);
             // Four lanes share a query.
             top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
             top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-            const float factor = exp_f32(most[half] - top);
+            const float factor = exp_of_negative(most[half] - top);
             most[half] = top;
             float sum = 0.0f;
 #pragma unroll
@@ -70,7 +79,7 @@ DEVICE void forward(const bf16 *q, const bf16 *k, const bf16 *v, const Shape &s,
 #pragma unroll
                 for (u32 e = 0; e < 2; e++) {
                     float &score = p[j][2 * half + e];
-                    score = exp_f32(score - top);
+                    score = exp_of_negative(score - top);
                     sum += score;
                 }
             total[half] = fmaf(total[half], factor, sum);

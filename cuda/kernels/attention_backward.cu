@@ -21,12 +21,13 @@ template <class T> DEVICE void row_dots(const T *out, const T *d_out, const Shap
     if (lane == 0) delta[s.row_at(token / s.q_len, row % s.n_heads, token % s.q_len)] = sum;
 }
 
-// P and dS of one element from its score and its dP. lse is infinite for queries that do not exist: P is 0.
+// P and dS of one element from its score, less lse, and its dP. lse is infinite for queries that do not exist: P is 0. (A condition after the
+// exponential would be a branch for each element.)
 struct Element {
     float p, ds;
 };
-DEVICE Element element(bool visible, float score, float lse, float dp, float delta) {
-    const float p = visible ? exp_f32(score - lse) : 0.0f;
+template <float (*EXP)(float)> DEVICE Element element(bool visible, float score, float dp, float delta) {
+    const float p = EXP(visible ? score : -infinity());
     return {p, p * (dp - delta)};
 }
 
@@ -69,7 +70,8 @@ DEVICE void backward_kv(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 
             commit();
         }
         const u32 t0 = query_of(step), queries = stages + step % STAGES * (4 * QUERIES * DIM), d_outs = queries + 2 * QUERIES * DIM;
-        const u64 row_at = s.row_at(at.b, head_of(step), 0);
+        const u64 row_at = s.row_at(at.b, head_of(step), t0) + lane % 4 * 2;
+        const float *lses = lse + row_at, *deltas = delta + row_at;
         arrive();
         if (STAGES == 2 && step + 1 < steps) {
             fetch_queries(step + 1);
@@ -99,11 +101,11 @@ DEVICE void backward_kv(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 
             for (u32 e = 0; e < 2; e++) {
                 const u32 t = t0 + 8 * j + lane % 4 * 2 + e;
                 const bool exists = t < s.q_len;
-                const float lse_t = exists ? lse[row_at + t] : infinity(), delta_t = exists ? delta[row_at + t] : 0.0f;
+                const float lse_t = exists ? lses[8 * j + e] : infinity(), delta_t = exists ? deltas[8 * j + e] : 0.0f;
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
                     const u32 key = at.first + warp_row + lane / 4 + 8 * half, i = 2 * half + e;
-                    const Element x = element(key <= t + s.shift(), p[j][i] * scale, lse_t, ds[j][i], delta_t);
+                    const Element x = element<exp_of_negative>(key <= t + s.shift(), p[j][i] * scale - lse_t, ds[j][i], delta_t);
                     p[j][i] = x.p, ds[j][i] = x.ds;
                 }
             }
@@ -194,7 +196,7 @@ DEVICE void backward_q(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 const u32 key = first + 8 * j + lane % 4 * 2 + i % 2, last = at.first + warp_row + lane / 4 + i / 2 * 8 + s.shift();
-                ds[j][i] = element(key <= last, p[j][i] * scale, lse_of[i / 2], ds[j][i], delta_of[i / 2]).ds;
+                ds[j][i] = element<exp_of_negative>(key <= last, p[j][i] * scale - lse_of[i / 2], ds[j][i], delta_of[i / 2]).ds;
             }
 #pragma unroll
         for (u32 i = 0; i < KEYS / 16; i++) {
@@ -250,7 +252,7 @@ DEVICE void backward_kv(const float *q, const float *k, const float *v, const fl
                 const float lse_t = exists ? lse[row_at + t] : infinity(), delta_t = exists ? delta[row_at + t] : 0.0f;
 #pragma unroll
                 for (u32 i = 0; i < R; i++) {
-                    const Element e = element(at.first + y + 16 * i <= t + s.shift(), p[i][j] * scale, lse_t, dp[i][j], delta_t);
+                    const Element e = element<exp_f32>(at.first + y + 16 * i <= t + s.shift(), p[i][j] * scale - lse_t, dp[i][j], delta_t);
                     ps[(y + 16 * i) * (BLOCK + 1) + x + 16 * j] = e.p;
                     dss[(y + 16 * i) * (BLOCK + 1) + x + 16 * j] = e.ds;
                 }
@@ -297,7 +299,7 @@ DEVICE void backward_q(const float *q, const float *k, const float *v, const flo
 #pragma unroll
             for (u32 j = 0; j < R; j++) {
                 const u32 key = first + x + 16 * j;
-                dss[row * (BLOCK + 1) + x + 16 * j] = element(key <= at.first + row + s.shift(), p[i][j] * scale, lse_of, dp[i][j], delta_of).ds;
+                dss[row * (BLOCK + 1) + x + 16 * j] = element<exp_f32>(key <= at.first + row + s.shift(), p[i][j] * scale - lse_of, dp[i][j], delta_of).ds;
             }
         }
         __syncthreads();

@@ -20,17 +20,19 @@ DEVICE void reduce_exp(float x, float &n, float &r) {
     r = fmaf(n, -1.4286068e-6f, r);
 }
 
-// 2^n e^r for |r| <= ln 2 / 2 and a little more.
-DEVICE float exp_reduced(float n, float r) {
+// e^r for |r| <= ln 2 / 2 and a little more.
+DEVICE float exp_mantissa(float r) {
     float p = 1.3814608e-3f;
     p = fmaf(p, r, 8.368717e-3f);
     p = fmaf(p, r, 4.166839e-2f);
     p = fmaf(p, r, 1.6666521e-1f);
     p = fmaf(p, r, 4.9999993e-1f);
     p = fmaf(p, r, 1.0f);
-    p = fmaf(p, r, 1.0f);
-    return mul_pow2(p, n);
+    return fmaf(p, r, 1.0f);
 }
+
+// 2^n e^r.
+DEVICE float exp_reduced(float n, float r) { return mul_pow2(exp_mantissa(r), n); }
 
 // e^x within 0.91 ULP. NaN passes through the comparisons.
 DEVICE float exp_f32(float x) {
