@@ -20,13 +20,19 @@
 //! - the noise of the f64 reference, `(k + 4) 2^-53 sum |r out|`, divided by the smallest step and doubled, since the
 //!   coefficients of the extrapolation add up to less than 2.
 //!
+//! In bf16 ([`GradCheck::in_bf16`]) a product's sums are cut off, not rounded, by tensor cores: 2^-23 for 2^-24; and n roundings to bf16 on the
+//! longest way to the gradient add `e^(n 2^-8) - 1` of S.
+//!
 //! Where truncation is more than the other two, the check fails: then the inputs are within a step of a kink, such as RELU's
 //! at 0, where a difference proves nothing.
 
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Tape, Var};
 use kernels::testing::{ROUNDING, uniform};
-use tensor::{Device, Shape, Tensor, ops, pool};
+use tensor::{DType, Device, Shape, Tensor, ops, pool};
+
+/// Half a unit in the last place of bf16, which has eight bits.
+const BF16_ROUNDING: f64 = 1.0 / (1 << 8) as f64;
 
 /// The first of three steps, each half of the one before. For inputs of 1/8 and more a relative step of 2^-7, whose fourth
 /// power, over the 4 * 5! of R2's error term, is below rounding even where a function varies as fast as `1 / x`.
@@ -53,6 +59,8 @@ pub struct GradCheck<'a> {
     roundings: usize,
     sizes: Option<Box<Sizes<'a>>>,
     device: Device,
+    /// n, where inputs are bf16.
+    bf16_roundings: Option<usize>,
 }
 
 /// An input fit for a check: reproducible values in `-1.125 ..= 1.125`, at least 1/8 away from 0, on a grid of 2^-23.
@@ -73,7 +81,14 @@ impl<'a> GradCheck<'a> {
     /// A check of `name` at these inputs; what is not differentiated (tokens, tables) stays with the closures of
     /// [`run`](GradCheck::run).
     pub fn new(name: &'a str, inputs: &[Tensor]) -> Self {
-        GradCheck { name, inputs: inputs.to_vec(), roundings: 0, sizes: None, device: Device::Cpu }
+        GradCheck {
+            name,
+            inputs: inputs.to_vec(),
+            roundings: 0,
+            sizes: None,
+            device: Device::Cpu,
+            bf16_roundings: None,
+        }
     }
 
     /// Sets k: the most terms that are summed on the way to a gradient, and what functions such as exp add, in roundings.
@@ -90,6 +105,13 @@ impl<'a> GradCheck<'a> {
     /// Puts the inputs on a device. Tensors that the closures keep must be there too.
     pub fn on(self, device: &Device) -> Self {
         GradCheck { device: device.clone(), ..self }
+    }
+
+    /// Rounds the inputs to bf16, which then is their type, and sets n: the most roundings to bf16 on the way to a gradient, that of its own
+    /// result and of r among them. Where the op gives bf16, r is rounded too. For a GPU: see [`on`](GradCheck::on).
+    pub fn in_bf16(self, n: usize) -> Self {
+        let rounded = |x: &Tensor| ops::cast(&ops::cast(x, DType::Bf16), DType::F32);
+        GradCheck { bf16_roundings: Some(n), inputs: self.inputs.iter().map(rounded).collect(), ..self }
     }
 
     /// Runs the op on every choice of inputs whose gradient is wanted; then twice into the same [`Gradients`].
@@ -132,7 +154,12 @@ impl<'a> GradCheck<'a> {
         let truncation = slope.truncation;
         for (passes, tape) in [1, 2].into_iter().zip(tape) {
             let times = passes as f64;
-            let rounding = (passes * self.roundings + 4) as f64 * ROUNDING * times * size + times * noise;
+            let mut rounding = (passes * self.roundings + 4) as f64 * ROUNDING * times * size + times * noise;
+            if let Some(n) = self.bf16_roundings {
+                // The sum of two passes is rounded once more.
+                let of_bf16 = ((n + passes - 1) as f64 * BF16_ROUNDING).exp_m1();
+                rounding = 2.0 * rounding + of_bf16 * times * size;
+            }
             let kink = truncation > rounding;
             assert!(
                 !kink,
@@ -177,7 +204,8 @@ impl<'a> GradCheck<'a> {
         let tape = Tape::new();
         let var = |(i, x): (usize, &Tensor)| if wanted(i) { tape.leaf(x.clone()) } else { tape.constant(x.clone()) };
         let there = |x: &Tensor| x.to_device(&self.device).unwrap_or_else(|e| panic!("{}: {e}", self.name));
-        let inputs: Vec<Tensor> = self.inputs.iter().map(there).collect();
+        let dtype = if self.bf16_roundings.is_some() { DType::Bf16 } else { DType::F32 };
+        let inputs: Vec<Tensor> = self.inputs.iter().map(|x| ops::cast(&there(x), dtype)).collect();
         let inputs: Vec<Var> = inputs.iter().enumerate().map(var).collect();
         let out = forward(&inputs);
         let elements = out.value().elements();
@@ -264,7 +292,7 @@ struct WeightedSum {
 }
 
 fn weighted_sum<'t>(x: &Var<'t>, r: Tensor) -> Var<'t> {
-    let y = ops::sum(&ops::mul(x.value(), &r));
+    let y = ops::sum(&ops::mul(&ops::cast(x.value(), DType::F32), &r));
     x.tape().record("weighted_sum", y, &[x], || WeightedSum { r, x_slot: x.slot })
 }
 
@@ -280,7 +308,7 @@ impl Op for WeightedSum {
 }
 
 fn to_vec(x: &Tensor) -> Vec<f32> {
-    x.to_vec().unwrap_or_else(|e| panic!("gradcheck: {e}"))
+    ops::cast(x, DType::F32).to_vec().unwrap_or_else(|e| panic!("gradcheck: {e}"))
 }
 
 #[cfg(test)]

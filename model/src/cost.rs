@@ -1,6 +1,6 @@
 //! What a model costs: parameters, arithmetic and memory, by formulas. For `silurian inspect` and for reports.
 
-use crate::Config;
+use crate::{Config, Precision};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -28,26 +28,30 @@ pub struct Flops {
     pub backward: f64,
 }
 
-/// Bytes of training memory in f32.
+/// Bytes of training memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainingMemory {
     /// The parameters.
     pub parameters: u64,
-    /// Their gradients.
+    /// In bf16, the copies that products read: of all parameters but norms and a token table that is not the LM head too.
+    pub copies: u64,
+    /// The gradients of the parameters.
     pub gradients: u64,
     /// AdamW's two moments.
     pub moments: u64,
-    /// What the forward keeps for the backward: for each token of a micro-batch and each layer `4 C + 2 H D + 2 K D + H + 2 F + 2`
-    /// numbers, and `2 C + 2` beside the layers.
+    /// What the forward keeps for the backward: for each token of a micro-batch and each layer `2 C + 2 H D + 2 K D + 2 F` numbers of the
+    /// precision and `2 C + H + 2` of f32, and beside the layers `C` and `C + 2`.
     pub activations: u64,
-    /// At the backward's peak, beside that: the gradients of a layer's FFN, `4 F + 2 C` numbers a token.
+    /// At the backward's peak, beside that: the gradients of a layer's FFN, `4 F` numbers of the precision and `2 C` of f32 a token; in bf16,
+    /// another `C`.
     pub workspace: u64,
 }
 
 impl TrainingMemory {
     /// All of it. An estimate: the kernels' scratch is not counted (a few MiB a thread), nor what the pool rounds up.
     pub fn total(&self) -> u64 {
-        let parts = [self.parameters, self.gradients, self.moments, self.activations, self.workspace];
+        let TrainingMemory { parameters, copies, gradients, moments, activations, workspace } = *self;
+        let parts = [parameters, copies, gradients, moments, activations, workspace];
         parts.into_iter().fold(0, u64::saturating_add)
     }
 }
@@ -84,22 +88,34 @@ impl Config {
     }
 
     /// The memory of training with micro-batches of `tokens` (B T) tokens.
-    pub fn training_memory(&self, tokens: usize) -> TrainingMemory {
+    pub fn training_memory(&self, tokens: usize, precision: Precision) -> TrainingMemory {
         let parameters = F32 * self.parameters() as u64;
         let (c, q, kv, f) = (self.d_model, self.q_width(), self.kv_width(), self.d_ff);
-        // Two residuals, two normalised; q and the attention's result; k and v; lse; g and u; two inverse norms.
-        let layer = 4 * c + 2 * q + 2 * kv + self.n_heads + 2 * f + 2;
-        // The last residual and dx of the LM head; its inverse norm and the tokens.
-        let saved = self.n_layers * layer + 2 * c + 2;
-        // dh, h, dg, du; dy and dx.
-        let workspace = 4 * f + 2 * c;
-        let bytes = |numbers: usize| (F32 * tokens as u64).saturating_mul(numbers as u64);
+        let factor = precision.dtype().size() as u64;
+        let bytes = |factors: usize, wide: usize| {
+            (tokens as u64).saturating_mul((factor * factors as u64).saturating_add(F32 * wide as u64))
+        };
+        // Two normalised; q and the attention's result; k and v; g and u.
+        let factors = 2 * c + 2 * q + 2 * kv + 2 * f;
+        // Two residuals; lse; two inverse norms.
+        let wide = 2 * c + self.n_heads + 2;
+        let (copies, rounded_dy) = match precision {
+            Precision::F32 => (0, 0),
+            Precision::Bf16 => {
+                let table = if self.tie_embeddings { 0 } else { self.vocab_size * c };
+                let norms = c + 2 * c * self.n_layers;
+                (factor * (self.parameters() - norms - table) as u64, c)
+            }
+        };
         TrainingMemory {
             parameters,
+            copies,
             gradients: parameters,
             moments: 2 * parameters,
-            activations: bytes(saved),
-            workspace: bytes(workspace),
+            // dx of the LM head; the last residual, its inverse norm and the tokens.
+            activations: bytes(self.n_layers * factors + c, self.n_layers * wide + c + 2),
+            // dh, h, dg, du; dy and dx.
+            workspace: bytes(4 * f + rounded_dy, 2 * c),
         }
     }
 

@@ -1,25 +1,42 @@
 //! The parameters as variables on a tape.
 
-use crate::Weights;
+use crate::{Precision, Weights};
 use autograd::{Tape, Var};
 use std::ops::Index;
+use tensor::Tensor;
 
 /// All parameters as leaves, in the fixed order of [`parameter_specs`](crate::parameter_specs): on a fresh tape, slot i of
 /// [`Gradients`](autograd::Gradients) is parameter i. Index with the positions in [`LayerNames`](crate::LayerNames).
+///
+/// In bf16 the matrices that products read are copies, which [stand in](Var::stand_in) for the leaves: gradients go to the leaves, in f32.
 ///
 /// A leaf shares its parameter's storage, which an optimiser may write only when nothing else holds it: drop the leaves
 /// (and the tape) before the update.
 pub struct Leaves<'t> {
     tape: &'t Tape,
+    precision: Precision,
+    embed_tokens: Var<'t>,
+    /// As the layers read them.
     vars: Vec<Var<'t>>,
     tied: bool,
 }
 
 impl<'t> Leaves<'t> {
-    /// Leaves for `weights`, before anything else is put on the tape.
-    pub(crate) fn new(tape: &'t Tape, weights: &Weights) -> Leaves<'t> {
-        let vars = weights.tensors().iter().map(|w| tape.leaf(w.clone())).collect();
-        Leaves { tape, vars, tied: weights.config().tie_embeddings }
+    /// Leaves for `weights`, before anything else is put on the tape. `copies` are those of the parameters that products read in another
+    /// precision than f32.
+    pub(crate) fn new(
+        tape: &'t Tape,
+        weights: &Weights,
+        precision: Precision,
+        copies: &[Option<Tensor>],
+    ) -> Leaves<'t> {
+        let leaves: Vec<Var> = weights.tensors().iter().map(|w| tape.leaf(w.clone())).collect();
+        let vars = leaves.iter().zip(copies).map(|(leaf, copy)| match copy {
+            Some(copy) => leaf.stand_in(copy.clone()),
+            None => leaf.clone(),
+        });
+        let (embed_tokens, tied) = (leaves[0].clone(), weights.config().tie_embeddings);
+        Leaves { tape, precision, embed_tokens, vars: vars.collect(), tied }
     }
 
     /// The tape that they are on.
@@ -27,9 +44,14 @@ impl<'t> Leaves<'t> {
         self.tape
     }
 
-    /// The embedding table `[V, C]`.
+    /// What products read.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The embedding table `[V, C]`, in f32: its rows begin the residual stream.
     pub fn embed_tokens(&self) -> &Var<'t> {
-        &self.vars[0]
+        &self.embed_tokens
     }
 
     /// The gain of the last norm, `[C]`.

@@ -3,22 +3,37 @@
 use crate::attention::attention;
 use crate::ffn::ffn;
 use crate::project::{project, scoped};
-use crate::{LatentPenalty, LayerNames, Leaves, Probe, PsiAt, RopeTable, Weights};
+use crate::{LatentPenalty, LayerNames, Leaves, Precision, Probe, PsiAt, RopeTable, Weights};
 use autograd::{Tape, Var};
-use tensor::{Tensor, failure};
+use std::sync::OnceLock;
+use tensor::{DType, Tensor, failure, ops};
 
 /// A model: its parameters, and the rotary table that follows from its config.
 pub struct Transformer {
     weights: Weights,
     rope: RopeTable,
+    precision: Precision,
+    /// Of the weights that products read, if not in f32: made when they are first asked for, and dropped when the weights may change.
+    copies: OnceLock<Vec<Option<Tensor>>>,
 }
 
 impl Transformer {
-    /// The model with these parameters, where they are. Raises the [failure](tensor::failure) of a GPU without room for the table.
+    /// The model with these parameters, where they are, computing in f32. Raises the [failure](tensor::failure) of a GPU without room for
+    /// the table.
     pub fn new(weights: Weights) -> Transformer {
         let rope = RopeTable::new(weights.config()).to_device(&weights.device());
         let rope = rope.unwrap_or_else(|e| failure::raise("the rotary table", e));
-        Transformer { weights, rope }
+        Transformer { weights, rope, precision: Precision::F32, copies: OnceLock::new() }
+    }
+
+    /// The same model, computing in `precision`.
+    pub fn with_precision(self, precision: Precision) -> Transformer {
+        Transformer { precision, copies: OnceLock::new(), ..self }
+    }
+
+    /// What it computes in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The parameters.
@@ -28,6 +43,7 @@ impl Transformer {
 
     /// The parameters, to be changed in place by an optimiser.
     pub fn weights_mut(&mut self) -> &mut Weights {
+        self.copies = OnceLock::new();
         &mut self.weights
     }
 
@@ -36,16 +52,25 @@ impl Transformer {
         self.weights
     }
 
-    /// The parameters as variables on a fresh tape. See [`Leaves`].
+    /// The parameters as variables on a fresh tape. See [`Leaves`]. The copies in bf16 are made once for all tapes until the next
+    /// [`weights_mut`](Transformer::weights_mut).
     pub fn leaves<'t>(&self, tape: &'t Tape) -> Leaves<'t> {
-        Leaves::new(tape, &self.weights)
+        let copies = self.copies.get_or_init(|| {
+            let copy = |(i, weight): (usize, &Tensor)| {
+                // The matrices, but for a table that is looked up alone.
+                let is_factor = weight.shape().rank() == 2 && (i > 0 || self.weights.config().tie_embeddings);
+                (is_factor && self.precision != Precision::F32).then(|| ops::cast(weight, self.precision.dtype()))
+            };
+            self.weights.tensors().iter().enumerate().map(copy).collect()
+        });
+        Leaves::new(tape, &self.weights, self.precision, copies)
     }
 
     /// The last hidden state, normalised: what the LM head reads.
     ///
     /// `x = E[tokens]`; for every layer `x = x + attention(norm(x))`, `x = x + ffn(norm(x))`; then `norm(x)`.
     ///
-    /// Shapes: tokens u32 `[B, T]`, each below V; result `[B, T, C]`. Each sequence begins at position 0. Row `b T + t` is
+    /// Shapes: tokens u32 `[B, T]`, each below V; result `[B, T, C]`, of the precision's type. Each sequence begins at position 0. Row `b T + t` is
     /// token `psi.first_token + b T + t` of the step, for the draws. `probe` sees the FFN's gates.
     ///
     /// Panics unless tokens is `[B, T]` with T at most `max_seq_len`.
@@ -66,13 +91,13 @@ impl Transformer {
         let c = self.weights.config();
         let fits = tokens.shape().rank() == 2 && tokens.dim(1) <= c.max_seq_len;
         assert!(fits, "hidden: tokens {}: not [B, T] with T at most {}", tokens.shape(), c.max_seq_len);
-        let tape = w.tape();
+        let (tape, dtype) = (w.tape(), w.precision().dtype());
 
         let mut x = scoped(tape, "embed_tokens", || w.embed_tokens().embedding(tokens)); // [B, T, C]
         for layer in 0..c.n_layers {
             let _scope = tape.scope(format_args!("layers.{layer}"));
             let at = LayerNames::new(layer);
-            let norm = |x: &Var<'t>, name, gain| scoped(tape, name, || x.rms_norm(&w[gain], c.norm_eps));
+            let norm = |x: &Var<'t>, name, gain| scoped(tape, name, || x.rms_norm_as(dtype, &w[gain], c.norm_eps));
 
             let n = norm(&x, "input_layernorm", at.input_layernorm);
             x = &x + &scoped(tape, "self_attn", || attention(n, w, at, c, &self.rope));
@@ -80,7 +105,7 @@ impl Transformer {
             let (probe, penalty) = (probe.as_deref_mut(), penalty.as_deref_mut());
             x = &x + &scoped(tape, "mlp", || ffn(n, w, layer, psi, probe, penalty));
         }
-        scoped(tape, "norm", || x.rms_norm(w.norm(), c.norm_eps))
+        scoped(tape, "norm", || x.rms_norm_as(dtype, w.norm(), c.norm_eps))
     }
 
     /// The cross-entropy of `targets` `[B, T]` u32 after `tokens` `[B, T]`, summed over all B T positions: `scale` times it,
@@ -115,9 +140,9 @@ impl Transformer {
         scoped(w.tape(), "lm_head", || x.lm_head_loss(w.lm_head(), targets, scale))
     }
 
-    /// The logits `[B, T, V]` of [`hidden`](Transformer::hidden)'s result. Training never makes them all: see
+    /// The logits `[B, T, V]`, in f32, of [`hidden`](Transformer::hidden)'s result. Training never makes them all: see
     /// [`loss`](Transformer::loss).
     pub fn logits<'t>(&self, w: &Leaves<'t>, hidden: &Var<'t>) -> Var<'t> {
-        project(hidden, "lm_head", w.lm_head())
+        project(hidden, "lm_head", w.lm_head()).cast(DType::F32)
     }
 }

@@ -1,7 +1,7 @@
 //! The formula for training memory against what the pool hands out. One test in one process: the pool counts for all.
 
 use autograd::{Gradients, Tape};
-use model::{Config, Psi, PsiAt, Transformer, Weights, preset};
+use model::{Config, Precision, Psi, PsiAt, Transformer, Weights, preset};
 use tensor::{Tensor, pool};
 
 #[test]
@@ -11,7 +11,7 @@ fn training_memory_is_what_the_formula_says() {
     let (batch, time) = (4, 64);
     let model = Transformer::new(Weights::init(&config, 1));
     let tokens = Tensor::from_slice(&vec![7u32; batch * time], [batch, time]);
-    let expected = config.training_memory(batch * time);
+    let expected = config.training_memory(batch * time, Precision::F32);
     let mut grads = Gradients::default();
     // The second micro-batch adds to the gradients of the first.
     for micro_batch in 0..2 {

@@ -42,7 +42,8 @@ impl Op for Add {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::{broadcast, broadcast_shapes};
+    use crate::ops::testing::{broadcast, broadcast_shapes, gpu};
+    use tensor::DType;
 
     #[test]
     fn add_gradients() {
@@ -50,7 +51,12 @@ mod tests {
             let inputs = [input(1, a), input(2, b)];
             // A gradient is a sum over the elements that were repeated: 24 at most.
             let check = GradCheck::new("add", &inputs).roundings(24);
-            check.run(|x| &x[0] + &x[1], |x| broadcast((x[0], a), (x[1], b), |a, b| a + b));
+            let sum = |x: &[&[f32]]| broadcast((x[0], a), (x[1], b), |a, b| a + b);
+            check.run(|x| &x[0] + &x[1], sum);
+            // r, its sum, the gradient; then a residual stream of f32, whose r is not rounded.
+            let check = check.in_bf16(3).on(&gpu());
+            check.run(|x| &x[0] + &x[1], sum);
+            check.run(|x| &x[0].cast(DType::F32) + &x[1], sum);
         }
     }
 

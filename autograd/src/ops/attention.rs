@@ -56,7 +56,7 @@ impl Op for Attention {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::devices;
+    use crate::ops::testing::{devices, gpu};
     use kernels::attention::AttentionShape;
     use kernels::reference;
 
@@ -88,6 +88,14 @@ mod tests {
                 let out = |x: &[&[f32]]| reference::attention(shape, scale, x[0], x[1], x[2]).0;
                 check.on(&device).run(|x| x[0].attention(&x[1], &x[2], scale), out);
             }
+            // r; P, and out for rowsum(dO O); dS; the results.
+            let check = GradCheck::new("attention", &inputs).roundings(roundings(shape, scale)).in_bf16(5);
+            let check = check.sizes(|x, r| {
+                let abs = reference::attention_abs(shape, scale, x[0], x[1], x[2], r);
+                vec![abs.dq, abs.dk, abs.dv]
+            });
+            let out = |x: &[&[f32]]| reference::attention(shape, scale, x[0], x[1], x[2]).0;
+            check.on(&gpu()).run(|x| x[0].attention(&x[1], &x[2], scale), out);
         }
     }
 

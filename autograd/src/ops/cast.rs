@@ -32,3 +32,20 @@ impl Op for Cast {
         grads.add(self.x_slot, ops::cast(&dy, self.from));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::gpu;
+    use tensor::DType;
+
+    /// Of rounded inputs both ways are the identity, and so is the gradient, but for the rounding of r.
+    #[test]
+    fn cast_gradients() {
+        let identity = |x: &[&[f32]]| x[0].iter().map(|&x| x as f64).collect();
+        let check = GradCheck::new("cast", &[input(1, [2, 3, 7])]).on(&gpu()).in_bf16(1);
+        check.run(|x| x[0].cast(DType::Bf16), identity);
+        check.run(|x| x[0].cast(DType::F32), identity);
+        check.run(|x| x[0].cast(DType::F32).cast(DType::Bf16), identity);
+    }
+}

@@ -45,7 +45,7 @@ impl Op for GatedActivation {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::activations;
+    use crate::ops::testing::{activations, gpu};
     use kernels::reference;
 
     #[test]
@@ -62,8 +62,10 @@ mod tests {
                     let du = r.iter().enumerate().map(|(i, &r)| (r as f64 * psi(i).0).abs()).collect();
                     vec![r.iter().enumerate().map(dg).collect(), du]
                 });
-                check
-                    .run(|x| x[0].gated_activation(&x[1], act), |x| reference::gated_activation(act, x[0], x[1], d_ff));
+                let formula = |x: &[&[f32]]| reference::gated_activation(act, x[0], x[1], d_ff);
+                check.run(|x| x[0].gated_activation(&x[1], act), formula);
+                // r; dg and du.
+                check.in_bf16(2).on(&gpu()).run(|x| x[0].gated_activation(&x[1], act), formula);
             }
         }
     }

@@ -65,10 +65,8 @@ impl Op for GatedDownProj {
     /// `dW2 += dy^T h`, in f32.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
         let dy = ops::cast(&as_matrix(&dy), self.g.dtype());
-        let ops::GatedGradients { dg, du, h } = {
-            let dh = ops::matmul(&dy, &self.weight).reshape(self.g.shape());
-            ops::gated_activation_backward(self.act, self.l1, &dh, &self.g, &self.u)
-        };
+        let ops::GatedGradients { dg, du, h } =
+            ops::gemm_gated_activation_backward(self.act, self.l1, &dy, &self.weight, &self.g, &self.u);
         grads.accumulate(self.weight_slot, &dy.device(), self.weight.shape(), DType::F32, |beta, dw| {
             ops::matmul_into(&dy.t(), &as_matrix(&h), beta, dw)
         });
@@ -80,7 +78,7 @@ impl Op for GatedDownProj {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input, weights_of_results};
-    use crate::ops::testing::{activations, devices};
+    use crate::ops::testing::{activations, devices, gpu};
     use kernels::reference;
     use tensor::{Activation, Shape};
 
@@ -122,6 +120,12 @@ mod tests {
                         .sizes(move |x, r| sizes(act, 0.0, [f, c], x, r))
                         .run(|x| x[0].gated_down_proj(&x[1], &x[2], act), |x| reference(act, [f, c], x));
                 }
+                // r; dh and then dg and du, or h.
+                let check = GradCheck::new("gated_down_proj", &inputs).roundings(c.max(rows) + 12).in_bf16(3);
+                check
+                    .on(&gpu())
+                    .sizes(move |x, r| sizes(act, 0.0, [f, c], x, r))
+                    .run(|x| x[0].gated_down_proj(&x[1], &x[2], act), |x| reference(act, [f, c], x));
             }
         }
     }

@@ -64,9 +64,11 @@ pub(crate) fn as_matrix(x: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::{devices, product_sizes};
+    use crate::ops::testing::{devices, gpu, product_sizes};
+    use crate::{Gradients, Tape, Var};
+    use half::bf16;
     use kernels::{Mat, reference};
-    use tensor::Shape;
+    use tensor::{DType, Shape, Tensor, ops};
 
     #[test]
     fn linear_gradients() {
@@ -84,7 +86,40 @@ mod tests {
                 let check = GradCheck::new("linear", &[input(1, shape), input(2, [n, k])]).roundings(rows.max(n));
                 check.on(&device).sizes(sizes).run(|x| x[0].linear(&x[1]), product);
             }
+            // r and dx; dW is f32.
+            let check =
+                GradCheck::new("linear", &[input(1, shape), input(2, [n, k])]).roundings(rows.max(n)).in_bf16(2);
+            check.on(&gpu()).sizes(sizes).run(|x| x[0].linear(&x[1]), product);
         }
+    }
+
+    /// The weight in f32 has a copy in bf16, and its gradient, in f32, is in the leaf's slot; what flows back to x is bf16.
+    #[test]
+    fn linear_gradients_of_a_copy_are_its_leafs_and_f32() {
+        let (gpu, tape) = (gpu(), Tape::new());
+        let there = |x: Tensor| x.to_device(&gpu).unwrap();
+        let rounded = |x: &Var| ops::cast(x.value(), DType::Bf16);
+        let (w, x) = (tape.leaf(there(input(1, [3, 5]))), tape.leaf(there(input(2, [4, 5]))));
+        let x_bf16 = tape.leaf(rounded(&x));
+        let y = x_bf16.linear(&w.stand_in(rounded(&w)));
+        assert_eq!((y.value().dtype(), tape.len()), (DType::Bf16, 1), "linear: a copy is no op");
+        let mut grads = Gradients::default();
+        for _ in 0..2 {
+            let y = x_bf16.linear(&w.stand_in(rounded(&w)));
+            y.cast(DType::F32).sum().backward(&mut grads);
+        }
+        // Twice the sums over the rows of x, which is exact in f32.
+        let x = rounded(&x).to_vec::<bf16>().unwrap();
+        let sums: Vec<f32> = (0..5).map(|k| 2.0 * (0..4).map(|row| x[row * 5 + k].to_f32()).sum::<f32>()).collect();
+        let dw = grads.get(&w).expect("linear: the leaf has the copy's gradient");
+        assert_eq!(dw.to_vec::<f32>().unwrap(), sums.repeat(3), "linear: dW");
+        assert_eq!(grads.get(&x_bf16).map(Tensor::dtype), Some(DType::Bf16), "linear: dx");
+    }
+
+    #[test]
+    #[should_panic(expected = "stand_in: a copy of shape [5, 3] for a leaf of shape [3, 5]")]
+    fn a_copy_has_the_shape_of_its_leaf() {
+        Tape::new().leaf(input(1, [3, 5])).stand_in(input(1, [5, 3]));
     }
 
     #[test]

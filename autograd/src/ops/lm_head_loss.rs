@@ -62,7 +62,7 @@ fn scaled(factor: f32, d: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::devices;
+    use crate::ops::testing::{devices, gpu};
     use crate::{Gradients, Tape};
     use kernels::reference;
     use tensor::{Shape, Tensor};
@@ -109,6 +109,14 @@ mod tests {
                     |x| vec![SCALE as f64 * reference::lm_head_loss(x[0], x[1], targets, c, 1.0).0],
                 );
             }
+            // dz and the results; r, for dy is not 1.
+            let indices = Tensor::from_slice(targets, lead).to_device(&gpu()).unwrap();
+            let check = GradCheck::new("lm_head_loss", &[input(1, shape), input(2, [v, c])]).in_bf16(3);
+            let check = check.on(&indices.device()).roundings(roundings(rows, c, v));
+            check.sizes(move |x, r| sizes(c, targets, x, r)).run(
+                |x| x[0].lm_head_loss(&x[1], &indices, SCALE).0,
+                |x| vec![SCALE as f64 * reference::lm_head_loss(x[0], x[1], targets, c, 1.0).0],
+            );
         }
     }
 

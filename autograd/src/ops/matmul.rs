@@ -46,7 +46,7 @@ impl Op for Matmul {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::product_sizes;
+    use crate::ops::testing::{gpu, product_sizes};
     use kernels::{Mat, reference};
 
     #[test]
@@ -58,6 +58,7 @@ mod tests {
             let check =
                 GradCheck::new("matmul", &[input(1, [m, k]), input(2, [k, n])]).roundings(m.max(n)).sizes(sizes);
             check.run(|x| x[0].matmul(&x[1]), product);
+            check.in_bf16(2).on(&gpu()).run(|x| x[0].matmul(&x[1]), product);
         }
     }
 

@@ -53,9 +53,9 @@ impl Op for RmsNorm {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
-    use crate::ops::testing::devices;
+    use crate::ops::testing::{devices, gpu};
     use kernels::reference;
-    use tensor::Shape;
+    use tensor::{DType, Shape};
 
     const EPS: f32 = 1e-3;
 
@@ -81,6 +81,13 @@ mod tests {
                     .sizes(sizes)
                     .run(|x| x[0].rms_norm(&x[1], EPS), |x| reference::rms_norm(x[0], x[1], EPS).0);
             }
+            // From the residual stream in f32 to bf16, and back: r; the gradients, because the inputs here are bf16.
+            let check = GradCheck::new("rms_norm", &[input(1, shape), input(2, [c])]).on(&gpu()).in_bf16(2);
+            let [f32, bf16] = [DType::F32, DType::Bf16];
+            check.roundings(roundings(shape.elements() / c, c)).sizes(sizes).run(
+                |x| x[0].cast(f32).rms_norm_as(bf16, &x[1].cast(f32), EPS),
+                |x| reference::rms_norm(x[0], x[1], EPS).0,
+            );
         }
     }
 

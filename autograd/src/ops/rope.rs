@@ -44,6 +44,7 @@ impl Op for Rope {
 #[cfg(test)]
 mod tests {
     use crate::gradcheck::{GradCheck, input};
+    use crate::ops::testing::gpu;
     use kernels::reference;
     use kernels::rope::RopeShape;
 
@@ -59,6 +60,13 @@ mod tests {
             let check = GradCheck::new("rope", &[input(1, [b, seq_len, n_heads, head_dim])]).roundings(2);
             check.run(
                 |x| x[0].rope(&tables[0], &tables[1], first_position),
+                |x| reference::rope(x[0], &cos, &sin, shape, 1.0),
+            );
+            // r and dx. A pair's gradient has two terms, of which the differences see one result each.
+            let gpu = gpu();
+            let [cos_there, sin_there] = [0, 1].map(|i| tables[i].to_device(&gpu).unwrap());
+            check.in_bf16(2).on(&gpu).run(
+                |x| x[0].rope(&cos_there, &sin_there, first_position),
                 |x| reference::rope(x[0], &cos, &sin, shape, 1.0),
             );
         }

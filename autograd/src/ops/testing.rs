@@ -5,7 +5,12 @@ use tensor::{Activation, Device, Fixed, MaskSite, Positive};
 
 /// The CPU, and a GPU: the interpreter of its kernels.
 pub fn devices() -> [Device; 2] {
-    [Device::Cpu, Device::Cuda(cuda_testing::device())]
+    [Device::Cpu, gpu()]
+}
+
+/// A GPU alone: what takes bf16.
+pub fn gpu() -> Device {
+    Device::Cuda(cuda_testing::device())
 }
 
 /// Pairs of shapes that broadcast: equal, to more axes, both ways at once, scalars.

@@ -42,7 +42,7 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, beta: Beta, c: &mut Tensor) {
 }
 
 /// A matrix on a GPU, dense as it is or as its transpose.
-fn cuda_mat<T: Element>(x: &Tensor) -> DenseMat<'_, T> {
+pub(super) fn cuda_mat<T: Element>(x: &Tensor) -> DenseMat<'_, T> {
     let Storage::Cuda(buffer) = &x.storage else { unreachable!("place() said a GPU") };
     let data = buffer.as_slice().cast().part(x.range());
     let &[rows, cols] = &*x.shape else { unreachable!("a matrix was expected") };

@@ -32,8 +32,12 @@ pub use attention::{Attention, attention, attention_backward};
 pub use cast::{cast, copy};
 pub use elementwise::*;
 pub use embedding::{embedding, embedding_backward};
-pub use gated_activation::{GatedGradients, gated_activation, gated_activation_backward};
+pub use gated_activation::{
+    Gated, GatedGradients, gated_activation, gated_activation_backward, gemm_gated_activation,
+    gemm_gated_activation_backward,
+};
 pub use lm_head_loss::{LossGradients, lm_head_loss, lm_head_loss_backward};
+use matmul::cuda_mat;
 pub use matmul::{matmul, matmul_into};
 pub use reduce::{count_positive, first_non_finite, sum, sum_abs, sum_squares, sum_to};
 pub use rms_norm::{rms_norm, rms_norm_as, rms_norm_backward};

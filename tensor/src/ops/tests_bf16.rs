@@ -341,3 +341,40 @@ fn what_is_counted_now_and_then_takes_bf16() {
         assert_eq!(first_non_finite(&on(&device, &bad, [12, 5])), Some(17), "first_non_finite");
     }
 }
+
+/// Whatever is fused has the bits of what it is made of, for rows that begin at multiples of 16 bytes and others, in f32 and bf16.
+#[test]
+fn fused_products_of_the_ffn_are_their_parts() {
+    let gpu = gpu();
+    let site = MaskSite { seed: 7, first_token: 3, layer: 1, stream: 0, step: 9 };
+    let odd_pair = Activation::pair(0.4, [Fixed::Gelu, Fixed::Tanh], Positive::Silu, site);
+    for (c, d_ff) in [(8, 24), (5, 11)] {
+        for (device, dtype) in [(&gpu, DType::Bf16), (&gpu, DType::F32), (&Device::Cpu, DType::F32)] {
+            let of = |seed, shape: &[usize]| {
+                let elements = Shape::new(shape).elements();
+                cast(&on(device, &uniform(seed, elements), shape), dtype)
+            };
+            let (x, dy) = (of(1, &[2, 3, c]), of(2, &[6, c]));
+            let (gate, up, down) = (of(3, &[d_ff, c]), of(4, &[d_ff, c]), of(5, &[c, d_ff]));
+            // A weight that is a view is copied first.
+            let view = of(6, &[c, d_ff]).t();
+            for (gate, act) in
+                [(&gate, Activation::stochastic(0.4, site)), (&gate, odd_pair), (&view, Activation::Relu)]
+            {
+                let what = format!("C {c} F {d_ff} {dtype} on {device:?} {act:?}");
+                let same = |a: &Tensor, b: &Tensor| assert!(a.shape() == b.shape() && wide(a) == wide(b), "{what}");
+                let made = super::gemm_gated_activation(act, &x, gate, &up);
+                let [g, u] = [gate, &up].map(|w| matmul(&x.reshape([6, c]), &w.t()).reshape([2, 3, d_ff]));
+                same(&made.g, &g);
+                same(&made.u, &u);
+                same(&made.h, &super::gated_activation(act, &g, &u));
+                let made = super::gemm_gated_activation_backward(act, 0.25, &dy, &down, &g, &u);
+                let dh = matmul(&dy, &down).reshape([2, 3, d_ff]);
+                let parts = super::gated_activation_backward(act, 0.25, &dh, &g, &u);
+                same(&made.dg, &parts.dg);
+                same(&made.du, &parts.du);
+                same(&made.h, &parts.h);
+            }
+        }
+    }
+}
