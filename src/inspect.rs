@@ -4,7 +4,7 @@ use crate::source;
 use crate::terminal::{bytes, grouped, say};
 use anyhow::{Context, bail};
 use infer::{KvFormat, WeightFormat, filter_bytes, resident_bytes, resident_filter_path, resident_path};
-use model::{Config, PRESETS, preset};
+use model::{Config, PRESETS, Precision, TrainingMemory, preset};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -117,19 +117,21 @@ fn tell((name, dir): (&str, Option<&Path>), c: &Config, seq_len: usize, micro_ba
     say(format_args!("  forward    {:>14}", mega(flops.forward)))?;
     say(format_args!("  training   {:>14}  forward and backward", mega(flops.forward + flops.backward)))?;
 
-    let t = c.training_memory(micro_batch * seq_len);
     say(format_args!(
-        "training     {} in f32, with {micro_batch} sequences of {seq_len} at once (estimate)",
-        bytes(t.total())
+        "training     with {micro_batch} sequences of {seq_len} at once (estimate), by train.precision; bf16 is for a GPU"
     ))?;
+    say("                      f32        bf16")?;
+    let [wide, bf16] = [Precision::F32, Precision::Bf16].map(|p| c.training_memory(micro_batch * seq_len, p));
     for (what, size) in [
-        ("parameters", t.parameters),
-        ("gradients", t.gradients),
-        ("AdamW", t.moments),
-        ("activations", t.activations),
-        ("workspace", t.workspace),
+        ("memory", TrainingMemory::total as fn(&TrainingMemory) -> u64),
+        ("parameters", |t| t.parameters),
+        ("copies", |t| t.copies),
+        ("gradients", |t| t.gradients),
+        ("AdamW", |t| t.moments),
+        ("activations", |t| t.activations),
+        ("workspace", |t| t.workspace),
     ] {
-        say(format_args!("  {what:<11} {:>13}", bytes(size)))?;
+        say(format_args!("  {what:<11} {:>11} {:>11}", bytes(size(&wide)), bytes(size(&bf16))))?;
     }
     let cache = |kv: KvFormat| kv.bytes() * (2 * c.n_layers * c.kv_width()) as u64;
     say("inference    what is kept, by --weights")?;

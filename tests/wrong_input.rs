@@ -90,6 +90,11 @@ fn configuration() {
         let output = place.train(&["--alpha", alpha]).output().unwrap();
         assert!(said(&output).contains("'--alpha <X>': expected a share, 0 to 1"), "{}", said(&output));
     }
+    refuse(&mut flag(&["--set", "train.precision=fp16"]), &["train.precision", "`fp16`", "`f32` or `bf16`"]);
+    refuse(
+        &mut flag(&["--set", "train.precision=bf16"]),
+        &["error: train.precision = \"bf16\": is for a GPU (--device cuda); on the CPU training is in f32"],
+    );
     refuse(&mut flag(&["--set", "train.lr=nan"]), &["error: --set train.lr=nan: train.lr = NaN"]);
     for name in ["--steps", "--seq-len", "--micro-batch", "--batch-tokens", "--seed"] {
         let key = format!("error: train.{} = {most}: must be", &name[2..].replace('-', "_"));

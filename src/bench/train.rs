@@ -7,7 +7,7 @@ use crate::table::{Cell, Column, Spread, Table};
 use anyhow::{Context, bail, ensure};
 use kernels::limits::fma_gflops;
 use kernels::{Level, Team};
-use model::{Config, PRESETS, Psi, PsiAt, preset};
+use model::{Config, PRESETS, Precision, Psi, PsiAt, preset};
 use silurian::synthetic::TrainStep;
 use std::sync::Arc;
 use tensor::pool;
@@ -119,7 +119,7 @@ impl Args {
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let sizes = args.sizes()?;
     for size in &sizes {
-        let needed = size.config.training_memory(size.micro_batch * size.seq_len).total();
+        let needed = size.config.training_memory(size.micro_batch * size.seq_len, Precision::F32).total();
         require_memory(&format!("bench train: model {}", size.name), needed)?;
     }
     let mut table = Table::new("train", "Training, f32".to_string(), &COLUMNS);

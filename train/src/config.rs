@@ -32,9 +32,10 @@
 mod differences;
 
 pub use differences::Difference;
-use model::{Config, HiddenAct, PRESETS, Positive, Psi, Switch, preset};
+use model::{Config, HiddenAct, PRESETS, Positive, Precision, Psi, Switch, preset};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use tensor::Device;
 
 /// A run's configuration, as in its TOML file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -214,6 +215,8 @@ pub struct TrainSection {
     pub batch_tokens: Option<usize>,
     /// Sequences that go through the model at once. Decides the memory; of the result the rounding alone.
     pub micro_batch: usize,
+    /// What products compute with: `f32`, or, on a GPU, `bf16` with f32 sums. Weights, moments and the residual stream are f32 in both.
+    pub precision: Precision,
     /// Of the initial weights, the order of the data and the draws of the activation.
     pub seed: u64,
     /// The highest learning rate.
@@ -263,6 +266,7 @@ impl Default for TrainSection {
             seq_len: None,
             batch_tokens: None,
             micro_batch: 8,
+            precision: Precision::F32,
             seed: 0,
             lr: 2e-3,
             min_lr_ratio: 0.1,
@@ -391,6 +395,18 @@ impl TrainConfig {
             return Err(value_error("train.batch_tokens", batch_tokens, expected));
         }
         Ok((self, sizes))
+    }
+
+    /// Refuses what `device` cannot do.
+    pub(crate) fn check_device(&self, device: &Device) -> Result<(), ConfigError> {
+        match (self.train.precision, device) {
+            (Precision::Bf16, Device::Cpu) => Err(value_error(
+                "train.precision",
+                "\"bf16\"",
+                "is for a GPU (--device cuda); on the CPU training is in f32",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Checks what stands on its own: ranges, and that TOML can hold the values, so that [`to_toml`](TrainConfig::to_toml)

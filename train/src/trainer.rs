@@ -86,6 +86,7 @@ impl Trainer {
         let sizes = start.as_ref().map(|w| w.config().clone());
         let (config, sizes) = config.resolve(tokenizer.vocab_size(), sizes)?;
         check_prompt(&config, tokenizer, &sizes)?;
+        config.check_device(device)?;
         check_memory(&config, &sizes, device)?;
         let batches = open_data(&config, tokenizer, observer)?.on(device);
         RunDir::expect_free(path)?;
@@ -133,6 +134,7 @@ impl Trainer {
         }
 
         check_prompt(&config, tokenizer, &sizes)?;
+        config.check_device(device)?;
         check_memory(&config, &sizes, device)?;
         let batches = open_data(&config, tokenizer, observer)?.on(device);
         if let Some((_, state)) = &newest {
@@ -427,7 +429,7 @@ fn open_data(config: &TrainConfig, tokenizer: Tokenizer, observer: &mut dyn Obse
 /// never have is found before the run, where later the process would end without a word on what to change.
 fn check_memory(config: &TrainConfig, sizes: &Config, device: &Device) -> Result<(), Error> {
     let t = &config.train;
-    let bytes = sizes.training_memory(t.micro_batch * t.seq_len.expect("resolved")).total();
+    let bytes = sizes.training_memory(t.micro_batch * t.seq_len.expect("resolved"), t.precision).total();
     if let Device::Cuda(gpu) = device {
         let free = gpu.free_memory().map_err(before_the_run)? as u64;
         return if bytes > free {
@@ -453,7 +455,7 @@ fn bring(
     let weights = weights.to_device(device).map_err(before_the_run)?;
     let made = failure::catch(|| {
         let optimizer = optimizer.map_or_else(|| Ok(Optimizer::new(&weights, config)), |o| o.to_device(device));
-        optimizer.map(|optimizer| (Transformer::new(weights), optimizer))
+        optimizer.map(|optimizer| (Transformer::new(weights).with_precision(config.train.precision), optimizer))
     });
     made.unwrap_or_else(|failure| Err(failure.error)).map_err(before_the_run)
 }

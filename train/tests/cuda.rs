@@ -7,10 +7,10 @@ use common::{bits, checkpoint, losses, resume_on, train, train_on};
 use cuda::driver::Properties;
 use cuda_testing::Interpreter;
 use kernels::testing::ROUNDING;
-use model::{Psi, PsiAt, Transformer, Weights, parameter_specs};
+use model::{Precision, Psi, PsiAt, Transformer, Weights, parameter_specs};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use tensor::{Device, Tensor};
+use tensor::{DType, Device, Tensor};
 use train::metrics::StepMetrics;
 use train::run_dir::read_metrics;
 use train::{Event, Outcome, TrainConfig, Trainer};
@@ -118,6 +118,38 @@ fn resuming_gives_the_bits_of_an_uninterrupted_run() {
     train_on(&gpu(), &whole, config(dir.path()), None).unwrap();
     let (outcome, ..) = train_on(&gpu(), &stopped, config(dir.path()), Some(3)).unwrap();
     assert_eq!(outcome, Outcome::Interrupted);
+    let (outcome, heard, _) = resume_on(&gpu(), &stopped, None, None).unwrap();
+    assert_eq!((outcome, heard.notes), (Outcome::Finished, vec![]));
+    assert!(bits(&checkpoint(&whole, 4)) == bits(&checkpoint(&stopped, 4)), "weights or moments differ");
+    assert_eq!(losses(&whole), losses(&stopped));
+}
+
+#[test]
+fn a_run_in_bf16_learns_as_in_f32_and_resumes_to_its_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_bf16 = || {
+        let mut config = config(dir.path());
+        config.train.precision = Precision::Bf16;
+        config
+    };
+    let [f32, whole, stopped] = ["f32", "whole", "stopped"].map(|name| dir.path().join(name));
+    let (_, wide, _) = train_on(&gpu(), &f32, config(dir.path()), None).unwrap();
+    let (_, bf16, trainer) = train_on(&gpu(), &whole, in_bf16(), None).unwrap();
+    assert_eq!(trainer.model().precision(), Precision::Bf16);
+    assert!(trainer.model().weights().tensors().iter().all(|w| w.dtype() == DType::F32), "master weights");
+    // The first loss is off by roundings of 2^-8 whose squares add up: see the model's own test.
+    let (a, b) = (bf16.steps[0].loss, wide.steps[0].loss);
+    assert!(a != b && (a - b).abs() <= (86f64).sqrt() / 256.0 * b, "loss {a}, in f32 {b}");
+    let learnt = |heard: &common::Listener| heard.evaluations[0].loss - heard.steps[0].loss;
+    assert!(learnt(&wide) < -0.2 && learnt(&bf16) < 0.9 * learnt(&wide), "{}, in f32 {}", learnt(&bf16), learnt(&wide));
+
+    train_on(&gpu(), &stopped, in_bf16(), Some(3)).unwrap();
+    let refused =
+        |device: &Device, config| resume_on(device, &stopped, config, None).map(|_| ()).unwrap_err().to_string();
+    let on_cpu = refused(&Device::Cpu, None);
+    assert!(on_cpu.contains("train.precision = \"bf16\": is for a GPU (--device cuda)"), "{on_cpu}");
+    let in_f32 = refused(&gpu(), Some(config(dir.path())));
+    assert!(in_f32.contains("train.precision was \"bf16\", is \"f32\""), "{in_f32}");
     let (outcome, heard, _) = resume_on(&gpu(), &stopped, None, None).unwrap();
     assert_eq!((outcome, heard.notes), (Outcome::Finished, vec![]));
     assert!(bits(&checkpoint(&whole, 4)) == bits(&checkpoint(&stopped, 4)), "weights or moments differ");
