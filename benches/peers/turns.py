@@ -18,6 +18,14 @@ HERE = Path(__file__).resolve().parent
 # Peers with the formats that they have: q8 and q4 are llama.cpp's Q8_0 and Q4_0, which round activations to 8 bits, as `--activations q8` does.
 FORMATS = {"llama.cpp": ["f32", "bf16", "q8", "q4"], "transformers": ["f32", "bf16"], "transformers, MKL unlocked": ["f32", "bf16"], "candle": ["f32", "bf16"]}
 
+# What we have for each: our weights, the activations, what is said of it. Packed bf16 weights are those of bf16, in fewer bytes.
+OURS = {
+    "f32": [("f32", "exact", "")],
+    "bf16": [("bf16", "exact", ""), ("bf16-packed", "exact", " packed")],
+    "q8": [("q8", "exact", ""), ("q8", "q8", " x q8")],
+    "q4": [("q4", "exact", ""), ("q4", "q8", " x q8")],
+}
+
 
 class Peer:
     """A process that answers a line with tokens a second."""
@@ -57,13 +65,12 @@ def bench(args, threads, arguments, table):
 def our_decode(args, model, format, threads):
     """Our ways of decoding: (name, tokens/s)."""
     ours = []
-    for activations in ["exact", "q8"] if format in ("q8", "q4") else ["exact"]:
+    for weights, activations, suffix in OURS[format]:
         sizes = ["--models", model, "--zeros", "90", "--tokens", str(args.tokens)]
-        [row] = bench(args, threads, ["decode", *sizes, "--weights", format, "--activations", activations], "decode")
-        suffix = "" if activations == "exact" else " x q8"
+        [row] = bench(args, threads, ["decode", *sizes, "--weights", weights, "--activations", activations], "decode")
         ours += [(f"dense{suffix}", row["dense_tokens_per_second"]), (f"sparse{suffix}", row["sparse_tokens_per_second"])]
         if row["filtered_tokens_per_second"]:
-            ours.append(("filtered", row["filtered_tokens_per_second"]))
+            ours.append((f"filtered{suffix}", row["filtered_tokens_per_second"]))
     return ours
 
 
