@@ -102,7 +102,7 @@ Examples:
   silurian train notes/ --preset 5m --set train.switch.alpha=0.2
   silurian train book.txt --activation stochastic:0.5:relu,gelu:silu  another pair, SILU for x >= 0
   silurian train book.txt --set train.l1=0.1                          more zeros
-  silurian train book.txt --device cuda                               on a GPU, in f32
+  silurian train book.txt --device cuda --set train.precision=bf16    on a GPU; f32 without --set
   silurian train --resume runs/book";
 
 /// The share of the steps under RELU unless the user says otherwise: the upper end of the paper's 0.05 to 0.10, because runs

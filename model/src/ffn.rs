@@ -9,7 +9,6 @@
 //!
 //! The names on the right are the checkpoint's, and the only ones used elsewhere.
 
-use crate::project::project;
 use crate::{LatentPenalty, LayerNames, Leaves, Probe, PsiAt};
 use autograd::Var;
 
@@ -23,18 +22,16 @@ pub(crate) fn ffn<'t>(
     penalty: Option<&mut LatentPenalty>,
 ) -> Var<'t> {
     let at = LayerNames::new(layer);
-    let g = project(&x, "gate_proj", &w[at.gate_proj]); // [B, T, F]
-    if let Some(probe) = probe {
-        probe.see(layer, g.value());
-    }
-    let u = project(&x, "up_proj", &w[at.up_proj]); // [B, T, F]
+    let hidden = x.gated_hidden(&w[at.gate_proj], &w[at.up_proj], psi.layer(layer)); // g, u and h [B, T, F]
     drop(x);
-    let _scope = g.tape().scope("down_proj");
-    let (down_proj, act) = (&w[at.down_proj], psi.layer(layer));
+    if let Some(probe) = probe {
+        probe.see(layer, hidden.gate().value());
+    }
+    let _scope = w.tape().scope("down_proj");
     let Some(penalty) = penalty else {
-        return g.gated_down_proj(&u, down_proj, act); // [B, T, C]
+        return hidden.down_proj(&w[at.down_proj]); // [B, T, C]
     };
-    let (y, sum) = g.gated_down_proj_l1(&u, down_proj, act, penalty.factor());
+    let (y, sum) = hidden.down_proj_l1(&w[at.down_proj], penalty.factor());
     penalty.add(sum);
     y
 }

@@ -1,10 +1,11 @@
 //! The transformer in bf16, on a GPU (the interpreter of its kernels), beside f32.
 
 use autograd::{Gradients, Tape};
+use cuda_testing::Interpreter;
 use kernels::testing::uniform;
 use model::{
-    Config, HiddenAct, Init, LatentPenalty, Positive, Precision, Probe, Psi, PsiAt, Transformer, Weights,
-    parameter_specs, preset,
+    Config, HiddenAct, Init, LatentPenalty, Positive, Precision, Probe, Psi, PsiAt, TrainingMemory, Transformer,
+    Weights, parameter_specs, preset,
 };
 use tensor::{DType, Device, Tensor, ops};
 
@@ -227,4 +228,38 @@ fn probe_and_penalty_take_bf16() {
     // Of 24 x 48 gates, few are within a rounding of 0.
     assert!(wide.0.iter().zip(&bf16.0).all(|(a, b)| (a - b).abs() < 0.02), "zeros {:?}, in f32 {:?}", bf16.0, wide.0);
     assert!((wide.1 - bf16.1).abs() < 0.05 * wide.1, "penalty {}, in f32 {}", bf16.1, wide.1);
+}
+
+/// What a micro-batch keeps for its backward, to the byte, and the peak.
+#[test]
+fn training_memory_in_bf16_is_what_the_formula_says() {
+    // Powers of two, of which the pool rounds none up.
+    let config = Config { vocab_size: 64, d_ff: 64, max_seq_len: 64, ..configs()[0].clone() };
+    let (time, tokens) = (64, 128);
+    // With a pool, as a card has it.
+    let device = Interpreter { pooled: true, ..Interpreter::default() }.device();
+    let gpu = Device::Cuda(device.clone());
+    let empty = device.memory().in_use;
+    let model = model(&config, &gpu, Precision::Bf16);
+    let tokens_in = Tensor::from_slice(&vec![7u32; tokens], [tokens / time, time]).to_device(&gpu).unwrap();
+    let expected = config.training_memory(tokens, Precision::Bf16);
+    model.leaves(&Tape::new()); // the copies
+    let mut grads = Gradients::default();
+    // The second micro-batch adds to the gradients of the first.
+    for micro_batch in 0..2 {
+        let before = device.memory().in_use;
+        let tape = Tape::new();
+        let psi = PsiAt::deterministic(Psi::Silu);
+        let (loss, _) = model.loss(&model.leaves(&tape), (&tokens_in, &tokens_in), 1.0, psi, None);
+        // The gradient of the LM head is made with the loss, which is a block of the least size.
+        let others = 4 * config.vocab_size * config.d_model + 512;
+        let kept = device.memory().in_use - before - others;
+        // The tokens are the caller's.
+        assert_eq!(kept, expected.activations as usize - 4 * tokens, "what micro-batch {micro_batch} keeps");
+        loss.backward(&mut grads);
+    }
+    let TrainingMemory { parameters, copies, gradients, activations, workspace, .. } = expected;
+    let formula = (parameters + copies + gradients + activations + workspace) as f64;
+    let peak = (device.memory().peak - empty) as f64;
+    assert!((0.9..1.1).contains(&(peak / formula)), "a peak of {peak} bytes, the formula says {formula}");
 }

@@ -20,7 +20,49 @@ struct GatedDownProj {
     weight_slot: Option<Slot>,
 }
 
+/// The hidden layer of an FFN, and the gates that it is made of: what [`Var::gated_hidden`] gives.
+pub struct GatedHidden<'t> {
+    act: Activation,
+    g: Var<'t>,
+    u: Var<'t>,
+    h: Tensor,
+}
+
+impl<'t> GatedHidden<'t> {
+    /// g, `[.., F]`.
+    pub fn gate(&self) -> &Var<'t> {
+        &self.g
+    }
+
+    /// `y = h W2^T`: as [`Var::gated_down_proj`].
+    #[track_caller]
+    pub fn down_proj(self, weight: &Var<'t>) -> Var<'t> {
+        self.g.project_down(&self.h, &self.u, weight, self.act, 0.0)
+    }
+
+    /// With a penalty on h: as [`Var::gated_down_proj_l1`].
+    #[track_caller]
+    pub fn down_proj_l1(self, weight: &Var<'t>, l1: f32) -> (Var<'t>, f64) {
+        let sum = ops::sum_abs(&self.h);
+        (self.g.project_down(&self.h, &self.u, weight, self.act, l1), sum)
+    }
+}
+
 impl<'t> Var<'t> {
+    /// The FFN from its input, self, to its hidden layer: `g = x W1^T`, `u = x W3^T`, `h = psi(g) * u` (arXiv 2509.22358). Records two
+    /// [`linear`](Var::linear), and has their bits and those of [`gated_activation`](Var::gated_activation); in bf16 it is one launch.
+    ///
+    /// Shapes: x `[.., C]`; gate_proj (W1) and up_proj (W3) `[F, C]`; g, u, h `[.., F]`. Panics if they differ.
+    #[track_caller]
+    pub fn gated_hidden(&self, gate_proj: &Var<'t>, up_proj: &Var<'t>, act: Activation) -> GatedHidden<'t> {
+        let ops::Gated { g, u, h } = ops::gemm_gated_activation(act, &self.value, &gate_proj.value, &up_proj.value);
+        let linear = |name, weight, y| {
+            let _scope = self.tape.scope(name);
+            self.linear_made(weight, y)
+        };
+        GatedHidden { act, g: linear("gate_proj", gate_proj, g), u: linear("up_proj", up_proj, u), h }
+    }
+
     /// `h = psi(g) * u`, `y = h W2^T`, with `self` as g (arXiv 2509.22358).
     /// Shapes: g, u `[.., F]`; weight (down_proj) `[C, F]`; y `[.., C]`. Panics if they differ. All are f32 or, on a GPU, bf16.
     #[track_caller]
@@ -80,7 +122,7 @@ mod tests {
     use crate::gradcheck::{GradCheck, input, weights_of_results};
     use crate::ops::testing::{activations, devices, gpu};
     use kernels::reference;
-    use tensor::{Activation, Shape};
+    use tensor::{Activation, DType, Shape, Tensor, ops};
 
     /// `[dg, du, dW2]` of `sum(r * y) + l1 sum |h|`, term by term in absolute value.
     fn sizes(act: Activation, l1: f32, [f, c]: [usize; 2], x: &[&[f32]], r: &[f32]) -> Vec<Vec<f64>> {
@@ -167,6 +209,33 @@ mod tests {
                 (sum - expected).abs() <= 516.0 * kernels::testing::ROUNDING * expected,
                 "{act:?}: {sum}, {expected}"
             );
+        }
+    }
+
+    /// The whole FFN by [`Var::gated_hidden`] and by its parts: the same bits, forward and backward, on every device.
+    #[test]
+    fn gated_hidden_is_its_parts() {
+        let bf16 = [(gpu(), DType::Bf16)];
+        for (device, dtype) in devices().map(|device| (device, DType::F32)).into_iter().chain(bf16) {
+            for (act, (f, c)) in activations().zip([(8, 8), (24, 16), (5, 3)].into_iter().cycle()) {
+                let there = |seed, shape: &[usize]| ops::cast(&input(seed, shape).to_device(&device).unwrap(), dtype);
+                let values = [there(1, &[2, 3, c]), there(2, &[f, c]), there(3, &[f, c]), there(4, &[c, f])];
+                let run = |fused: bool| {
+                    let tape = crate::Tape::new();
+                    let [x, gate, up, down] = values.each_ref().map(|x| tape.leaf(x.clone()));
+                    let y = if fused {
+                        x.gated_hidden(&gate, &up, act).down_proj_l1(&down, 0.5).0
+                    } else {
+                        x.linear(&gate).gated_down_proj_l1(&x.linear(&up), &down, act, 0.5).0
+                    };
+                    let wide = |x: &Tensor| ops::cast(x, DType::F32).to_vec::<f32>().unwrap();
+                    let (names, value) = (format!("{tape:?}"), wide(y.value()));
+                    let mut grads = crate::Gradients::default();
+                    y.cast(DType::F32).sum().backward(&mut grads);
+                    (names, value, [x, gate, up, down].map(|x| wide(grads.get(&x).unwrap())))
+                };
+                assert!(run(true) == run(false), "gated_hidden: {act:?} in {dtype} on {device:?}");
+            }
         }
     }
 

@@ -16,7 +16,12 @@ impl<'t> Var<'t> {
     /// which y is then too.
     #[track_caller]
     pub fn linear(&self, weight: &Var<'t>) -> Var<'t> {
-        let y = project("linear", "x", &self.value, &weight.value);
+        self.linear_made(weight, project("linear", "x", &self.value, &weight.value))
+    }
+
+    /// [`linear`](Var::linear) whose result, `y`, is there.
+    #[track_caller]
+    pub(crate) fn linear_made(&self, weight: &Var<'t>, y: Tensor) -> Var<'t> {
         self.tape.record("linear", y, &[self, weight], || Linear {
             x: self.value.clone(),
             weight: weight.value.clone(),

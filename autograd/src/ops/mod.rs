@@ -62,6 +62,8 @@ mod sum;
 mod tanh;
 mod transpose;
 
+pub use gated_down_proj::GatedHidden;
+
 use crate::tape::Var;
 
 /// The operators for operands that are given by value: what `&a + &b` does for references.

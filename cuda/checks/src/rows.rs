@@ -2,7 +2,7 @@
 
 use crate::Run;
 use cuda::ops::embedding::{embedding, embedding_backward};
-use cuda::ops::lm_head_loss::{lm_head_loss, lm_head_loss_backward};
+use cuda::ops::lm_head_loss::{Factor, lm_head_loss, lm_head_loss_backward};
 use cuda::ops::reduce;
 use cuda::ops::rms_norm::{rms_norm, rms_norm_backward};
 use cuda::ops::rope::rope;
@@ -11,7 +11,7 @@ use cuda::{Buffer, Error};
 use half::bf16;
 use kernels::rope::{RopeShape, Rotation};
 use kernels::testing::{ROUNDING, uniform, uniform_bf16, widened};
-use kernels::{Beta, Isa, Level, Team, reference};
+use kernels::{Beta, Isa, Level, Team, Weight, reference};
 
 pub fn rms_norm_matches_reference(run: &mut Run) -> Result<(), Error> {
     let small = [(0, 3), (3, 1), (5, 7), (3, 8), (2, 100), (4, 257), (2, 1000), (2, 5000)];
@@ -292,37 +292,56 @@ pub fn rope_has_the_bits_of_the_cpu(run: &mut Run) -> Result<(), Error> {
 /// 2049 rows are two chunks.
 pub fn lm_head_loss_matches_reference(run: &mut Run) -> Result<(), Error> {
     let small = [(0, 3, 5), (1, 1, 1), (5, 7, 11), (2049, 2, 3)];
-    for (n, c, v) in run.sizes(&small, &[(2100, 40, 1003), (130, 100, 8191)]) {
-        let (x, w, old, scale) = (uniform(1, n * c), uniform(2, v * c), uniform(3, v * c), 0.25);
-        let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % v as u32).collect();
-        let (x_on, w_on, targets_on) = (run.on(&x)?, run.on(&w)?, run.on(&targets)?);
-        let (x_on, w_on, targets_on) = (x_on.as_slice(), w_on.as_slice(), targets_on.as_slice());
-        let (loss_ref, dx_ref, dw_ref) = reference::lm_head_loss(&x, &w, &targets, c, scale);
-        // The bounds in the CPU kernel's documentation: a row of the loss, a probability, then products of V and of N terms.
-        let abs = reference::lm_head_loss_abs(&x, &w, &targets, c, scale);
-        let of_logit = (c + 4) as f64 * ROUNDING * abs.logit;
-        let of_loss = n as f64 * (2.0 * of_logit + (2.0 * abs.logit + v as f64 + 4.0) * ROUNDING);
-        let relative = 2.0 * of_logit + (4.0 * abs.logit + v as f64 + 12.0) * ROUNDING;
-        for beta in [Beta::Zero, Beta::One] {
-            let what = format!("lm_head_loss [{n}, {c}] {v} {beta:?}");
-            let [mut loss, mut again] = run.all_stale::<f64, 2>(1)?;
-            lm_head_loss(x_on, w_on, targets_on, c, loss.as_mut())?;
-            let mut dx = run.stale(n * c)?;
-            let mut dw = if beta == Beta::One { run.on(&old)? } else { run.stale(v * c)? };
-            let outputs = (dx.as_mut(), dw.as_mut(), again.as_mut());
-            lm_head_loss_backward(x_on, w_on, targets_on, c, scale, outputs.0, beta, outputs.1, outputs.2)?;
-            let (loss, again) = (loss.to_vec()?[0], again.to_vec()?[0]);
-            run.number_within(&what, loss, loss_ref, of_loss);
-            run.same(&format!("{what}: the loss beside gradients"), &[again.to_bits()], &[loss.to_bits()]);
-            let of_dx = |i: usize| abs.dx[i] * (relative + (v + 4) as f64 * ROUNDING);
-            run.within(&format!("{what} dx"), &dx.to_vec()?, &dx_ref, of_dx);
-            let kept = |i: usize| f64::from(beta == Beta::One) * old[i] as f64;
-            let dw_ref: Vec<f64> = dw_ref.iter().enumerate().map(|(i, d)| d + kept(i)).collect();
-            let of_products = (n + 5) as f64 * ROUNDING;
-            run.within(&format!("{what} dw"), &dw.to_vec()?, &dw_ref, |i| {
-                abs.dw[i] * (relative + of_products) + of_products * kept(i).abs()
-            });
-        }
+    for shape in run.sizes(&small, &[(2100, 40, 1003), (130, 100, 8191)]) {
+        lm_head_loss_of::<f32>(run, shape, ROUNDING, 0.0)?;
+        // Tensor cores cut sums off; the gradient of the logits and dx are rounded.
+        lm_head_loss_of::<bf16>(run, shape, 2.0 * ROUNDING, f64::powi(2.0, -8))?;
+    }
+    Ok(())
+}
+
+/// `cut` is the error of a term of a product's sum, `unit` that of a rounding to the type.
+fn lm_head_loss_of<T: Factor + Weight>(
+    run: &mut Run,
+    (n, c, v): (usize, usize, usize),
+    cut: f64,
+    unit: f64,
+) -> Result<(), Error> {
+    let rounded = |seed, len| uniform(seed, len).into_iter().map(T::round).collect::<Vec<T>>();
+    let wide = |x: &[T]| x.iter().map(|x| x.widen()).collect::<Vec<f32>>();
+    let (x, w, old, scale) = (rounded(1, n * c), rounded(2, v * c), uniform(3, v * c), 0.25);
+    let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % v as u32).collect();
+    let (x_on, w_on, targets_on) = (run.on(&x)?, run.on(&w)?, run.on(&targets)?);
+    let (x_on, w_on, targets_on) = (x_on.as_slice(), w_on.as_slice(), targets_on.as_slice());
+    let (x, w) = (wide(&x), wide(&w));
+    let (loss_ref, dx_ref, dw_ref) = reference::lm_head_loss(&x, &w, &targets, c, scale);
+    // The bounds in the CPU kernel's documentation: a row of the loss, a probability, then products of V and of N terms.
+    let abs = reference::lm_head_loss_abs(&x, &w, &targets, c, scale);
+    let of_logit = (c + 4) as f64 * cut * abs.logit;
+    let of_loss = n as f64 * (2.0 * of_logit + (2.0 * abs.logit + v as f64 + 4.0) * ROUNDING);
+    let relative = 2.0 * of_logit + (4.0 * abs.logit + v as f64 + 12.0) * ROUNDING;
+    let of_dz = (1.0 + relative) * (1.0 + unit) - 1.0;
+    for beta in [Beta::Zero, Beta::One] {
+        let what = format!("lm_head_loss {} [{n}, {c}] {v} {beta:?}", <T as Weight>::NAME);
+        let [mut loss, mut again] = run.all_stale::<f64, 2>(1)?;
+        lm_head_loss(x_on, w_on, targets_on, c, loss.as_mut())?;
+        let mut dx = run.stale::<T>(n * c)?;
+        let mut dw = if beta == Beta::One { run.on(&old)? } else { run.stale(v * c)? };
+        let outputs = (dx.as_mut(), dw.as_mut(), again.as_mut());
+        lm_head_loss_backward(x_on, w_on, targets_on, c, scale, outputs.0, beta, outputs.1, outputs.2)?;
+        let (loss, again) = (loss.to_vec()?[0], again.to_vec()?[0]);
+        run.number_within(&what, loss, loss_ref, of_loss);
+        run.same(&format!("{what}: the loss beside gradients"), &[again.to_bits()], &[loss.to_bits()]);
+        run.within(&format!("{what} dx"), &wide(&dx.to_vec()?), &dx_ref, |i| {
+            let error = abs.dx[i] * ((1.0 + of_dz) * (1.0 + (v + 4) as f64 * cut) - 1.0);
+            error + unit * (dx_ref[i].abs() + error)
+        });
+        let kept = |i: usize| f64::from(beta == Beta::One) * old[i] as f64;
+        let dw_ref: Vec<f64> = dw_ref.iter().enumerate().map(|(i, d)| d + kept(i)).collect();
+        let of_products = (n + 5) as f64 * cut;
+        run.within(&format!("{what} dw"), &dw.to_vec()?, &dw_ref, |i| {
+            abs.dw[i] * ((1.0 + of_dz) * (1.0 + of_products) - 1.0) + of_products * kept(i).abs()
+        });
     }
     Ok(())
 }
