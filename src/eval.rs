@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// Compute as `generate` does, with weights kept as f32, bf16, q8 or q4: the loss under --activation alone
+    /// Compute as `generate` does, with weights kept as f32, bf16, bf16-packed, q8 or q4: the loss under --activation alone
     #[arg(long, value_name = "FORMAT", value_parser = parse_weights)]
     weights: Option<WeightFormat>,
 

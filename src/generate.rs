@@ -71,7 +71,7 @@ pub struct Args {
     ffn: Option<Ffn>,
 
     /// How the weights are kept: f32, as trained; bf16, q8 or q4, rounded to 16, 8 or 4 bits, in a half, a quarter or a seventh of the
-    /// memory, and as much faster where memory is the limit
+    /// memory, and as much faster where memory is the limit; bf16-packed, the same numbers as bf16 and the same text, in 12 bits each
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = parse_weights)]
     weights: WeightFormat,
 
@@ -127,11 +127,11 @@ enum Ffn {
     Dense,
     /// The neurons that RELU lets through
     Sparse,
-    /// The same, and of the gate only the rows that an 8-bit copy of it cannot rule out; with f32 and bf16 weights
+    /// The same, and of the gate only the rows that an 8-bit copy of it cannot rule out; with f32, bf16 and bf16-packed weights
     Filtered,
     /// Layer by layer, sparse where that is faster
     Auto,
-    /// Layer by layer, filtered, sparse or dense; with f32 and bf16 weights
+    /// Layer by layer, filtered, sparse or dense; with f32, bf16 and bf16-packed weights
     AutoFiltered,
 }
 

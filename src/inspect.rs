@@ -135,7 +135,8 @@ fn tell((name, dir): (&str, Option<&Path>), c: &Config, seq_len: usize, micro_ba
     }
     let cache = |kv: KvFormat| kv.bytes() * (2 * c.n_layers * c.kv_width()) as u64;
     say("inference    what is kept, by --weights")?;
-    say("  weights         f32        bf16          q8          q4")?;
+    let formats: String = WeightFormat::ALL.iter().map(|format| format!("{:>12}", format.to_string())).collect();
+    say(format_args!("  weights  {formats}"))?;
     let row = |what: &str, bytes_of: &dyn Fn(WeightFormat) -> String| {
         let cells: String = WeightFormat::ALL.iter().map(|&format| format!("{:>12}", bytes_of(format))).collect();
         say(format_args!("  {what:<9}{cells}"))

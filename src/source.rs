@@ -132,7 +132,7 @@ pub fn parse_psi(text: &str) -> Result<Psi, String> {
 /// The value of a `--weights` flag.
 pub fn parse_weights(name: &str) -> Result<WeightFormat, String> {
     let format = WeightFormat::ALL.into_iter().find(|format| format.to_string() == name);
-    format.ok_or_else(|| "expected f32, bf16, q8 or q4".to_string())
+    format.ok_or_else(|| "expected f32, bf16, bf16-packed, q8 or q4".to_string())
 }
 
 /// The value of an `--activations` flag.

@@ -2,10 +2,10 @@
 //! For `silurian bench` and for `benches/`.
 
 use autograd::{Gradients, Tape};
-use kernels::row_format::round_rows;
+use kernels::row_format::{FloatRows, round_rows, widen_rows};
 use kernels::sparse::{FfnWeights, FilterLine, GateFilter, gate_filter_lines};
 use kernels::testing::{SparseInputs, normal, uniform};
-use kernels::{RowFormat, Team, Weight};
+use kernels::{RowFormat, Team};
 use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_specs};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -128,7 +128,7 @@ impl<W: RowFormat> FfnLayers<W> {
     }
 }
 
-impl<W: Weight> FfnLayers<W> {
+impl<W: FloatRows> FfnLayers<W> {
     /// Makes the filters of the gates as they are.
     pub fn make_filters(&mut self) {
         let units = self.units();
@@ -138,9 +138,12 @@ impl<W: Weight> FfnLayers<W> {
             let len = gate_filter_lines(d_ff, d_model);
             FilterMemory { block: Block::new(len * size_of::<FilterLine>()), len }
         };
+        let mut wide = vec![0.0; d_ff * d_model];
         for FfnLayer { gate, filter, .. } in layers {
             let memory = filter.take().map_or_else(new_memory, GateFilter::into_memory);
-            *filter = Some(GateFilter::new(&team, &gate.elements::<W>()[..units], d_model, memory));
+            // Of the widened gate the filter is the same.
+            widen_rows(&team, &gate.elements::<W>()[..units], d_model, &mut wide);
+            *filter = Some(GateFilter::new(&team, &wide, d_model, memory));
         }
     }
 

@@ -219,7 +219,7 @@ fn benchmarks() {
         (&["gemm", "--shapes", "64x0x64"], "expected MxNxK"),
         (&["gemm", "--levels", "avx1024"], "not a level; this CPU has scalar, portable"),
         (&["sparse", "--zeros", "50,101"], "expected a percentage, 0 to 100"),
-        (&["sparse", "--weights", "q5"], "expected f32, bf16, q8 or q4"),
+        (&["sparse", "--weights", "q5"], "expected f32, bf16, bf16-packed, q8 or q4"),
         (&["sparse", "--activations", "f32"], "expected exact or q8"),
         (&["decode", "--models", "huge"], "expected 1.3b or a preset: tiny, "),
         (&["decode", "-m", "runs/m", "--zeros", "50"], "cannot be used with"),

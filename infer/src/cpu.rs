@@ -12,7 +12,9 @@ use crate::resident::{self, Opened};
 use crate::rows::FromTensors;
 use crate::sampler::best;
 use crate::weights::DecodeWeights;
-use crate::{Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill, PromptFfn, Residence, Resident};
+use crate::{
+    Engine, EngineOptions, Error, FfnMode, LayerDensity, Prefill, PromptFfn, Residence, Resident, WeightFormat,
+};
 use batch::Batch;
 use kernels::rms_norm::rms_norm;
 use kernels::sparse::{Filtered, GateFilter};
@@ -31,7 +33,7 @@ const PREFILL_CHUNK: usize = 512;
 /// rows at a vocabulary of 128256; of bytes, a whole chunk.
 const ROW_LOGITS: usize = 8 << 20;
 
-/// A model on the CPU, with the cache of one sequence. Matrices are kept as [`WeightFormat`](crate::WeightFormat) says, all else
+/// A model on the CPU, with the cache of one sequence. Matrices are kept as [`WeightFormat`] says, all else
 /// is f32.
 ///
 /// Memory: one copy of the weights (tied embeddings once), the cache, and the activations of 512 tokens.
@@ -116,6 +118,12 @@ impl CpuEngine {
     /// Where the weights lie.
     pub fn residence(&self) -> Residence {
         self.residence
+    }
+
+    /// With [`WeightFormat::Bf16Packed`], how many groups of matrices are packed, and how many there are:
+    /// the others are kept as bf16. None with other formats.
+    pub fn packed_groups(&self) -> Option<(usize, usize)> {
+        (self.options.weights == WeightFormat::Bf16Packed).then(|| self.weights.packed_groups())
     }
 
     /// As [`density`](Engine::density), of several tokens at once: how many neurons were active for them since the last reset, where they

@@ -3,6 +3,7 @@
 use crate::Error;
 use half::bf16;
 use kernels::RowFormat;
+use kernels::packed::PackedBf16;
 use kernels::quant::{Q4, Q8};
 use model::{Config, Psi};
 use std::time::Duration;
@@ -148,7 +149,8 @@ impl EngineOptions {
             return Err(Error::SparseNeedsRelu { ffn: self.ffn, psi: self.psi });
         }
         if self.ffn.has_filter() && !self.weights.has_filter() {
-            let expected = format!("dense, sparse or auto with {} weights: f32 and bf16 have a filter", self.weights);
+            let expected =
+                format!("dense, sparse or auto with {} weights: f32, bf16 and bf16-packed have a filter", self.weights);
             return fail("ffn", self.ffn.to_string(), expected);
         }
         if self.activations == ActivationFormat::Q8 && !self.weights.is_quantised() {
@@ -224,6 +226,11 @@ pub enum WeightFormat {
     /// (ties to even; a relative error of 2^-8 at most), which changes nothing in a checkpoint that was bf16; gains stay
     /// f32. On the CPU, the engine has the bits of an f32 engine of the rounded weights; on a GPU, sums are in another order.
     Bf16,
+    /// 1.53 bytes a weight, and every bit of the results of [`WeightFormat::Bf16`]: exponents, of which few occur, in 4 bits
+    /// ([`kernels::packed`]). Matrices that cannot be kept so, because their exponents are too many, are kept as bf16, with those that they are
+    /// multiplied beside: q, k and v; o; gate, up and down of a layer; the embedding; the LM head.
+    /// [`CpuEngine::packed_groups`](crate::CpuEngine::packed_groups) counts them.
+    Bf16Packed,
     /// 1.06 bytes a weight: 8 bits, and a scale in f16 for each 32 of a row ([`kernels::quant`]). A weight is off by 1/254 of the largest
     /// of its 32 at most. Rows run along the inputs of a projection, those of down_proj along its outputs, d_model. Gains stay f32.
     Q8,
@@ -234,25 +241,15 @@ pub enum WeightFormat {
 
 impl WeightFormat {
     /// All of them, largest first.
-    pub const ALL: [WeightFormat; 4] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8, WeightFormat::Q4];
+    pub const ALL: [WeightFormat; 5] =
+        [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Bf16Packed, WeightFormat::Q8, WeightFormat::Q4];
 
-    /// Bytes of a weight, scales and all, in rows of a multiple of 512.
-    pub fn bytes(self) -> f64 {
-        match self {
-            WeightFormat::F32 => 4.0,
-            WeightFormat::Bf16 => 2.0,
-            WeightFormat::Q8 => 34.0 / 32.0,
-            WeightFormat::Q4 => 18.0 / 32.0,
-        }
-    }
-}
-
-impl WeightFormat {
     /// Bytes of a row of `cols` weights, as they are kept.
     pub fn row_bytes(self, cols: usize) -> usize {
         match self {
             WeightFormat::F32 => row_bytes::<f32>(cols),
             WeightFormat::Bf16 => row_bytes::<bf16>(cols),
+            WeightFormat::Bf16Packed => row_bytes::<PackedBf16>(cols),
             WeightFormat::Q8 => row_bytes::<Q8>(cols),
             WeightFormat::Q4 => row_bytes::<Q4>(cols),
         }
@@ -264,9 +261,9 @@ impl WeightFormat {
     }
 
     /// Whether [`FfnMode::Filtered`] is there: an 8-bit copy beside quantised weights would not pay, and the filter's proof is about
-    /// dots of f32 and bf16 weights.
+    /// dots of f32 and bf16 weights, packed or not.
     pub fn has_filter(self) -> bool {
-        matches!(self, WeightFormat::F32 | WeightFormat::Bf16)
+        matches!(self, WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::Bf16Packed)
     }
 }
 
@@ -279,6 +276,7 @@ impl std::fmt::Display for WeightFormat {
         f.write_str(match self {
             WeightFormat::F32 => "f32",
             WeightFormat::Bf16 => "bf16",
+            WeightFormat::Bf16Packed => "bf16-packed",
             WeightFormat::Q8 => "q8",
             WeightFormat::Q4 => "q4",
         })

@@ -5,9 +5,10 @@ use crate::rows::{Parameter, Parameters, Rows};
 use crate::{ActivationFormat, EngineOptions, Error, Prefill, WeightFormat};
 use half::bf16;
 use kernels::embedding::embedding;
-use kernels::gemm::{gemm, gemm_bf16};
+use kernels::gemm::{gemm, gemm_bf16, k_block};
 use kernels::gemv::{gemv, gemv_each};
 use kernels::gemv_batch::{FEW_ROWS, gemv_batch};
+use kernels::packed::PackedBf16;
 use kernels::quant::{I8Dot, I8Product, Q4, Q8, exact_dot, gemm_i8, gemm_i8_each, i8_dot};
 use kernels::row_format::widen_rows;
 use kernels::sparse::{
@@ -23,6 +24,9 @@ use tensor::pool::Block;
 /// 525, 64 tokens 667 and 620; q4 within 10 % of it; AVX2, 32 tokens, 350 and 430.
 const FEW_QUANTISED: usize = 32;
 
+/// Elements that are widened at a time: 4 MiB, which a cache of the second or third level holds until they are packed for the product.
+const WIDENED_AT_ONCE: usize = 1 << 20;
+
 /// A row-major matrix W `[rows, cols]`.
 pub(crate) struct Matrix {
     rows: usize,
@@ -33,6 +37,7 @@ pub(crate) struct Matrix {
 enum Elements {
     F32(Rows<f32>),
     Bf16(Rows<bf16>),
+    Bf16Packed(Rows<PackedBf16>),
     Q8(Rows<Q8>),
     Q4(Rows<Q4>),
     /// To be multiplied with activations of 8 bits.
@@ -46,6 +51,7 @@ macro_rules! in_any_format {
         match &$matrix.elements {
             Elements::F32($w) => $result,
             Elements::Bf16($w) => $result,
+            Elements::Bf16Packed($w) => $result,
             Elements::Q8($w) => $result,
             Elements::Q4($w) => $result,
             Elements::Q8ByI8($w) => $result,
@@ -54,10 +60,10 @@ macro_rules! in_any_format {
     };
 }
 
-/// The same expression for the elements of three matrices, all of one format, whichever that is.
+/// The same expression for the elements of three matrices, all of one format, whichever that is, or is of those that are named.
 macro_rules! three_in_any_format {
     ($a:expr, $b:expr, $c:expr, $w:ident => $result:expr) => {
-        three_in_any_format!($a, $b, $c, $w => $result, F32, Bf16, Q8, Q4, Q8ByI8, Q4ByI8)
+        three_in_any_format!($a, $b, $c, $w => $result, F32, Bf16, Bf16Packed, Q8, Q4, Q8ByI8, Q4ByI8)
     };
     ($a:expr, $b:expr, $c:expr, $w:ident => $result:expr, $($format:ident),*) => {
         match (&$a.elements, &$b.elements, &$c.elements) {
@@ -65,23 +71,47 @@ macro_rules! three_in_any_format {
                 let $w = [&a[..], &b[..], &c[..]];
                 $result
             })*
-            _ => unreachable!("an engine keeps all matrices in one format"),
+            _ => unreachable!("matrices that are multiplied together are kept in one format, which can be multiplied so"),
         }
     };
 }
 
 impl Matrix {
-    /// A parameter of rank 2 from where it is, in the format that the options name.
-    pub fn new(source: &impl Parameters, parameter: Parameter, options: &EngineOptions) -> Result<Matrix, Error> {
-        let elements = match (options.weights, options.activations) {
-            (WeightFormat::F32, _) => Elements::F32(source.rows(parameter)?),
-            (WeightFormat::Bf16, _) => Elements::Bf16(source.rows(parameter)?),
-            (WeightFormat::Q8, ActivationFormat::Exact) => Elements::Q8(source.rows(parameter)?),
-            (WeightFormat::Q4, ActivationFormat::Exact) => Elements::Q4(source.rows(parameter)?),
-            (WeightFormat::Q8, ActivationFormat::Q8) => Elements::Q8ByI8(source.rows(parameter)?),
-            (WeightFormat::Q4, ActivationFormat::Q8) => Elements::Q4ByI8(source.rows(parameter)?),
-        };
-        Ok(Matrix { rows: parameter.rows, cols: parameter.cols, elements })
+    /// Parameters of rank 2 that are multiplied together, from where they are, in the format that the options name: one for all. If that is
+    /// packed bf16 and one of them cannot be, all are plain bf16.
+    pub fn group<const N: usize>(
+        source: &impl Parameters,
+        parameters: [Parameter; N],
+        options: &EngineOptions,
+    ) -> Result<[Matrix; N], Error> {
+        let mut format = options.weights;
+        let mut matrices = Vec::with_capacity(N);
+        while matrices.len() < N {
+            let parameter = parameters[matrices.len()];
+            let elements = match (format, options.activations) {
+                (WeightFormat::F32, _) => Elements::F32(source.rows(parameter)?),
+                (WeightFormat::Bf16, _) => Elements::Bf16(source.rows(parameter)?),
+                (WeightFormat::Bf16Packed, _) => match source.packed_rows(parameter)? {
+                    Some(rows) => Elements::Bf16Packed(rows),
+                    None => {
+                        format = WeightFormat::Bf16;
+                        matrices.clear();
+                        continue;
+                    }
+                },
+                (WeightFormat::Q8, ActivationFormat::Exact) => Elements::Q8(source.rows(parameter)?),
+                (WeightFormat::Q4, ActivationFormat::Exact) => Elements::Q4(source.rows(parameter)?),
+                (WeightFormat::Q8, ActivationFormat::Q8) => Elements::Q8ByI8(source.rows(parameter)?),
+                (WeightFormat::Q4, ActivationFormat::Q8) => Elements::Q4ByI8(source.rows(parameter)?),
+            };
+            matrices.push(Matrix { rows: parameter.rows, cols: parameter.cols, elements });
+        }
+        Ok(matrices.try_into().unwrap_or_else(|_| unreachable!("there are N of them")))
+    }
+
+    /// Whether it is kept as packed bf16.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.elements, Elements::Bf16Packed(_))
     }
 
     /// Of its elements, as they lie there.
@@ -116,6 +146,7 @@ impl Matrix {
         match &self.elements {
             Elements::F32(w) => product(team, prefill, x, Mat::new(w, rows, cols), beta, y),
             Elements::Bf16(w) => product(team, prefill, x, Mat::new(w, rows, cols), beta, y),
+            Elements::Bf16Packed(w) => self.multiply_widened(team, prefill, w, x, beta, y),
             Elements::Q8(w) => self.multiply_widened(team, prefill, w, x, beta, y),
             Elements::Q4(w) => self.multiply_widened(team, prefill, w, x, beta, y),
             Elements::Q8ByI8(w) => self.multiply_widened(team, prefill, w, x, beta, y),
@@ -145,8 +176,10 @@ impl Matrix {
         match &self.elements {
             Elements::F32(w) if few => gemv_batch(team, w, x, n, beta, y),
             Elements::Bf16(w) if few => gemv_batch(team, w, x, n, beta, y),
+            Elements::Bf16Packed(w) if few => gemv_batch(team, w, x, n, beta, y),
             Elements::F32(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
             Elements::Bf16(w) => product(team, prefill, x, Mat::new(w, rows, cols).t(), beta, y),
+            Elements::Bf16Packed(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q4(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
             Elements::Q8ByI8(w) => self.multiply_widened_t(team, prefill, w, x, beta, y),
@@ -197,7 +230,8 @@ impl Matrix {
         }
     }
 
-    /// [`multiply`](Matrix::multiply) with rows that are widened first, some at a time: one part of the sum after the other.
+    /// [`multiply`](Matrix::multiply) with rows that are widened first, some at a time: one part of the sum after the other, with the bits of a
+    /// product with all of them.
     fn multiply_widened<W: RowFormat>(
         &self,
         team: &Team,
@@ -209,7 +243,8 @@ impl Matrix {
     ) {
         let (k, m) = (self.rows, self.cols);
         let n = y.len() / m;
-        self.widened(team, w, |rows, part| {
+        let at_once = k_block(team.level(), as_bf16(prefill, n), k);
+        self.widened(team, w, at_once, |rows, part| {
             let x = Mat::new(x, n, k).part(0..n, rows.clone());
             multiply(team, prefill, x, Mat::new(part, rows.len(), m), beta, MatMut::new(y, n, m));
             beta = Beta::One;
@@ -228,18 +263,15 @@ impl Matrix {
     ) {
         let (k, m) = (self.cols, self.rows);
         let n = y.len() / m;
-        self.widened(team, w, |rows, part| {
+        self.widened(team, w, (WIDENED_AT_ONCE / k).clamp(1, m), |rows, part| {
             let y = MatMut::strided(&mut y[rows.start..], n, rows.len(), m);
             multiply(team, prefill, Mat::new(x, n, k), Mat::new(part, rows.len(), k).t(), beta, y);
         });
     }
 
     /// Calls `f` with some rows, widened, after the other.
-    fn widened<W: RowFormat>(&self, team: &Team, w: &[W], mut f: impl FnMut(Range<usize>, &[f32])) {
-        /// 4 MiB at a time, which a cache of the second or third level holds until it is packed.
-        const ELEMENTS: usize = 1 << 20;
+    fn widened<W: RowFormat>(&self, team: &Team, w: &[W], at_once: usize, mut f: impl FnMut(Range<usize>, &[f32])) {
         let Matrix { rows, cols, .. } = *self;
-        let at_once = (ELEMENTS / cols).clamp(1, rows);
         let mut block = Block::new(at_once * cols * size_of::<f32>());
         for first in (0..rows).step_by(at_once) {
             let range = first..rows.min(first + at_once);
@@ -262,10 +294,12 @@ fn product<W: Weight>(team: &Team, prefill: Prefill, x: &[f32], w: Mat<W>, beta:
 }
 
 fn multiply<W: Weight>(team: &Team, prefill: Prefill, x: Mat, w: Mat<W>, beta: Beta, y: MatMut) {
-    match prefill {
-        Prefill::Bf16 | Prefill::Q8 if x.rows() > FEW_ROWS => gemm_bf16(team, x, w, beta, y),
-        _ => gemm(team, x, w, beta, y),
-    }
+    if as_bf16(prefill, x.rows()) { gemm_bf16(team, x, w, beta, y) } else { gemm(team, x, w, beta, y) }
+}
+
+/// Whether the product of `n` rows of X is one of [`gemm_bf16`].
+fn as_bf16(prefill: Prefill, n: usize) -> bool {
+    matches!(prefill, Prefill::Bf16 | Prefill::Q8) && n > FEW_ROWS
 }
 
 /// The matrices of an FFN, all of one format.
@@ -339,6 +373,11 @@ impl FfnMatrices {
             let filter = match elements {
                 Elements::F32(gate) => GateFilter::new(team, gate, *cols, memory),
                 Elements::Bf16(gate) => GateFilter::new(team, gate, *cols, memory),
+                Elements::Bf16Packed(gate) => {
+                    let mut wide = Buffer::stale(rows * cols);
+                    widen_rows(team, gate, *cols, &mut wide);
+                    GateFilter::new(team, &wide[..], *cols, memory)
+                }
                 _ => unreachable!("the options were validated: quantised rows have no filter"),
             };
             GateFilter::from_memory(Rows::Owned(filter.into_memory()), *rows, *cols)
@@ -356,15 +395,10 @@ impl FfnMatrices {
         let OneToken { x, scratch, y } = token;
         let FfnMatrices { gate_proj, up_proj, down_proj_t, filter } = self;
         let filter = filter.as_ref().expect("the engine makes the filters before it uses them");
-        match (&gate_proj.elements, &up_proj.elements, &down_proj_t.elements) {
-            (Elements::F32(gate), Elements::F32(up), Elements::F32(down_t)) => {
-                ffn_filtered(team, FfnWeights { gate, up, down_t }, filter, x, scratch, y)
-            }
-            (Elements::Bf16(gate), Elements::Bf16(up), Elements::Bf16(down_t)) => {
-                ffn_filtered(team, FfnWeights { gate, up, down_t }, filter, x, scratch, y)
-            }
-            _ => unreachable!("an engine keeps all matrices in one format, and quantised rows have no filter"),
-        }
+        three_in_any_format!(gate_proj, up_proj, down_proj_t, w => {
+            let [gate, up, down_t] = w;
+            ffn_filtered(team, FfnWeights { gate, up, down_t }, filter, x, scratch, y)
+        }, F32, Bf16, Bf16Packed)
     }
 
     /// [`ffn_dense`]: returns the number of active neurons.
@@ -398,7 +432,8 @@ mod tests {
             let matrices = [ActivationFormat::Exact, ActivationFormat::Q8].map(|activations| {
                 let options = EngineOptions { weights: format, activations, ..EngineOptions::new(Psi::Relu) };
                 let parameter = Parameter { index: 0, rows, cols, transposed: false, is_gain: false };
-                Matrix::new(&source, parameter, &options).unwrap()
+                let [matrix] = Matrix::group(&source, [parameter], &options).unwrap();
+                matrix
             });
             for (k, m, transposed) in [(rows, cols, false), (cols, rows, true)] {
                 let x = uniform(2, n * k);
@@ -431,6 +466,44 @@ mod tests {
         }
     }
 
+    /// In several parts of K and of columns, and of few tokens and many.
+    #[test]
+    fn products_with_packed_rows_have_the_bits_of_bf16() {
+        let (rows, cols) = (2300, 1000);
+        let w = uniform(1, rows * cols);
+        let source = FromTensors(|_| Ok(Tensor::from_slice(&w, [rows, cols])));
+        let [plain, packed] = [WeightFormat::Bf16, WeightFormat::Bf16Packed].map(|weights| {
+            let options = EngineOptions { weights, ..EngineOptions::new(Psi::Relu) };
+            let parameter = Parameter { index: 0, rows, cols, transposed: false, is_gain: false };
+            let [matrix] = Matrix::group(&source, [parameter], &options).unwrap();
+            matrix
+        });
+        assert!(packed.is_packed() && !plain.is_packed());
+        for level in Level::available().rev().take(2) {
+            let team = Team::new(level, 2);
+            for (n, prefill) in [(2, Prefill::Exact), (4, Prefill::Bf16), (9, Prefill::Exact), (9, Prefill::Bf16)] {
+                for (k, m, transposed) in [(rows, cols, false), (cols, rows, true)] {
+                    let x = uniform(2, n * k);
+                    for beta in [Beta::Zero, Beta::One] {
+                        let [a, b] = [&plain, &packed].map(|matrix| {
+                            let mut y = vec![1.0; n * m];
+                            if transposed {
+                                matrix.multiply_t(&team, prefill, &x, beta, &mut y);
+                            } else {
+                                matrix.multiply(&team, prefill, &x, beta, &mut y);
+                            }
+                            y
+                        });
+                        assert!(
+                            a == b,
+                            "multiply bf16-packed {level} {prefill} n = {n} transposed {transposed} {beta:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     /// Of both ways of keeping the rows, whatever the product of bf16 would have given.
     #[test]
     fn prefill_q8_multiplies_bytes() {
@@ -444,14 +517,14 @@ mod tests {
                 let product = |activations, prefill| {
                     let options = EngineOptions { weights, activations, ..EngineOptions::new(Psi::Relu) };
                     let mut y = vec![f32::NAN; n * rows];
-                    let matrix = Matrix::new(&source, parameter(), &options).unwrap();
+                    let [matrix] = Matrix::group(&source, [parameter()], &options).unwrap();
                     matrix.multiply_t(&team, prefill, &x, Beta::Zero, &mut y);
                     y
                 };
                 let y = product(ActivationFormat::Exact, Prefill::Q8);
                 assert_eq!(y, product(ActivationFormat::Q8, Prefill::Q8), "prefill q8 {weights} {level}");
                 let options = EngineOptions { weights, ..EngineOptions::new(Psi::Relu) };
-                let matrix = Matrix::new(&source, parameter(), &options).unwrap();
+                let [matrix] = Matrix::group(&source, [parameter()], &options).unwrap();
                 let mut both = [(); 2].map(|_| vec![f32::NAN; n * rows]);
                 let [a, b] = &mut both;
                 Matrix::multiply_both_t([&matrix; 2], &team, Prefill::Q8, &x, [a, b]);

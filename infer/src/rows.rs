@@ -3,6 +3,8 @@
 use crate::Error;
 use crate::buffer::Buffer;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use half::bf16;
+use kernels::packed::{PackedBf16, pack_rows};
 use kernels::{RowFormat, Team};
 use model::{Config, LayerNames, parameter_specs};
 use std::ops::{Deref, Range};
@@ -65,6 +67,9 @@ impl Parameter {
 pub(crate) trait Parameters {
     /// A parameter in a format that fits it.
     fn rows<W: RowFormat>(&self, parameter: Parameter) -> Result<Rows<W>, Error>;
+
+    /// A matrix as packed bf16; None if it cannot be.
+    fn packed_rows(&self, parameter: Parameter) -> Result<Option<Rows<PackedBf16>>, Error>;
 }
 
 /// Tensors by their number: each is rounded to its format.
@@ -75,12 +80,21 @@ impl<F: Fn(usize) -> Result<Tensor, Error>> Parameters for FromTensors<F> {
         let tensor = self.0(parameter.index)?;
         Ok(Rows::Owned(Buffer::from_tensor(&if parameter.transposed { tensor.t() } else { tensor })?))
     }
+
+    fn packed_rows(&self, parameter: Parameter) -> Result<Option<Rows<PackedBf16>>, Error> {
+        let plain = self.rows::<bf16>(parameter)?;
+        let mut packed = Buffer::stale(parameter.rows * PackedBf16::row_len(parameter.cols));
+        let fits = pack_rows(&Team::current(), &plain, parameter.cols, &mut packed);
+        Ok(fits.then_some(Rows::Owned(packed)))
+    }
 }
 
 /// A file, and the bytes of each part in it: of each parameter, or of each layer's filter.
 pub(crate) struct FromFile {
     pub file: Arc<MappedFile>,
     pub bytes: Vec<Range<usize>>,
+    /// In a file of packed bf16, the parameters that it has as plain bf16, by their number.
+    pub plain: Vec<bool>,
     /// Whether to copy them to memory of the process.
     pub copied: bool,
 }
@@ -106,5 +120,9 @@ impl FromFile {
 impl Parameters for FromFile {
     fn rows<W: RowFormat>(&self, parameter: Parameter) -> Result<Rows<W>, Error> {
         Ok(self.part(parameter.index))
+    }
+
+    fn packed_rows(&self, parameter: Parameter) -> Result<Option<Rows<PackedBf16>>, Error> {
+        Ok((!self.plain[parameter.index]).then(|| self.part(parameter.index)))
     }
 }

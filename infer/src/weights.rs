@@ -42,6 +42,12 @@ pub(crate) struct LayerWeights {
     pub ffn: FfnMatrices,
 }
 
+/// A parameter as it is kept.
+enum Kept<'a> {
+    Gain(&'a Rows),
+    Matrix(&'a Matrix),
+}
+
 impl DecodeWeights {
     /// Takes the parameters from where they are, and makes a RoPE table for `context` positions.
     pub fn new(
@@ -51,32 +57,37 @@ impl DecodeWeights {
         source: &impl Parameters,
     ) -> Result<DecodeWeights, Error> {
         let all = Parameter::all(config);
-        let matrix = |index: usize| Matrix::new(source, all[index], options);
+        fn group<const N: usize>(
+            (source, all, options): (&impl Parameters, &[Parameter], &EngineOptions),
+            indices: [usize; N],
+        ) -> Result<[Matrix; N], Error> {
+            Matrix::group(source, indices.map(|index| all[index]), options)
+        }
+        let from = (source, &all[..], options);
         let gain = |index: usize| source.rows(all[index]);
         let layer = |layer| {
             let at = LayerNames::new(layer);
+            let [q_proj, k_proj, v_proj] = group(from, [at.q_proj, at.k_proj, at.v_proj])?;
+            let [o_proj] = group(from, [at.o_proj])?;
+            let [gate_proj, up_proj, down_proj_t] = group(from, [at.gate_proj, at.up_proj, at.down_proj])?;
             Ok(LayerWeights {
                 input_layernorm: gain(at.input_layernorm)?,
-                q_proj: matrix(at.q_proj)?,
-                k_proj: matrix(at.k_proj)?,
-                v_proj: matrix(at.v_proj)?,
-                o_proj: matrix(at.o_proj)?,
+                q_proj,
+                k_proj,
+                v_proj,
+                o_proj,
                 post_attention_layernorm: gain(at.post_attention_layernorm)?,
-                ffn: FfnMatrices {
-                    gate_proj: matrix(at.gate_proj)?,
-                    up_proj: matrix(at.up_proj)?,
-                    down_proj_t: matrix(at.down_proj)?,
-                    filter: None,
-                },
+                ffn: FfnMatrices { gate_proj, up_proj, down_proj_t, filter: None },
             })
         };
         let after_layers = LayerNames::new(config.n_layers).input_layernorm;
         let rope = RopeTable::new(&Config { max_seq_len: context, ..config.clone() });
+        let table = |index: usize| group(from, [index]).map(|[matrix]| matrix);
         Ok(DecodeWeights {
-            embed_tokens: matrix(0)?,
+            embed_tokens: table(0)?,
             layers: (0..config.n_layers).map(layer).collect::<Result<_, Error>>()?,
             norm: gain(after_layers)?,
-            lm_head: (!config.tie_embeddings).then(|| matrix(after_layers + 1)).transpose()?,
+            lm_head: (!config.tie_embeddings).then(|| table(after_layers + 1)).transpose()?,
             cos: Buffer::from_tensor(&rope.cos)?,
             sin: Buffer::from_tensor(&rope.sin)?,
         })
@@ -104,22 +115,44 @@ impl DecodeWeights {
 
     /// The bytes of every parameter, in the fixed order.
     pub fn bytes(&self) -> Vec<&[u8]> {
+        self.parameters()
+            .map(|parameter| match parameter {
+                Kept::Gain(gain) => gain.bytes(),
+                Kept::Matrix(matrix) => matrix.bytes(),
+            })
+            .collect()
+    }
+
+    /// Of every parameter, in the fixed order, whether it is a matrix that is not packed bf16.
+    pub fn plain(&self) -> Vec<bool> {
+        self.parameters().map(|parameter| matches!(parameter, Kept::Matrix(matrix) if !matrix.is_packed())).collect()
+    }
+
+    /// Groups of matrices that are kept in one format: those that are packed bf16, and all.
+    pub fn packed_groups(&self) -> (usize, usize) {
+        let layers = self.layers.iter().flat_map(|layer| [&layer.q_proj, &layer.o_proj, &layer.ffn.gate_proj]);
+        let groups = layers.chain([&self.embed_tokens]).chain(&self.lm_head);
+        groups.fold((0, 0), |(packed, all), matrix| (packed + matrix.is_packed() as usize, all + 1))
+    }
+
+    /// In the fixed order.
+    fn parameters(&self) -> impl Iterator<Item = Kept<'_>> {
         let layers = self.layers.iter().flat_map(|layer| {
             let LayerWeights { input_layernorm, q_proj, k_proj, v_proj, o_proj, post_attention_layernorm, ffn } = layer;
             let FfnMatrices { gate_proj, up_proj, down_proj_t, filter: _ } = ffn;
             [
-                input_layernorm.bytes(),
-                q_proj.bytes(),
-                k_proj.bytes(),
-                v_proj.bytes(),
-                o_proj.bytes(),
-                post_attention_layernorm.bytes(),
-                gate_proj.bytes(),
-                up_proj.bytes(),
-                down_proj_t.bytes(),
+                Kept::Gain(input_layernorm),
+                Kept::Matrix(q_proj),
+                Kept::Matrix(k_proj),
+                Kept::Matrix(v_proj),
+                Kept::Matrix(o_proj),
+                Kept::Gain(post_attention_layernorm),
+                Kept::Matrix(gate_proj),
+                Kept::Matrix(up_proj),
+                Kept::Matrix(down_proj_t),
             ]
         });
-        let last = [Some(self.norm.bytes()), self.lm_head.as_ref().map(Matrix::bytes)];
-        std::iter::once(self.embed_tokens.bytes()).chain(layers).chain(last.into_iter().flatten()).collect()
+        let last = [Some(Kept::Gain(&self.norm)), self.lm_head.as_ref().map(Kept::Matrix)];
+        std::iter::once(Kept::Matrix(&self.embed_tokens)).chain(layers).chain(last.into_iter().flatten())
     }
 }

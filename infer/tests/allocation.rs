@@ -31,6 +31,7 @@ fn decode_and_sample_allocate_nothing() {
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Q4, q8),
                 (Psi::Relu, FfnMode::Filtered, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Filtered, WeightFormat::Bf16, exact),
+                (Psi::Relu, FfnMode::Filtered, WeightFormat::Bf16Packed, exact),
                 (Psi::Relu, FfnMode::Auto, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Auto, WeightFormat::Q8, exact),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::F32, exact),

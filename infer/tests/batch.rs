@@ -28,6 +28,7 @@ fn a_sequence_in_a_batch_has_the_bits_that_it_has_alone() {
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::F32, exact),
                 (Psi::Relu, FfnMode::Filtered, WeightFormat::Bf16, exact),
                 (Psi::Relu, FfnMode::Auto, WeightFormat::Bf16, exact),
+                (Psi::Relu, FfnMode::Sparse, WeightFormat::Bf16Packed, exact),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Q8, exact),
                 (Psi::Relu, FfnMode::Dense, WeightFormat::Q4, exact),
                 (Psi::Relu, FfnMode::Sparse, WeightFormat::Q8, q8),

@@ -8,17 +8,21 @@ use common::any_engine::{
 };
 use common::{bits, configs, engine_on, options, rounded, tokens, weights, weights_with_active};
 use half::bf16;
-use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, WeightFormat, filter_bytes};
+use infer::{
+    ActivationFormat, Engine, EngineOptions, FfnMode, KvFormat, LayerDensity, Prefill, PromptFfn, WeightFormat,
+    filter_bytes,
+};
 use kernels::Level;
 use kernels::quant::{Q4, Q8};
 use kernels::testing::uniform;
-use model::{Config, Psi, Weights, parameter_specs};
+use model::{Config, LayerNames, Psi, Weights, parameter_specs};
 use tensor::Tensor;
 
 /// How weights can be kept, and what they can be multiplied with.
-const FORMATS: [(WeightFormat, ActivationFormat); 6] = [
+const FORMATS: [(WeightFormat, ActivationFormat); 7] = [
     (WeightFormat::F32, ActivationFormat::Exact),
     (WeightFormat::Bf16, ActivationFormat::Exact),
+    (WeightFormat::Bf16Packed, ActivationFormat::Exact),
     (WeightFormat::Q8, ActivationFormat::Exact),
     (WeightFormat::Q4, ActivationFormat::Exact),
     (WeightFormat::Q8, ActivationFormat::Q8),
@@ -180,13 +184,85 @@ fn an_engine_of_bf16_has_the_bits_of_one_of_rounded_weights() {
     }
 }
 
+/// Whatever is computed: prompts of every length and in every way, single tokens in every mode, and log probabilities; and where some of the
+/// matrices cannot be packed.
+#[test]
+fn an_engine_of_packed_bf16_has_the_bits_of_one_of_bf16() {
+    for (number, config) in configs().iter().enumerate() {
+        let plain = weights(config, number as u64);
+        let names = LayerNames::new(0);
+        let groups = 3 * config.n_layers + if config.tie_embeddings { 1 } else { 2 };
+        let mut cases = vec![(plain.clone(), groups)];
+        if config.d_model >= 40 {
+            cases.push((unpackable(&plain, &[names.k_proj, names.down_proj]), groups - 2));
+            cases.push((unpackable(&plain, &[0, names.o_proj]), groups - 2));
+        }
+        for (weights, packed) in cases {
+            let levels: Vec<Level> = Level::available().rev().take(if packed == groups { 4 } else { 1 }).collect();
+            for (psi, modes) in [
+                (Psi::Relu, &[FfnMode::Dense, FfnMode::Sparse, FfnMode::Filtered, FfnMode::AutoFiltered][..]),
+                (Psi::stochastic(0.5), &[FfnMode::Dense]),
+            ] {
+                for (&mode, level) in modes.iter().flat_map(|mode| levels.iter().map(move |level| (mode, level))) {
+                    let run = |format, threads, prefill, prompt_ffn| {
+                        let options =
+                            EngineOptions { weights: format, prefill, prompt_ffn, seed: 3, ..options(psi, mode) };
+                        let mut engine = engine_on(*level, threads, &weights, options);
+                        if format == WeightFormat::Bf16Packed {
+                            let what = format!("packed_groups config {number}");
+                            assert_eq!(engine.packed_groups(), Some((packed, groups)), "{what}");
+                        } else {
+                            assert_eq!(engine.packed_groups(), None);
+                        }
+                        let mut all = Vec::new();
+                        for prompt in [3, 40, if mode == FfnMode::Dense { 530 } else { 5 }] {
+                            all.push(greedy(&mut engine, &tokens(config, 1, prompt), 6));
+                        }
+                        let (tokens, mut log_probs) = (tokens(config, 2, 90), Vec::new());
+                        engine.reset(0);
+                        engine.log_probs(&tokens[..89], &tokens[1..], &mut log_probs).unwrap();
+                        (all, log_probs)
+                    };
+                    for (threads, prefill, prompt_ffn) in [
+                        (1, Prefill::Exact, PromptFfn::Dense),
+                        (3, Prefill::Bf16, PromptFfn::Dense),
+                        (2, Prefill::Exact, PromptFfn::Sparse),
+                    ] {
+                        let bf16 = run(WeightFormat::Bf16, 1, prefill, prompt_ffn);
+                        let found = run(WeightFormat::Bf16Packed, threads, prefill, prompt_ffn);
+                        let what =
+                            format!("engine config {number} {psi} {mode} {level} {threads} threads, prefill {prefill}");
+                        assert!(found == bf16, "{what}, {packed} of {groups} groups packed: other bits than bf16");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Weights with a row in each of these parameters whose exponents are too many.
+fn unpackable(weights: &Weights, parameters: &[usize]) -> Weights {
+    let mut tensors = weights.tensors().to_vec();
+    for &parameter in parameters {
+        let shape = tensors[parameter].shape();
+        let (rows, cols) = (shape[0], shape[1]);
+        let mut values = tensors[parameter].to_vec::<f32>().unwrap();
+        // The seventh row and the seventh column, of which decoding takes the one or the other for a row.
+        for (i, j) in (0..cols).map(|j| (6, j)).chain((0..rows).map(|i| (i, 6))) {
+            values[i * cols + j] *= f32::powi(2.0, -3 * ((i + j) % 40) as i32);
+        }
+        tensors[parameter] = Tensor::from_slice(&values, shape);
+    }
+    Weights::from_tensors(weights.config(), tensors)
+}
+
 /// Products of several tokens are those with the widened weights, whatever a single token's are.
 #[test]
 fn an_engine_of_quantised_weights_scores_with_the_bits_of_one_of_rounded_weights() {
     for (number, config) in configs().iter().enumerate() {
         let weights = weights(config, number as u64);
         let tokens = tokens(config, 1, 270);
-        for (format, activations) in FORMATS.into_iter().skip(2) {
+        for (format, activations) in FORMATS.into_iter().skip(3) {
             let rounded = if format == WeightFormat::Q8 { rounded::<Q8>(&weights) } else { rounded::<Q4>(&weights) };
             for level in Level::available() {
                 let score = |weights, format, activations| {
@@ -232,7 +308,7 @@ fn activations_of_8_bits_are_near_exact_ones() {
 #[test]
 fn activations_of_8_bits_need_quantised_weights() {
     let config = &configs()[0];
-    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Bf16Packed] {
         let activations = ActivationFormat::Q8;
         let options = EngineOptions { weights: format, activations, ..options(Psi::Relu, FfnMode::Dense) };
         let error = options.validate(config).unwrap_err().to_string();

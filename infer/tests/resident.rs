@@ -67,6 +67,7 @@ fn every_format_reads_back_to_the_last_bit() {
     for (format, activations) in [
         (WeightFormat::F32, ActivationFormat::Exact),
         (WeightFormat::Bf16, ActivationFormat::Exact),
+        (WeightFormat::Bf16Packed, ActivationFormat::Exact),
         (WeightFormat::Q8, ActivationFormat::Exact),
         (WeightFormat::Q8, ActivationFormat::Q8),
         (WeightFormat::Q4, ActivationFormat::Exact),
@@ -92,7 +93,7 @@ fn every_format_reads_back_to_the_last_bit() {
             + 64 * parameter_specs(weights.config()).count() as u64;
         assert!(bytes <= most, "{format}: {bytes} bytes");
     }
-    assert_eq!(listing(dir), ["bf16.bin", "f32.bin", "q4.bin", "q8.bin", "source.json"]);
+    assert_eq!(listing(dir), ["bf16-packed.bin", "bf16.bin", "f32.bin", "q4.bin", "q8.bin", "source.json"]);
 }
 
 #[test]
@@ -100,7 +101,7 @@ fn filters_read_back_to_the_last_bit() {
     let (dir, weights) = place(13);
     let dir = dir.path();
     let bits_of = |options: &EngineOptions| logits(&mut CpuEngine::new(&weights, options.clone()).unwrap());
-    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Bf16Packed] {
         let path = resident_filter_path(dir, format);
         let (options, mut files) = (filtered(format), Vec::new());
         let expected = bits_of(&options);
@@ -126,13 +127,57 @@ fn filters_read_back_to_the_last_bit() {
     }
     let bytes = fs::metadata(resident_filter_path(dir, WeightFormat::Bf16)).unwrap().len();
     assert_eq!(bytes, DATA as u64 + filter_bytes(weights.config()), "whole lines follow each other");
-    let names = ["bf16-filter.bin", "bf16.bin", "f32-filter.bin", "f32.bin", "source.json"];
-    assert_eq!(listing(dir), names);
+    let names = ["bf16-filter.bin", "bf16-packed-filter.bin", "bf16-packed.bin", "bf16.bin"];
+    assert_eq!(listing(dir), [&names[..], &["f32-filter.bin", "f32.bin", "source.json"]].concat());
     // Who does not filter neither reads nor writes filters.
     fs::write(resident_filter_path(dir, WeightFormat::Bf16), "no filter").unwrap();
     assert_eq!(open(dir, &bf16()).2, "");
     assert!(open(dir, &of_format(WeightFormat::Q8, ActivationFormat::Exact)).2.contains("q8.bin: "));
     assert!(!resident_filter_path(dir, WeightFormat::Q8).exists());
+}
+
+/// Of which some stay plain: told at every start, and what they are is in the file.
+#[test]
+fn matrices_that_cannot_be_packed_are_told_and_read_back() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), &configs()[0]);
+    let mut tensors = weights(config, 3).tensors().to_vec();
+    let (gate, last) = (model::LayerNames::new(1).gate_proj, model::LayerNames::new(0).o_proj);
+    for parameter in [gate, last] {
+        let (mut values, cols) = (tensors[parameter].to_vec::<f32>().unwrap(), tensors[parameter].dim(1));
+        (0..cols).for_each(|j| values[5 * cols + j] *= f32::powi(2.0, -2 * j as i32));
+        tensors[parameter] = tensor::Tensor::from_slice(&values, tensors[parameter].shape());
+    }
+    let weights = Weights::from_tensors(config, tensors);
+    hf::save(dir.path(), &weights, &Meta::new(Psi::Relu)).unwrap();
+    let expected = logits(&mut CpuEngine::new(&weights, bf16()).unwrap());
+    let options = of_format(WeightFormat::Bf16Packed, ActivationFormat::Exact);
+    for written in [true, false, false] {
+        let (found, residence, notes) = open(dir.path(), &options);
+        assert!(found == expected, "bf16-packed: logits");
+        assert_eq!(residence == Residence::Converted, written, "{notes}");
+        assert!(notes.contains(": 5 of 7 groups of matrices are packed; the exponents"), "{notes}");
+        assert_eq!(notes.lines().count(), 1 + written as usize, "{notes}");
+    }
+    let path = resident_path(dir.path(), WeightFormat::Bf16Packed);
+    let good = fs::read(&path).unwrap();
+    let changed = |place: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[place] = value;
+        bytes
+    };
+    // The byte of gate_proj says what it is.
+    assert_eq!((good[DATA + gate], good[DATA + gate + 1], good[DATA]), (1, 1, 0));
+    for (bytes, why) in [
+        (changed(DATA + gate, 0), "truncated"),
+        (changed(DATA, 1), "truncated"),
+        (changed(DATA + gate - 1, 7), "damaged in bytes"),
+        (good[..DATA + 3].to_vec(), "truncated"),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let (found, _, notes) = open(dir.path(), &options);
+        assert!(found == expected && notes.contains(why), "{why}: {notes}");
+        assert!(fs::read(&path).unwrap() == good, "{why}: made again");
+    }
 }
 
 /// Rows are the same whatever level rounds them, so a file serves all.
@@ -412,6 +457,9 @@ fn sizes_are_those_of_the_parameters() {
     let matrices = 10 + 4 * 128 + 3 * 256;
     for (format, row) in
         [(WeightFormat::F32, 512), (WeightFormat::Bf16, 256), (WeightFormat::Q8, 192), (WeightFormat::Q4, 128)]
+            .into_iter()
+            // A head and a group.
+            .chain([(WeightFormat::Bf16Packed, 64 + 192)])
     {
         assert_eq!(resident_bytes(&config, format), gains + matrices * row, "{format}");
     }

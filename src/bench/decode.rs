@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR", conflicts_with_all = ["models", "zeros"])]
     model: Option<PathBuf>,
 
-    /// How weights are kept: f32, bf16, q8, q4
+    /// How weights are kept: f32, bf16, bf16-packed, q8, q4
     #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
     weights: Vec<WeightFormat>,
 
@@ -302,7 +302,12 @@ impl<'a> Decode<'a> {
                     read.push(read_now);
                 }
             }
-            let mut row = row(team, format, engine.config(), &by_turns, &read).context("no token was decoded")?;
+            let label = match engine.packed_groups() {
+                Some((packed, all)) if packed < all => format!("{format}, {packed} of {all} groups"),
+                _ => format.to_string(),
+            };
+            let mut row =
+                row(team, (format, label), engine.config(), &by_turns, &read).context("no token was decoded")?;
             row.insert(0, self.name.into());
             rows.push(row);
             // Blocks of this format are of no use to the next one.
@@ -329,7 +334,7 @@ fn missed(dense: &[Generation], filtered: &[Generation]) -> usize {
 
 fn row(
     team: &Team,
-    format: Formats,
+    (format, label): (Formats, String),
     config: &Config,
     [dense, sparse, filtered]: &[Vec<Generation>; 3],
     read: &[f64],
@@ -344,7 +349,7 @@ fn row(
     let survivors = mean(filtered.iter().map(Generation::mean_gate_share).collect()).filter(|_| !filtered.is_empty());
 
     let (dense_rates, sparse_rates, filtered_rates) = (rates(dense)?, rates(sparse)?, rates(filtered)?);
-    let bytes_each = format.weights.bytes();
+    let bytes_each = format.bytes(config.d_model);
     let dense_bytes = bytes_each * read_parameters(config) as f64;
     let sparse_bytes = dense_bytes - bytes_each * ffn_parameters(config) as f64 * 2.0 / 3.0 * zeros;
     // An element of the gate is a byte with its share of the row's bound, and its own bytes in survivors.
@@ -358,7 +363,7 @@ fn row(
     let ffn_share = Spread::of(dense_ffn.iter().zip(dense).map(|(ffn, g)| ffn / g.decode.as_secs_f64()));
     Some(vec![
         team.level().to_string().into(),
-        format.to_string().into(),
+        label.into(),
         team.threads().into(),
         (100.0 * zeros).into(),
         Spread::of(dense_rates.iter().copied()).into(),

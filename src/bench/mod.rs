@@ -228,6 +228,11 @@ impl Formats {
     fn new(weights: WeightFormat, activations: ActivationFormat) -> Formats {
         Formats { weights, activations: if weights.is_quantised() { activations } else { ActivationFormat::Exact } }
     }
+
+    /// Of a weight in rows of `cols`, with all that they need.
+    fn bytes(self, cols: usize) -> f64 {
+        self.weights.row_bytes(cols) as f64 / cols as f64
+    }
 }
 
 impl fmt::Display for Formats {

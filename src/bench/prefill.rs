@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "model")]
     text: Option<PathBuf>,
 
-    /// How weights are kept: f32, bf16, q8, q4
+    /// How weights are kept: f32, bf16, bf16-packed, q8, q4
     #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
     weights: Vec<WeightFormat>,
 

@@ -11,9 +11,11 @@ use crate::terminal::bytes;
 use anyhow::ensure;
 use half::bf16;
 use infer::{ActivationFormat, WeightFormat};
+use kernels::packed::PackedBf16;
 use kernels::quant::{I8Dot, Q4, Q8};
+use kernels::row_format::FloatRows;
 use kernels::sparse::{FfnScratch, Filtered, ffn_dense, ffn_filtered, ffn_sparse};
-use kernels::{Activation, Level, RowFormat, Team, Weight};
+use kernels::{Activation, Level, RowFormat, Team};
 use silurian::synthetic::FfnLayers;
 use std::path::PathBuf;
 use tensor::pool::Block;
@@ -42,7 +44,7 @@ pub struct Args {
           default_value = "0,50,80,85,90,95,99")]
     zeros: Vec<f64>,
 
-    /// How weights are kept: f32, bf16, q8, q4
+    /// How weights are kept: f32, bf16, bf16-packed, q8, q4
     #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
     weights: Vec<WeightFormat>,
 
@@ -195,6 +197,7 @@ fn ffn(sizes: &Sizes, zeros: &[f64], formats: &[Formats], setting: &Setting) -> 
         let rows = match (format.weights, format.activations) {
             (WeightFormat::F32, _) => sweep.of::<f32>(Some(Filter::NEW)),
             (WeightFormat::Bf16, _) => sweep.of::<bf16>(Some(Filter::NEW)),
+            (WeightFormat::Bf16Packed, _) => sweep.of::<PackedBf16>(Some(Filter::NEW)),
             (WeightFormat::Q8, ActivationFormat::Exact) => sweep.of::<Q8>(None),
             (WeightFormat::Q4, ActivationFormat::Exact) => sweep.of::<Q4>(None),
             (WeightFormat::Q8, ActivationFormat::Q8) => sweep.of::<I8Dot<8>>(None),
@@ -224,7 +227,7 @@ struct Filter<W> {
     run: FfnOfLayer<W>,
 }
 
-impl<W: Weight> Filter<W> {
+impl<W: FloatRows> Filter<W> {
     const NEW: Filter<W> = Filter {
         make: FfnLayers::make_filters,
         run: |team, ffns, layer, x, scratch, y| {
@@ -364,7 +367,7 @@ impl Row {
     fn push_filtered(&self, team: &Team, format: Formats, d_model: usize, table: &mut Table) {
         let us = |times: &[f64]| Spread::of(times.iter().map(|t| 1e6 * t));
         let over = |times: &[f64]| Spread::of(times.iter().zip(&self.filtered).map(|(time, filtered)| time / filtered));
-        let weight = format.weights.bytes();
+        let weight = format.bytes(d_model);
         // Of an element of the gate: its quant with a share of the row's bound, its own bytes for survivors, two more for active neurons.
         let touched = 1.0 + 16.0 / d_model as f64 + weight * (self.survivors + 2.0 * (1.0 - self.zeros));
         let ceiling = 3.0 * weight / touched;

@@ -1,5 +1,5 @@
-//! The file: a header with a hash for each 4 MiB of its parts, and from byte 2 Mi on the parts one after the other: parameters, or the
-//! filters of the layers.
+//! The file: a header with a hash for each 4 MiB of what follows, and from byte 2 Mi on the parts one after the other: parameters, or the
+//! filters of the layers. In one of packed bf16, a byte for each parameter comes before them: 1 if it is kept as plain bf16.
 
 use super::{MappedFile, Parameter, Path, WeightFormat};
 use bytemuck::{Pod, Zeroable, bytes_of, cast_slice, pod_read_unaligned};
@@ -8,7 +8,7 @@ use kernels::row_format::LAYOUT_VERSION;
 use kernels::sparse::{FILTER_VERSION, FilterLine, gate_filter_lines};
 use model::Config;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,10 +39,11 @@ impl Kind {
         }
     }
 
-    /// Bytes of each part.
-    pub fn parts(self, config: &Config, format: WeightFormat) -> Vec<usize> {
+    /// Bytes of each part. The parameters that `plain` names, by their number, are kept as bf16.
+    pub fn parts(self, config: &Config, format: WeightFormat, plain: &[bool]) -> Vec<usize> {
+        let format_of = |index: usize| if plain.get(index) == Some(&true) { WeightFormat::Bf16 } else { format };
         match self {
-            Kind::Weights => Parameter::all(config).iter().map(|parameter| parameter.bytes(format)).collect(),
+            Kind::Weights => Parameter::all(config).iter().map(|p| p.bytes(format_of(p.index))).collect(),
             Kind::Filters => {
                 vec![gate_filter_lines(config.d_ff, config.d_model) * size_of::<FilterLine>(); config.n_layers]
             }
@@ -70,7 +71,7 @@ struct Header {
     magic: [u8; 8],
     version: u32,
     layout_version: u32,
-    /// The name of the format, with zeros to 8 bytes.
+    /// The first 8 bytes of the format's name, with zeros behind it.
     format: [u8; 8],
     /// Of the model's own files.
     source: [u64; 2],
@@ -87,20 +88,26 @@ pub(super) struct Layout {
     kind: Kind,
     /// With a hash of 0.
     header: Header,
+    /// Of a file of packed bf16, for each parameter whether it is kept as plain bf16; else empty.
+    pub plain: Vec<bool>,
     /// Of each part.
     pub bytes: Vec<Range<usize>>,
 }
 
 impl Layout {
-    /// That of a model whose files have the hash `source`.
-    pub fn new(kind: Kind, config: &Config, format: WeightFormat, source: u128) -> Layout {
-        let mut end = START;
+    /// That of a model whose files have the hash `source`. `plain` is looked at in a file of packed bf16, for each parameter.
+    pub fn new(kind: Kind, config: &Config, format: WeightFormat, source: u128, plain: &[bool]) -> Layout {
+        let plain = match (kind, format) {
+            (Kind::Weights, WeightFormat::Bf16Packed) => plain.to_vec(),
+            _ => Vec::new(),
+        };
+        let mut end = START + plain.len();
         let place = |bytes: usize| {
             let start = end.next_multiple_of(ALIGNMENT);
             end = start + bytes;
             start..end
         };
-        let bytes = kind.parts(config, format).into_iter().map(place).collect();
+        let bytes = kind.parts(config, format, &plain).into_iter().map(place).collect();
         let mut name = [0; 8];
         name.iter_mut().zip(format.to_string().bytes()).for_each(|(to, byte)| *to = byte);
         let header = Header {
@@ -116,7 +123,22 @@ impl Layout {
                 Kind::Filters => FILTER_VERSION.into(),
             },
         };
-        Layout { kind, header, bytes }
+        Layout { kind, header, plain, bytes }
+    }
+
+    /// That of the file at `path`, if it is one: [`open`](Layout::open) finds out.
+    pub fn of_file(kind: Kind, config: &Config, format: WeightFormat, source: u128, path: &Path) -> Layout {
+        let mut plain = vec![0; Parameter::all(config).len()];
+        let mut read = || -> io::Result<()> {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(START as u64))?;
+            file.read_exact(&mut plain)
+        };
+        if read().is_err() {
+            // A file that is too short or cannot be read, which `open` says.
+            plain.fill(0);
+        }
+        Layout::new(kind, config, format, source, &plain.iter().map(|&plain| plain == 1).collect::<Vec<_>>())
     }
 
     fn pieces(&self) -> usize {
@@ -192,7 +214,10 @@ impl Layout {
             io::Result::Ok(())
         };
         let mut at = START;
-        for (mut bytes, range) in parts.iter().copied().zip(&self.bytes) {
+        let plain: Vec<u8> = self.plain.iter().map(|&plain| plain.into()).collect();
+        let before = (&plain[..], START..START + plain.len());
+        let parts = parts.iter().copied().zip(self.bytes.iter().cloned());
+        for (mut bytes, range) in std::iter::once(before).chain(parts) {
             assert_eq!(bytes.len(), range.len(), "resident layout: bytes of a part");
             piece.resize(piece.len() + range.start - at, 0);
             at = range.end;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! MODEL/resident/bf16.bin          the parameters as decoding reads them with bf16 weights; one file for each format
-//! MODEL/resident/bf16-filter.bin   the filters of the gates of bf16 weights, once they were asked for; f32 has one too
+//! MODEL/resident/bf16-filter.bin   the filters of the gates of bf16 weights, once they were asked for; f32 and bf16-packed have one too
 //! MODEL/resident/source.json       the hash of the model's own files, and when and of which states of them it was taken
 //! ```
 //!
@@ -76,14 +76,14 @@ pub fn resident_filter_path(dir: &Path, format: WeightFormat) -> PathBuf {
     dir.join(DIR).join(format!("{format}-filter.bin"))
 }
 
-/// Bytes of a model's parameters in decode layout.
+/// Bytes of a model's parameters in decode layout; of packed bf16, if all matrices can be packed.
 pub fn resident_bytes(config: &model::Config, format: WeightFormat) -> u64 {
-    Kind::Weights.parts(config, format).iter().map(|&bytes| bytes as u64).sum()
+    Kind::Weights.parts(config, format, &[]).iter().map(|&bytes| bytes as u64).sum()
 }
 
 /// Bytes of the filters of a model's gates, on disk and in memory: `n_layers F (C + 16)`, and some for the directions.
 pub fn filter_bytes(config: &model::Config) -> u64 {
-    Kind::Filters.parts(config, WeightFormat::F32).iter().map(|&bytes| bytes as u64).sum()
+    Kind::Filters.parts(config, WeightFormat::F32, &[]).iter().map(|&bytes| bytes as u64).sum()
 }
 
 /// The folder within a model's.
@@ -133,6 +133,7 @@ pub(crate) fn open(
     });
     let (true, Ok(source)) = (kept, source) else {
         let weights = converted(&folder)?;
+        say_plain(dir, options, &weights, note);
         return Ok(Opened { folder, weights, residence: Residence::Converted });
     };
     let mut kept = Kept::new(&folder, options.weights, source, note);
@@ -144,7 +145,7 @@ pub(crate) fn open(
         }
         None => {
             let weights = converted(&folder)?;
-            kept.write(Kind::Weights, &path, &weights.bytes());
+            kept.write(Kind::Weights, &path, &weights.plain(), &weights.bytes());
             (weights, Residence::Converted)
         }
     };
@@ -155,11 +156,23 @@ pub(crate) fn open(
             None => {
                 weights.make_filters(&Team::current());
                 let filters: Vec<&[u8]> = weights.filters().map(|filter| cast_slice(filter.memory())).collect();
-                kept.write(Kind::Filters, &path, &filters);
+                kept.write(Kind::Filters, &path, &[], &filters);
             }
         }
     }
+    say_plain(dir, options, &weights, kept.note);
     Ok(Opened { folder, weights, residence })
+}
+
+/// Tells of matrices that were to be packed bf16 and cannot be.
+fn say_plain(dir: &Path, options: &EngineOptions, weights: &DecodeWeights, note: &mut dyn FnMut(String)) {
+    let (packed, all) = weights.packed_groups();
+    if options.weights == WeightFormat::Bf16Packed && packed < all {
+        let dir = dir.display();
+        note(format!(
+            "{dir}: {packed} of {all} groups of matrices are packed; the exponents of the others are too many, and they stay bf16"
+        ));
+    }
 }
 
 /// The files beside a model whose own files are known by their hash.
@@ -177,19 +190,16 @@ impl<'a> Kept<'a> {
         Kept { folder, format, source, hash, note }
     }
 
-    fn layout(&self, kind: Kind) -> Layout {
-        Layout::new(kind, self.folder.config(), self.format, self.hash)
-    }
-
     /// The file, if it is there and as it must be.
     fn open(&mut self, kind: Kind, path: &Path) -> Option<FromFile> {
-        let layout = self.layout(kind);
+        let layout = Layout::of_file(kind, self.folder.config(), self.format, self.hash, path);
         match layout.open(path) {
             Ok(Some(file)) => {
                 // Of files that have changed since they were last hashed, and not in what they contain.
                 self.source.remember(self.note);
                 let copied = !file.populate();
-                Some(FromFile { file: Arc::new(file), bytes: layout.bytes, copied })
+                let Layout { bytes, plain, .. } = layout;
+                Some(FromFile { file: Arc::new(file), bytes, plain, copied })
             }
             Ok(None) => None,
             Err(reason) => {
@@ -199,14 +209,14 @@ impl<'a> Kept<'a> {
         }
     }
 
-    /// Writes the file for the next start, unless the model was written to since this one began.
-    fn write(&mut self, kind: Kind, path: &Path, parts: &[&[u8]]) {
+    /// Writes the file for the next start, unless the model was written to since this one began. `plain` as in [`Layout::new`].
+    fn write(&mut self, kind: Kind, path: &Path, plain: &[bool], parts: &[&[u8]]) {
         let (dir, path_in_words) = (self.folder.dir().display(), path.display());
         if self.source.changed() {
             return (self.note)(format!("{dir}: written to meanwhile; {path_in_words} is not written"));
         }
         let start = Instant::now();
-        match self.layout(kind).write(path, parts) {
+        match Layout::new(kind, self.folder.config(), self.format, self.hash, plain).write(path, parts) {
             Ok(bytes) => {
                 self.source.remember(self.note);
                 let (mib, time) = (bytes as f64 / (1 << 20) as f64, start.elapsed().as_secs_f64());
@@ -238,12 +248,14 @@ mod tests {
             let options = EngineOptions { weights: format, context: Some(16), ..EngineOptions::new(Psi::Relu) };
             let tensors = FromTensors(|index: usize| Ok(weights.tensors()[index].clone()));
             let converted = DecodeWeights::new(&config, &options, 16, &tensors).unwrap();
-            let (layout, path) = (Layout::new(Kind::Weights, &config, format, 7), resident_path(dir.path(), format));
+            let layout = Layout::new(Kind::Weights, &config, format, 7, &converted.plain());
+            let path = resident_path(dir.path(), format);
             layout.write(&path, &converted.bytes()).unwrap();
             let file = Arc::new(layout.open(&path).unwrap().expect("it was written"));
             let mut logits = Vec::new();
             for copied in [false, true] {
-                let source = FromFile { file: file.clone(), bytes: layout.bytes.clone(), copied };
+                let (bytes, plain) = (layout.bytes.clone(), layout.plain.clone());
+                let source = FromFile { file: file.clone(), bytes, plain, copied };
                 let read = DecodeWeights::new(&config, &options, 16, &source).unwrap();
                 let mapped = file.bytes().as_ptr_range();
                 for (read, converted) in read.bytes().into_iter().zip(converted.bytes()) {
@@ -263,7 +275,7 @@ mod tests {
     fn mapped_and_copied_filters_are_those_that_were_written() {
         let (dir, config) = (tempfile::tempdir().unwrap(), preset("tiny", 256).unwrap());
         let weights = Weights::init(&config, 2);
-        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Bf16Packed] {
             let options = EngineOptions { weights: format, context: Some(16), ..EngineOptions::new(Psi::Relu) };
             let tensors = FromTensors(|index: usize| Ok(weights.tensors()[index].clone()));
             let layers = || DecodeWeights::new(&config, &options, 16, &tensors).unwrap();
@@ -273,16 +285,17 @@ mod tests {
                 weights.filters().map(|filter| cast_slice(filter.memory())).collect()
             }
             assert_eq!(bytes(&made).len(), config.n_layers);
-            let layout = Layout::new(Kind::Filters, &config, format, 7);
+            let layout = Layout::new(Kind::Filters, &config, format, 7, &[]);
             let path = resident_filter_path(dir.path(), format);
             layout.write(&path, &bytes(&made)).unwrap();
             let file = Arc::new(layout.open(&path).unwrap().expect("it was written"));
+            let mapped = file.bytes().as_ptr_range();
             for copied in [false, true] {
                 let mut read = layers();
-                read.set_filters(&FromFile { file: file.clone(), bytes: layout.bytes.clone(), copied });
+                let (file, ranges) = (file.clone(), layout.bytes.clone());
+                read.set_filters(&FromFile { file, bytes: ranges, plain: Vec::new(), copied });
                 // Nothing is made where there is one.
                 read.make_filters(&Team::current());
-                let mapped = file.bytes().as_ptr_range();
                 for (read, made) in bytes(&read).into_iter().zip(bytes(&made)) {
                     assert!(read == made, "{format}, copied {copied}");
                     assert_eq!(mapped.contains(&read.as_ptr()), !copied, "{format}: where the filter lies");

@@ -6,6 +6,7 @@ use crate::bench::{Formats, Setting, large_block, progress, read_now, read_perce
 use crate::table::{Column, Spread, Table};
 use half::bf16;
 use infer::{ActivationFormat, WeightFormat, sparse_break_even};
+use kernels::packed::PackedBf16;
 use kernels::quant::{I8Dot, Q4, Q8};
 use kernels::sparse::{BatchCounts, FfnScratch, ffn_dense_batch, ffn_sparse, ffn_sparse_batch};
 use kernels::testing::SparseInputs;
@@ -93,6 +94,7 @@ pub(super) fn ffn(
         match (format.weights, format.activations) {
             (WeightFormat::F32, _) => sweep.of::<f32>(format, &mut table),
             (WeightFormat::Bf16, _) => sweep.of::<bf16>(format, &mut table),
+            (WeightFormat::Bf16Packed, _) => sweep.of::<PackedBf16>(format, &mut table),
             (WeightFormat::Q8, ActivationFormat::Exact) => sweep.of::<Q8>(format, &mut table),
             (WeightFormat::Q4, ActivationFormat::Exact) => sweep.of::<Q4>(format, &mut table),
             (WeightFormat::Q8, ActivationFormat::Q8) => sweep.of::<I8Dot<8>>(format, &mut table),
