@@ -18,7 +18,7 @@ pub fn gather_follows_the_strides(run: &mut Run) -> Result<(), Error> {
         (&[4, 0, 6], &[1, 1, 1]),
     ];
     let of_a_card: [Window; 2] = [(&[1000, 1300], &[1, 1000]), (&[3, 70, 50, 111], &[388_500, 111, 7770, 1])];
-    let words: Vec<u32> = (0..run.sizes(&[5000], &[1_165_500]).iter().sum::<usize>() as u32).collect();
+    let words: Vec<u32> = (0..run.sizes(&[5000], &[1_300_000]).iter().sum::<usize>() as u32).collect();
     let src = run.on(&words)?;
     let halves = run.on(&words.iter().map(|&word| word as u16).collect::<Vec<_>>())?;
     for (extents, strides) in run.sizes(&small, &of_a_card) {
