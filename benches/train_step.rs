@@ -8,7 +8,7 @@ use kernels::{Level, Team};
 use model::{Config, Psi, PsiAt};
 use silurian::synthetic::TrainStep;
 use std::sync::Arc;
-use tensor::pool;
+use tensor::{Device, pool};
 
 struct Size {
     name: &'static str,
@@ -47,7 +47,7 @@ fn train_step(c: &mut Criterion) {
             group.throughput(Throughput::Elements((batch * seq_len) as u64));
             group.bench_function(format!("{name}/{threads}t"), |b| {
                 Arc::new(Team::new(level, threads)).install(|| {
-                    let mut step = TrainStep::new(&config, batch, seq_len);
+                    let mut step = TrainStep::new(&config, batch, seq_len, &Device::Cpu).expect("memory of the CPU");
                     b.iter(|| step.run(PsiAt::deterministic(Psi::Silu)));
                 })
             });

@@ -1,5 +1,7 @@
 //! `silurian check`: the kernels of a GPU against the CPU.
 
+mod model;
+
 use crate::terminal::{counted, say};
 use anyhow::bail;
 use cuda::Error;
@@ -33,9 +35,9 @@ pub struct Args {
     list: bool,
 }
 
-/// All of them.
-fn checks() -> impl Iterator<Item = &'static Check> {
-    CHECKS.iter()
+/// All of them: kernels, then what is made of them.
+pub fn checks() -> impl Iterator<Item = &'static Check> {
+    CHECKS.iter().chain(&model::CHECKS)
 }
 
 /// Runs the command.
@@ -170,7 +172,16 @@ mod tests {
         assert!(lines[2].starts_with("0 of 2 checks passed"), "{lines:?}");
     }
 
-    /// Those of kernels are the tests of `cuda`.
+    /// Those of kernels are tests of `cuda`.
+    #[test]
+    fn models_are_trained_in_the_interpreter_as_on_the_cpu() {
+        for check in &model::CHECKS {
+            let outcome = check.run(&Interpreter::default().device(), Size::Small);
+            outcome.unwrap();
+            assert!(outcome.comparisons > 5, "{}", check.name);
+        }
+    }
+
     #[test]
     fn words_choose_families_and_names() {
         let chosen = |words: &[&str]| {

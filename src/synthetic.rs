@@ -10,7 +10,7 @@ use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_spe
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use tensor::pool::Block;
-use tensor::{Shape, Tensor};
+use tensor::{Device, Shape, Tensor};
 use train::config::TrainConfig;
 use train::optimizer::{Optimizer, gradient_norm};
 
@@ -252,22 +252,22 @@ pub struct TrainStep {
 }
 
 impl TrainStep {
-    /// Fresh weights, and `micro_batch` sequences of `seq_len` tokens.
-    pub fn new(config: &Config, micro_batch: usize, seq_len: usize) -> TrainStep {
+    /// Fresh weights, and `micro_batch` sequences of `seq_len` tokens, on a device. Fails when its memory does not suffice.
+    pub fn new(config: &Config, micro_batch: usize, seq_len: usize, device: &Device) -> Result<TrainStep, cuda::Error> {
         let tokens = |seed| {
             let draws = uniform(seed, micro_batch * seq_len);
             let last = config.vocab_size - 1;
             let ids: Vec<u32> = draws.iter().map(|u| ((u + 1.0) / 2.0 * last as f32) as u32).collect();
-            Tensor::from_slice(&ids, Shape::from([micro_batch, seq_len]))
+            Tensor::from_slice(&ids, Shape::from([micro_batch, seq_len])).to_device(device)
         };
-        let model = Transformer::new(weights(config));
-        TrainStep {
+        let model = Transformer::new(weights(config).to_device(device)?);
+        Ok(TrainStep {
             optimizer: Optimizer::new(model.weights(), &TrainConfig::default()),
             model,
             grads: Gradients::default(),
-            inputs: tokens(1),
-            targets: tokens(2),
-        }
+            inputs: tokens(1)?,
+            targets: tokens(2)?,
+        })
     }
 
     /// Tokens of a step.

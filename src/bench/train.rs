@@ -10,16 +10,16 @@ use kernels::{Level, Team};
 use model::{Config, PRESETS, Precision, Psi, PsiAt, preset};
 use silurian::synthetic::TrainStep;
 use std::sync::Arc;
-use tensor::pool;
+use tensor::{Device, pool};
 
-/// Training steps (forward, backward and AdamW) on random tokens, in f32.
+/// Training steps (forward, backward and AdamW) on random tokens, on the CPU in f32.
 ///
-/// Three sizes, with the vocabulary, sequences and batch that other software was timed with: S 6.8M parameters, M 33.6M,
-/// L 124.7M. Or a preset.
+/// On the CPU three sizes, with the vocabulary, sequences and batch that other software was timed with: S 6.8M parameters, M 33.6M,
+/// L 124.7M. On a GPU the presets 15m, 125m and 1.5b, with steps for one. Or a preset.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Of S, M and L
-    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', default_value = "S,M,L", value_parser = parse_size)]
+    /// Of S, M, L, 15m, 125m and 1.5b [default: S,M,L, on a GPU 15m,125m,1.5b]
+    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = parse_size)]
     models: Vec<Size>,
 
     /// A preset instead
@@ -40,7 +40,7 @@ pub struct Args {
 
     /// The activation, as in `silurian train`
     #[arg(long, value_name = "PSI", default_value = "silu", value_parser = parse_psi)]
-    activation: Psi,
+    pub(super) activation: Psi,
 }
 
 const COLUMNS: [Column; 12] = [
@@ -64,11 +64,11 @@ many passes of multiply-adds in registers, before and after the steps.";
 
 /// A model and the shape of its step.
 #[derive(Clone, Debug)]
-struct Size {
-    name: String,
-    config: Config,
-    micro_batch: usize,
-    seq_len: usize,
+pub(super) struct Size {
+    pub name: String,
+    pub config: Config,
+    pub micro_batch: usize,
+    pub seq_len: usize,
 }
 
 fn parse_size(name: &str) -> Result<Size, String> {
@@ -76,7 +76,7 @@ fn parse_size(name: &str) -> Result<Size, String> {
         "S" => (4096, 256, 6, 8, 768, 8, 256),
         "M" => (8192, 512, 8, 8, 1536, 4, 512),
         "L" => (32_000, 768, 12, 12, 2048, 2, 512),
-        _ => return Err("expected S, M or L".to_string()),
+        _ => return of_a_gpu(name).ok_or_else(|| "expected S, M, L, 15m, 125m or 1.5b".to_string()),
     };
     let config = Config {
         vocab_size,
@@ -95,9 +95,24 @@ fn parse_size(name: &str) -> Result<Size, String> {
     Ok(Size { name: name.to_string(), config, micro_batch, seq_len })
 }
 
+/// A preset with a step for a GPU. The peer in benches/peers has the same.
+fn of_a_gpu(name: &str) -> Option<Size> {
+    let (vocab_size, micro_batch, seq_len) = match name {
+        "15m" => (256, 32, 512),
+        "125m" => (32_000, 16, 1024),
+        "1.5b" => (32_000, 4, 2048),
+        _ => return None,
+    };
+    Some(Size { name: name.to_string(), config: preset(name, vocab_size)?, micro_batch, seq_len })
+}
+
 impl Args {
-    fn sizes(&self) -> anyhow::Result<Vec<Size>> {
-        let Some(name) = &self.preset else { return Ok(self.models.clone()) };
+    /// Those that are asked for, or else these.
+    pub(super) fn sizes(&self, default: &[&str]) -> anyhow::Result<Vec<Size>> {
+        let Some(name) = &self.preset else {
+            let default = || default.iter().map(|name| parse_size(name).expect("a size")).collect();
+            return Ok(if self.models.is_empty() { default() } else { self.models.clone() });
+        };
         let names = || PRESETS.map(|(name, _)| name).join(", ");
         let config =
             preset(name, self.vocab_size).with_context(|| format!("--preset {name}: must be one of {}", names()))?;
@@ -117,7 +132,7 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
-    let sizes = args.sizes()?;
+    let sizes = args.sizes(&["S", "M", "L"])?;
     for size in &sizes {
         let needed = size.config.training_memory(size.micro_batch * size.seq_len, Precision::F32).total();
         require_memory(&format!("bench train: model {}", size.name), needed)?;
@@ -140,7 +155,8 @@ fn measure(team: &Arc<Team>, size: &Size, activation: Psi, repetitions: usize) -
     let resets = reset_peak_resident();
     let mut peak = fma_gflops(team);
     let rates = team.install(|| {
-        let mut step = TrainStep::new(config, *micro_batch, *seq_len);
+        let step = TrainStep::new(config, *micro_batch, *seq_len, &Device::Cpu);
+        let mut step = step.expect("memory of the CPU, which was seen to be there");
         let times = (0..WARM_UP + repetitions).map(|i| {
             progress(format_args!("train, {name}, -t {}, step {} of {}", team.threads(), i + 1, WARM_UP + repetitions));
             let psi = PsiAt { psi: activation, seed: 0, first_token: 0, step: i as u32 };

@@ -2,9 +2,9 @@
 
 use super::super::machine::{Machine, now};
 use super::{commit, in_words};
+use crate::check::checks;
 use crate::terminal::complain;
 use anyhow::Context;
-use cuda_checks::CHECKS;
 use silurian::device::DeviceArg;
 use std::fs::File;
 use std::io::Write;
@@ -47,13 +47,22 @@ const LAST_LINES: usize = 30;
 const SECONDS_OF_CHECKS: u64 = 40;
 
 /// A benchmark ends by itself before these seconds are over.
-const BENCHMARKS: [(&str, u64); 4] = [("limits", 20), ("kernels", 60), ("gemm", 30), ("ffn", 60)];
+const BENCHMARKS: [(&str, u64); 7] = [
+    ("limits", 20),
+    ("kernels", 60),
+    ("gemm", 30),
+    ("ffn", 60),
+    // Each alone: the last one needs memory, and 25 s for its weights.
+    ("train --models 15m", 20),
+    ("train --models 125m", 30),
+    ("train --models 1.5b", 80),
+];
 
 fn parts(device: DeviceArg) -> Vec<Part> {
     let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
     let device = device.to_string();
     // By family, so that one that ends the device does not take the others with it.
-    let mut families: Vec<&str> = CHECKS.iter().map(|check| check.family).collect();
+    let mut families: Vec<&str> = checks().map(|check| check.family).collect();
     families.dedup();
     let checks = families.into_iter().map(|family| Part {
         title: format!("Checks: {family}"),
@@ -62,7 +71,11 @@ fn parts(device: DeviceArg) -> Vec<Part> {
     });
     let benchmarks = BENCHMARKS.iter().map(|&(what, seconds)| Part {
         title: format!("Benchmark: {what}"),
-        arguments: words(&["bench", "--device", &device, "--budget", &(seconds * 3 / 4).to_string(), what]),
+        arguments: {
+            let budget = (seconds * 3 / 4).to_string();
+            let first = ["bench", "--device", &device, "--budget", &budget];
+            words(&first.into_iter().chain(what.split(' ')).collect::<Vec<_>>())
+        },
         seconds,
     });
     checks.chain(benchmarks).collect()
@@ -232,7 +245,7 @@ mod tests {
             let line = std::iter::once("silurian".to_string()).chain(part.arguments.iter().cloned());
             crate::Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{part:?}: {e}"));
         }
-        for check in CHECKS {
+        for check in checks() {
             assert!(titles.contains(&format!("Checks: {}", check.family).as_str()), "{}", check.family);
         }
         titles.sort_unstable();

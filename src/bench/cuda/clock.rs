@@ -41,8 +41,18 @@ impl Gpu {
     /// For tests: little data, and one repetition.
     #[cfg(test)]
     pub fn of_a_test() -> Gpu {
-        let device = cuda_testing::device();
+        Gpu::on_a_test(cuda_testing::device())
+    }
+
+    /// The same on this device.
+    #[cfg(test)]
+    pub fn on_a_test(device: Device) -> Gpu {
         Gpu { device, repetitions: 1, until: None, rotated: 1 << 10 }
+    }
+
+    /// How often what is timed is timed.
+    pub fn repetitions(&self) -> usize {
+        self.repetitions
     }
 
     /// Whether the time is up.

@@ -9,6 +9,7 @@ pub(super) mod ffn;
 mod gemm;
 mod kernels;
 mod limits;
+mod train;
 
 use super::{Report, Setting, What};
 use crate::terminal::bytes;
@@ -31,7 +32,8 @@ pub(super) fn run(device: &Device, what: What, setting: &Setting, budget: Option
         What::Ffn(args) => ffn::run(&gpu, args),
         What::All(_) => bail!("bench all runs the other benchmarks, each in a process of its own"),
         What::Sparse(_) => bail!("bench sparse measures the CPU; on a GPU it is `bench --device cuda ffn`"),
-        What::Decode(_) | What::Prefill(_) | What::Train(_) => {
+        What::Train(args) => train::run(&gpu, &args),
+        What::Decode(_) | What::Prefill(_) => {
             bail!("--device cuda: this benchmark is for the CPU so far")
         }
     };
