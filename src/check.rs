@@ -178,7 +178,7 @@ mod tests {
         for check in &model::CHECKS {
             let outcome = check.run(&Interpreter::default().device(), Size::Small);
             outcome.unwrap();
-            assert!(outcome.comparisons > 5, "{}", check.name);
+            assert!(outcome.comparisons > 0, "{} compares nothing", check.name);
         }
     }
 

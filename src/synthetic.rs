@@ -6,7 +6,7 @@ use kernels::row_format::{FloatRows, round_rows, widen_rows};
 use kernels::sparse::{FfnWeights, FilterLine, GateFilter, gate_filter_lines};
 use kernels::testing::{SparseInputs, normal, uniform};
 use kernels::{RowFormat, Team};
-use model::{Config, Init, LayerNames, PsiAt, Transformer, Weights, parameter_specs};
+use model::{Config, Init, LayerNames, Precision, PsiAt, Transformer, Weights, parameter_specs};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use tensor::pool::Block;
@@ -177,7 +177,11 @@ pub fn weights(config: &Config) -> Weights {
             Tensor::from_slice(&values, spec.shape)
         }
     };
-    Weights::from_tensors(config, parameter_specs(config).enumerate().map(tensor).collect())
+    // Each by a thread: what a tensor holds depends on its place alone.
+    let mut tensors: Vec<_> = parameter_specs(config).map(|_| None).collect();
+    let specs: Vec<_> = parameter_specs(config).collect();
+    Team::current().run_chunks_mut(&mut tensors, 1, |i, place| place[0] = Some(tensor((i, specs[i].clone()))));
+    Weights::from_tensors(config, tensors.into_iter().flatten().collect())
 }
 
 /// Makes a share `zeros` of every layer's neurons inactive, whatever the token, at random places. For [`weights`]: the first
@@ -268,6 +272,11 @@ impl TrainStep {
             inputs: tokens(1)?,
             targets: tokens(2)?,
         })
+    }
+
+    /// The same in this precision: bf16 on a GPU alone.
+    pub fn with_precision(self, precision: Precision) -> TrainStep {
+        TrainStep { model: self.model.with_precision(precision), ..self }
     }
 
     /// Tokens of a step.

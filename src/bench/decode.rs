@@ -6,7 +6,7 @@ use super::{Formats, LARGE, Report, Setting, large_block, parse_percent, progres
 use crate::source::{self, parse_activations, parse_weights};
 use crate::table::{Cell, Column, Spread, Table};
 use crate::terminal::{bytes, complain};
-use anyhow::{Context, ensure};
+use anyhow::{Context, Error, ensure};
 use infer::{
     ActivationFormat, CpuEngine, Engine, EngineOptions, FfnMode, Generation, Request, Resident, Sampler, Sampling,
     WeightFormat, filter_bytes, generate,
@@ -26,33 +26,33 @@ use train::html::plot::Look;
 /// ways of computing the FFN.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Models with random weights: 125m, 1.3b (ten minutes), or any preset with 32000 tokens
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "125m", value_parser = parse_named)]
-    models: Vec<Named>,
+    /// Models with random weights: 125m, 1.3b (ten minutes), 8b, or any preset with 32000 tokens [default: 125m, on a GPU 1.3b,8b]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = parse_named)]
+    pub(super) models: Vec<Named>,
 
-    /// Shares of zeros of a model with random weights, in percent
-    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', value_parser = parse_percent, default_value = "50,80,90,95")]
-    zeros: Vec<f64>,
+    /// Shares of zeros of a model with random weights, in percent [default: 50,80,90,95, on a GPU 90]
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', value_parser = parse_percent)]
+    pub(super) zeros: Vec<f64>,
 
     /// A run folder or a Hugging Face folder: decode with this model instead
     #[arg(short, long, value_name = "DIR", conflicts_with_all = ["models", "zeros"])]
-    model: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
 
-    /// How weights are kept: f32, bf16, bf16-packed, q8, q4
-    #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights, default_value = "f32,bf16")]
-    weights: Vec<WeightFormat>,
+    /// How weights are kept: f32, bf16, bf16-packed, q8, q4 [default: f32,bf16, on a GPU bf16]
+    #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', value_parser = parse_weights)]
+    pub(super) weights: Vec<WeightFormat>,
 
     /// What q8 and q4 weights are multiplied with: exact, x as it is, or q8, rounded to 8 bits
     #[arg(long, value_name = "FORMAT", default_value = "exact", value_parser = parse_activations)]
-    activations: ActivationFormat,
+    pub(super) activations: ActivationFormat,
 
     /// Tokens of a repetition [default: 64, or 16 for a model of more than 1 GiB]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    tokens: Option<u16>,
+    pub(super) tokens: Option<u16>,
 
     /// Also write the curves beside their ceilings to this HTML file
     #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
+    pub(super) plot: Option<PathBuf>,
 }
 
 const TOKENS: Picture = Picture {
@@ -80,17 +80,19 @@ tokens, sampling and all.";
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
     let tokens = args.tokens.map(usize::from);
-    let formats: Vec<Formats> = args.weights.iter().map(|&weights| Formats::new(weights, args.activations)).collect();
+    let weights = if args.weights.is_empty() { vec![WeightFormat::F32, WeightFormat::Bf16] } else { args.weights };
+    let models = if args.models.is_empty() { vec![parse_named("125m").map_err(Error::msg)?] } else { args.models };
+    let formats: Vec<Formats> = weights.iter().map(|&weights| Formats::new(weights, args.activations)).collect();
     args.plot.as_deref().map_or(Ok(()), plot::check)?;
     let mut tables = Vec::new();
     if let Some(folder) = &args.model {
         tables.push(of_folder(folder, &formats, tokens, setting)?);
     } else {
-        let mut zeros = args.zeros;
+        let mut zeros = if args.zeros.is_empty() { vec![50.0, 80.0, 90.0, 95.0] } else { args.zeros };
         zeros.sort_by(f64::total_cmp);
         // Before anything is measured.
-        args.models.iter().try_for_each(|model| require_memory_of("decode", model))?;
-        for model in &args.models {
+        models.iter().try_for_each(|model| require_memory_of("decode", model))?;
+        for model in &models {
             // What the last one used must not be missing here.
             pool::trim();
             tables.push(of_random(model, &zeros, &formats, tokens, setting)?);
@@ -141,10 +143,21 @@ pub(super) fn parse_named(name: &str) -> Result<Named, String> {
     let config = match name {
         // The larger of the two models that other software was timed on; the smaller one is the preset 125m.
         "1.3b" => preset("1.5b", VOCAB_SIZE).map(|c| Config { n_layers: 24, tie_embeddings: false, ..c }),
+        // The sizes of Llama 3 8B, with its vocabulary.
+        "8b" => preset("3b", 128_256).map(|c| Config {
+            d_model: 4096,
+            n_layers: 32,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+            d_ff: 14_336,
+            tie_embeddings: false,
+            ..c
+        }),
         _ => preset(name, VOCAB_SIZE),
     };
     let names = || model::PRESETS.map(|(name, _)| name).join(", ");
-    let config = config.ok_or_else(|| format!("expected 1.3b or a preset: {}", names()))?;
+    let config = config.ok_or_else(|| format!("expected 1.3b, 8b or a preset: {}", names()))?;
     Ok(Named { name: name.to_string(), config })
 }
 
@@ -212,11 +225,11 @@ fn sizes_in_words(c: &Config) -> String {
 }
 
 /// Those that a dense token reads: all but the look-up of its own embedding.
-fn read_parameters(config: &Config) -> usize {
+pub(super) fn read_parameters(config: &Config) -> usize {
     config.parameters() - if config.tie_embeddings { 0 } else { config.vocab_size * config.d_model }
 }
 
-fn ffn_parameters(config: &Config) -> usize {
+pub(super) fn ffn_parameters(config: &Config) -> usize {
     config.n_layers * config.parameter_counts().layer_ffn
 }
 

@@ -41,6 +41,15 @@ pub struct Args {
     /// The activation, as in `silurian train`
     #[arg(long, value_name = "PSI", default_value = "silu", value_parser = parse_psi)]
     pub(super) activation: Psi,
+
+    /// On a GPU: f32, bf16, or both [default: bf16]
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = parse_precision)]
+    pub(super) precision: Vec<Precision>,
+}
+
+fn parse_precision(name: &str) -> Result<Precision, String> {
+    let known = [Precision::F32, Precision::Bf16].into_iter().find(|precision| precision.to_string() == name);
+    known.ok_or_else(|| "expected f32 or bf16".to_string())
 }
 
 const COLUMNS: [Column; 12] = [
@@ -132,6 +141,7 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, setting: &Setting) -> anyhow::Result<Report> {
+    ensure!(!args.precision.contains(&Precision::Bf16), "--precision bf16: for --device cuda; the CPU trains in f32");
     let sizes = args.sizes(&["S", "M", "L"])?;
     for size in &sizes {
         let needed = size.config.training_memory(size.micro_batch * size.seq_len, Precision::F32).total();

@@ -3,20 +3,22 @@
 use autograd::{Gradients, Tape};
 use cuda::Error;
 use cuda_checks::{Check, Run};
+use infer::{CudaEngine, Engine, EngineOptions, FfnMode, WeightFormat};
 use kernels::testing::{ROUNDING, uniform};
 use model::{Config, Psi, PsiAt, Transformer, Weights, parameter_specs, preset};
-use silurian::synthetic::TrainStep;
+use silurian::synthetic::{self, TrainStep};
 use tensor::failure::catch;
 use tensor::{Device, Tensor};
 
 /// All of them.
-pub static CHECKS: [Check; 2] = [
+pub static CHECKS: [Check; 3] = [
     Check {
         family: "model",
         name: "the_first_gradients_are_those_of_the_cpu",
         run: |run| caught(|| first_gradients(run)),
     },
     Check { family: "model", name: "training_steps_are_those_of_the_cpu", run: |run| caught(|| training_steps(run)) },
+    Check { family: "model", name: "sparse_decoding_is_dense_decoding", run: |run| caught(|| sparse_decoding(run)) },
 ];
 
 /// A failure inside of an op is the device's, as one of a launch is.
@@ -81,7 +83,12 @@ fn first_gradients(run: &mut Run) -> Result<(), Error> {
                 let size = norm(&mut cpu[i].iter().map(|&x| x as f64));
                 let off = norm(&mut cpu[i].iter().zip(&gpu[i]).map(|(&a, &b)| a as f64 - b as f64));
                 run.holds(&format!("gradient of {}, {what}: there is none to compare", spec.name), size > 1e-6);
-                run.number_within(&format!("gradient of {}, {what}: norm of the difference", spec.name), off, 0.0, relative * size);
+                run.number_within(
+                    &format!("gradient of {}, {what}: norm of the difference", spec.name),
+                    off,
+                    0.0,
+                    relative * size,
+                );
             }
         }
     }
@@ -104,6 +111,33 @@ fn training_steps(run: &mut Run) -> Result<(), Error> {
             run.number_within(&format!("loss of step {i}, {what}"), *gpu, *cpu, bound);
         }
         run.holds(&format!("{what}: the loss falls, {cpu:?}"), cpu[STEPS as usize - 1] < cpu[0]);
+    }
+    Ok(())
+}
+
+/// Logits of a prompt and of tokens behind it, in both ways of computing the FFN: the same bits.
+fn sparse_decoding(run: &mut Run) -> Result<(), Error> {
+    for (config, ..) in steps(run) {
+        let mut weights = synthetic::weights(&config);
+        synthetic::set_zeros(&mut weights, 0.8);
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let logits = |ffn| -> Result<Vec<f32>, infer::Error> {
+                let options = EngineOptions { weights: format, ffn, ..EngineOptions::new(Psi::Relu) };
+                let mut engine = CudaEngine::new(&weights, options, run.device())?;
+                let mut all = engine.prefill(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10])?.to_vec();
+                for token in [11, 3, 40, 7, 0, 21] {
+                    all.extend_from_slice(engine.decode(token)?);
+                }
+                Ok(all)
+            };
+            let both = [logits(FfnMode::Sparse), logits(FfnMode::Dense)];
+            let what = format!("sparse decoding, {} parameters in {format}", config.parameters());
+            match both {
+                [Ok(sparse), Ok(dense)] => run.same_bits(&what, &sparse, &dense),
+                [Err(infer::Error::Device(error)), _] | [_, Err(infer::Error::Device(error))] => return Err(error),
+                [Err(error), _] | [_, Err(error)] => run.holds(&format!("{what}: {error}"), false),
+            }
+        }
     }
     Ok(())
 }

@@ -159,3 +159,24 @@ pub fn gemm_matches_reference_in_all_transposes(run: &mut Run) -> Result<(), Err
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands for a large product: the rows that are computed are those of the whole one.
+    #[test]
+    fn rows_of_a_large_product_are_rows_of_it() {
+        let [m, n, k] = [1100, 5, 7];
+        let (a, b) = (uniform(1, m * k), uniform(2, k * n));
+        let rows = compared(m);
+        assert!(rows.len() < 20 && [0, 5, 1022, 1023, 1024, 1025, 1098, 1099].iter().all(|row| rows.contains(row)));
+        assert_eq!(compared(300), (0..300).collect::<Vec<_>>());
+        for (name, transposed) in LAYOUTS {
+            let whole = reference::gemm(host_mat(&a, m, k, transposed[0]), host_mat(&b, k, n, transposed[1]));
+            let of_rows = reference_rows([&a, &b], [m, n, k], transposed, &rows);
+            assert_eq!(of_rows.0, rows_of(&whole.0, n, &rows), "{name}");
+            assert_eq!(of_rows.1, rows_of(&whole.1, n, &rows), "{name}");
+        }
+    }
+}

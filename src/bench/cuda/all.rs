@@ -47,15 +47,17 @@ const LAST_LINES: usize = 30;
 const SECONDS_OF_CHECKS: u64 = 40;
 
 /// A benchmark ends by itself before these seconds are over.
-const BENCHMARKS: [(&str, u64); 7] = [
+const BENCHMARKS: [(&str, u64); 9] = [
     ("limits", 20),
     ("kernels", 60),
     ("gemm", 30),
     ("ffn", 60),
-    // Each alone: the last one needs memory, and 25 s for its weights.
-    ("train --models 15m", 20),
+    // Each alone: large ones need memory, and a while for their weights.
+    ("train --models 15m --precision f32,bf16", 20),
     ("train --models 125m", 30),
-    ("train --models 1.5b", 80),
+    ("train --models 1.5b", 60),
+    ("decode --models 1.3b", 30),
+    ("decode --models 8b", 110),
 ];
 
 fn parts(device: DeviceArg) -> Vec<Part> {

@@ -9,7 +9,9 @@ use cuda::ops::attention::{AttentionSaved, attention, attention_backward};
 use cuda::ops::attention_cached::{AttentionScratch, CachedKv, Heads, attention_cached};
 use cuda::ops::embedding::{embedding, embedding_backward};
 use cuda::ops::gated_activation::{gated_activation, gated_activation_backward};
-use cuda::ops::gemv::gemv;
+use cuda::ops::gemm::Mat;
+use cuda::ops::gemm_gated_activation::{gemm_gated_activation, gemm_gated_activation_backward};
+use cuda::ops::gemv::{MAX_TOKENS, gemv, gemv_batch};
 use cuda::ops::lm_head_loss::{lm_head_loss, lm_head_loss_backward};
 use cuda::ops::rms_norm::{rms_norm, rms_norm_backward};
 use cuda::ops::rope::rope;
@@ -240,6 +242,27 @@ impl Rows<'_> {
             },
         )?;
 
+        let name = format!("[{n}, {c}] x [{c}, {f}]");
+        let fused = || {
+            let from = [gpu.random::<bf16>(n * c)?, gpu.random(f * c)?, gpu.random(f * c)?];
+            Ok((from, [gpu.stale::<bf16>(n * f)?, gpu.stale(n * f)?, gpu.stale(n * f)?]))
+        };
+        let operations = Operations(4 * n * f * c);
+        self.time("gemm_gated_activation StochA(0.5)", &name, operations, fused, |([x, gate, up], [g, u, h])| {
+            let (gate, up) = (Mat::new(gate.as_slice(), f, c), Mat::new(up.as_slice(), f, c));
+            gemm_gated_activation(act, Mat::new(x.as_slice(), n, c), gate, up, g.as_mut(), u.as_mut(), h.as_mut())
+        })?;
+        let fused = || {
+            let from = [gpu.random::<bf16>(n * c)?, gpu.random(c * f)?, gpu.random(n * f)?, gpu.random(n * f)?];
+            Ok((from, [gpu.stale::<bf16>(n * f)?, gpu.stale(n * f)?, gpu.stale(n * f)?]))
+        };
+        let operations = Operations(2 * n * f * c);
+        self.time("gemm_gated_activation_backward StochA(0.5)", &name, operations, fused, |([dy, down, g, u], to)| {
+            let (dy, down) = (Mat::new(dy.as_slice(), n, c), Mat::new(down.as_slice(), c, f));
+            let [dg, du, h] = to.each_mut().map(Buffer::as_mut);
+            gemm_gated_activation_backward(act, 0.0, dy, down, g.as_slice(), u.as_slice(), dg, du, h)
+        })?;
+
         let shape = format!("[{n}, {c}]");
         let norm =
             || Ok((gpu.random::<f32>(n * c)?, gpu.random::<f32>(c)?, gpu.stale::<bf16>(n * c)?, gpu.stale::<f32>(n)?));
@@ -396,6 +419,15 @@ impl Rows<'_> {
                 gemv(w.as_slice(), x.as_slice(), y.as_mut())
             })?;
         }
+        for tokens in [2, 4, MAX_TOKENS] {
+            let (m, k) = (f, c);
+            let matrix =
+                || Ok((gpu.random::<bf16>(m * k)?, gpu.random::<f32>(tokens * k)?, gpu.stale::<f32>(tokens * m)?));
+            let name = format!("[{m}, {k}], {tokens} tokens");
+            self.time_recorded("gemv_batch bf16", &name, Bytes(2 * m * k), matrix, |(w, x, y)| {
+                gemv_batch(w.as_slice(), x.as_slice(), tokens, Beta::Zero, y.as_mut())
+            })?;
+        }
         let heads = Heads { n_heads, n_kv_heads, head_dim };
         let cache_len = n_kv_heads * kv_len * head_dim;
         let make = || {
@@ -436,7 +468,7 @@ mod tests {
         let report = run(&Gpu::of_a_test(), &sizes).unwrap();
         let json = report.tables[0].json();
         let rows = json["rows"].as_array().unwrap();
-        assert!(rows.len() >= 29, "{}", rows.len());
+        assert!(rows.len() >= 34, "{}", rows.len());
         for row in rows {
             assert!(row["rate"].as_f64().unwrap() > 0.0 && row["percent"].as_f64().unwrap() > 0.0, "{row}");
         }

@@ -5,6 +5,7 @@
 pub(super) mod all;
 mod cards;
 mod clock;
+mod decode;
 pub(super) mod ffn;
 mod gemm;
 mod kernels;
@@ -33,9 +34,8 @@ pub(super) fn run(device: &Device, what: What, setting: &Setting, budget: Option
         What::All(_) => bail!("bench all runs the other benchmarks, each in a process of its own"),
         What::Sparse(_) => bail!("bench sparse measures the CPU; on a GPU it is `bench --device cuda ffn`"),
         What::Train(args) => train::run(&gpu, &args),
-        What::Decode(_) | What::Prefill(_) => {
-            bail!("--device cuda: this benchmark is for the CPU so far")
-        }
+        What::Decode(args) => decode::run(&gpu, args),
+        What::Prefill(_) => bail!("bench prefill measures the CPU so far"),
     };
     let mut report = report.with_context(|| format!("bench on {}", device.name()))?;
     report.method = format!("{} {}", in_words(device), report.method);

@@ -8,7 +8,7 @@ use super::gemm::{Layout, Operands, Shape};
 use crate::table::{Cell, Column, Spread, Table};
 use cpu::Size;
 use cuda::Error;
-use model::{Psi, PsiAt};
+use model::{Precision, Psi, PsiAt};
 use silurian::synthetic::TrainStep;
 use tensor::Device;
 use tensor::failure::{Failure, catch};
@@ -35,14 +35,16 @@ pub(super) fn run(gpu: &Gpu, args: &cpu::Args) -> anyhow::Result<Report> {
     let square = Shape { layout: Layout::NT, m: 8192, n: 8192, k: 8192 };
     let product = rates(1e-12 * square.operations(), &super::gemm::measure(gpu, Operands::Bf16, square)?).median;
     let sizes = args.sizes(&["15m", "125m", "1.5b"])?;
-    Ok(Report::new(METHOD, vec![measure_all(gpu, &sizes, args.activation, product)]))
+    let precisions = if args.precision.is_empty() { vec![Precision::Bf16] } else { args.precision.clone() };
+    Ok(Report::new(METHOD, vec![measure_all(gpu, &sizes, &precisions, args.activation, product)]))
 }
 
-fn measure_all(gpu: &Gpu, sizes: &[Size], activation: Psi, product: f64) -> Table {
+fn measure_all(gpu: &Gpu, sizes: &[Size], precisions: &[Precision], activation: Psi, product: f64) -> Table {
     let mut table = Table::new("train", "Training".to_string(), &COLUMNS);
     let peak = card(&gpu.device.properties().name).map(|card| card.bf16_tflops);
-    for size in sizes {
-        let measured = if gpu.is_over() { Err("the time was up".to_string()) } else { measure(gpu, size, activation) };
+    for (size, &precision) in sizes.iter().flat_map(|size| precisions.iter().map(move |precision| (size, precision))) {
+        let measured =
+            if gpu.is_over() { Err("the time was up".to_string()) } else { measure(gpu, size, precision, activation) };
         let flops = size.config.flops_per_token(size.seq_len);
         let tflops = |rate: Spread| {
             let per_token = 1e-12 * (flops.forward + flops.backward);
@@ -53,7 +55,7 @@ fn measure_all(gpu: &Gpu, sizes: &[Size], activation: Psi, product: f64) -> Tabl
         table.push(vec![
             size.name.clone().into(),
             size.config.parameters().into(),
-            "f32".into(),
+            precision.to_string().into(),
             format!("{} x {}", size.micro_batch, size.seq_len).into(),
             activation.to_string().into(),
             rate.into(),
@@ -68,12 +70,13 @@ fn measure_all(gpu: &Gpu, sizes: &[Size], activation: Psi, product: f64) -> Tabl
 }
 
 /// Tokens a second, and the most MiB of buffers; or what was in the way.
-fn measure(gpu: &Gpu, size: &Size, activation: Psi) -> Result<(Spread, usize), String> {
+fn measure(gpu: &Gpu, size: &Size, precision: Precision, activation: Psi) -> Result<(Spread, usize), String> {
     const WARM_UP: usize = 2;
-    progress(format_args!("train, {}: weights", size.name));
+    progress(format_args!("train, {}, {precision}: weights", size.name));
     let device = Device::Cuda(gpu.device.clone());
     let steps = || -> Result<Vec<f64>, Error> {
-        let mut step = TrainStep::new(&size.config, size.micro_batch, size.seq_len, &device)?;
+        let step = TrainStep::new(&size.config, size.micro_batch, size.seq_len, &device)?;
+        let mut step = step.with_precision(precision);
         let mut times = Vec::new();
         for i in 0..WARM_UP + gpu.repetitions() {
             // At least one that counts.
@@ -120,13 +123,15 @@ mod tests {
         let properties = cuda::driver::Properties { total_memory: 1 << 19, ..gpu_properties() };
         let device = cuda_testing::Interpreter { properties, ..Default::default() }.device();
         let gpu = Gpu::on_a_test(device);
-        let table = measure_all(&gpu, &[tiny(), large], Psi::stochastic(0.5), 2.0);
+        let table = measure_all(&gpu, &[tiny(), large], &[Precision::Bf16, Precision::F32], Psi::stochastic(0.5), 2.0);
         let json = table.json();
         let rows = json["rows"].as_array().unwrap();
-        assert!(rows[0]["tokens_per_second"].as_f64().unwrap() > 0.0, "{rows:?}");
-        assert_eq!(rows[0]["remark"], "");
+        for (row, precision) in rows.iter().zip(["bf16", "f32"]) {
+            assert!(row["tokens_per_second"].as_f64().unwrap() > 0.0, "{rows:?}");
+            assert_eq!((&row["remark"], &row["precision"]), (&"".into(), &precision.into()));
+        }
         assert!(
-            rows[1]["tokens_per_second"].is_null() && rows[1]["remark"].as_str().unwrap().contains("out of memory"),
+            rows[2]["tokens_per_second"].is_null() && rows[2]["remark"].as_str().unwrap().contains("out of memory"),
             "{rows:?}"
         );
     }
