@@ -123,8 +123,9 @@ fn of_engine(
     let zeros = 1.0 - active as f64 / neurons as f64;
     let [dense, sparse] = times;
     let speed_up = Spread::of(dense.iter().zip(&sparse).map(|(dense, sparse)| dense / sparse));
-    let dense_bytes = cpu::read_parameters(config) as f64 * format.bytes();
-    let sparse_bytes = dense_bytes - zeros * 2.0 / 3.0 * cpu::ffn_parameters(config) as f64 * format.bytes();
+    let bytes_each = format.row_bytes(config.d_model) as f64 / config.d_model as f64;
+    let dense_bytes = cpu::read_parameters(config) as f64 * bytes_each;
+    let sparse_bytes = dense_bytes - zeros * 2.0 / 3.0 * cpu::ffn_parameters(config) as f64 * bytes_each;
     let (dense, sparse) = (rates(1.0, &dense), rates(1.0, &sparse));
     let gbs = [1e-9 * dense_bytes * dense.median, 1e-9 * sparse_bytes * sparse.median];
     let ceiling = dense_bytes / sparse_bytes;
