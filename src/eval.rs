@@ -3,16 +3,17 @@
 mod qa;
 
 use crate::source::{
-    self, formats_in_words, parse_activations, parse_kv, parse_prefill, parse_psi, parse_resident, parse_weights,
+    self, AnyEngine, parse_activations, parse_kv, parse_prefill, parse_psi, parse_resident, parse_weights,
 };
 use crate::terminal::{complain, grouped, progress_bar, say};
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, Engine, EngineOptions, FfnMode, KvFormat, Prefill, Resident, WeightFormat};
-use kernels::Team;
+use infer::{ActivationFormat, EngineOptions, FfnMode, KvFormat, Prefill, Resident, WeightFormat};
 use model::hf::Folder;
 use model::{Psi, Transformer};
 use std::path::PathBuf;
+use silurian::device::DeviceArg;
 use std::process::ExitCode;
+use tensor::{Device, failure};
 use train::data::{Batch, Batches, Documents, Tokenizer, Tokens, cache};
 use train::evaluate::{EvalShape, evaluate};
 use train::metrics::SMALL_ROW;
@@ -75,6 +76,10 @@ pub struct Args {
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = parse_resident, requires = "weights")]
     disk_cache: Resident,
 
+    /// Where to compute: cpu, cuda or cuda:N (a GPU's number, from 0)
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceArg,
+
     /// The field of a .jsonl record that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
@@ -90,14 +95,14 @@ const MICRO_BATCH: usize = 16;
 
 /// The loss by the engine that generates.
 fn by_engine(
-    folder: &Folder,
+    (folder, device): (&Folder, &Device),
     (options, resident): (EngineOptions, Resident),
     batches: &mut Batches,
     shape: EvalShape,
 ) -> anyhow::Result<ExitCode> {
-    let words = format!("{}, under {}", formats_in_words(&options, Team::current().level()), options.psi);
-    let one_by_one = options.activations == ActivationFormat::Q8;
-    let mut engine = source::engine(folder, options, resident)?;
+    let (psi, one_by_one) = (options.psi, options.activations == ActivationFormat::Q8);
+    let AnyEngine { mut engine, formats, .. } = source::engine_on(device, folder, options, resident)?;
+    let words = format!("{formats}, under {psi}");
     let (mut log_probs, mut sum) = (Vec::new(), 0.0);
     let bar = progress_bar(shape.sequences as u64);
     for sequence in 0..shape.sequences {
@@ -138,6 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let folder = source::open(&args.model.expect("clap demands it"))?;
     source::require_bytes(&folder)?;
+    let device = args.device.open()?;
     let psi = args.activation.unwrap_or_else(|| folder.meta().hidden_act().into());
     let config = folder.config().clone();
     let seq_len = args.seq_len.unwrap_or(config.max_seq_len.min(256));
@@ -164,10 +170,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let (seed, context) = (args.seed, Some(seq_len));
         let options =
             EngineOptions { ffn, weights, activations, prefill, kv, seed, context, ..EngineOptions::new(psi) };
-        return by_engine(&folder, (options, args.disk_cache), &mut batches, shape);
+        return by_engine((&folder, &device), (options, args.disk_cache), &mut batches, shape);
     }
-    let model = Transformer::new(folder.load_all()?);
-    let e = evaluate(&model, &mut batches, shape, psi, args.seed, 0)?;
+    let weights = folder.load_all()?.to_device(&device)?;
+    let mut batches = batches.on(&device);
+    let e = failure::catch(|| {
+        let model = Transformer::new(weights);
+        evaluate(&model, &mut batches, shape, psi, args.seed, 0)
+    })??;
 
     say(format_args!("{}: {} tokens in windows of {seq_len}", folder.dir().display(), grouped(e.tokens)))?;
     let mut losses = vec![("RELU".to_string(), e.relu_loss)];

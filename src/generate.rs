@@ -1,18 +1,17 @@
 //! `silurian generate`: continues a prompt, streaming, or ranks several continuations.
 
 use crate::source::{
-    self, formats_in_words, parse_activations, parse_kv, parse_prefill, parse_psi, parse_resident, parse_weights,
+    self, AnyEngine, parse_activations, parse_kv, parse_prefill, parse_psi, parse_resident, parse_weights,
 };
 use crate::terminal::{bytes, complain, counted, grouped, print, progress_bar, say};
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    ActivationFormat, Engine, EngineOptions, FfnMode, Generation, KvFormat, Prefill, PromptFfn, Ranked, Residence,
-    Resident, Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, batches, rank,
+    ActivationFormat, EngineOptions, FfnMode, Generation, KvFormat, Prefill, PromptFfn, Ranked, Resident, Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, batches, rank,
 };
-use kernels::Team;
 use model::Psi;
 use serde_json::{Value, json};
+use silurian::device::DeviceArg;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -100,6 +99,11 @@ pub struct Args {
     #[arg(long)]
     sparse_prompt: bool,
 
+    /// Where to compute: cpu, cuda or cuda:N (a GPU's number, from 0). A GPU has f32 and bf16 weights and no filter; texts may
+    /// differ from the CPU's where two tokens are nearly as probable
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceArg,
+
     /// Positions of the context [default: the model's]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -171,6 +175,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     }
     let folder = source::open(&args.model)?;
     source::require_bytes(&folder)?;
+    let device = args.device.open()?;
     let hidden_act: Psi = folder.meta().hidden_act().into();
     let psi = args.activation.unwrap_or(hidden_act);
     if args.rank {
@@ -198,13 +203,8 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         options.prompt_ffn = PromptFfn::Auto;
     }
     (options.prefill, options.kv) = (args.prefill, args.kv);
-    let formats = formats_in_words(&options, Team::current().level());
-    let mut engine = source::engine(&folder, options, args.disk_cache)?;
-    let formats = match engine.residence() {
-        Residence::Converted => formats,
-        from_disk => format!("{formats}, {from_disk} from disk"),
-    };
-    let filter_bytes = engine.filter_bytes();
+    let AnyEngine { mut engine, formats, filter_bytes } =
+        source::engine_on(&device, &folder, options, args.disk_cache)?;
     let prompt = Tokenizer::Bytes.encode(&args.prompt);
 
     // Before a word of the prompt is printed.
@@ -214,7 +214,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let streams = !args.rank && args.output == Output::Text;
     let bar = if streams { progress_bar(0) } else { progress_bar(args.samples.into()) };
     let mut texts = Vec::new();
-    let mut samples = Samples::new(&mut engine, &prompt);
+    let mut samples = Samples::new(engine.as_mut(), &prompt);
     for batch in batches(args.samples) {
         if streams {
             head(&args, batch.start)?;
@@ -236,7 +236,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let ranking = match rank_under {
         Some(psi) => {
             let drawn: Vec<Vec<u32>> = texts.iter().map(|text| text.generation.drawn()).collect();
-            rank(&mut engine, psi, &prompt, &drawn)?
+            rank(engine.as_mut(), psi, &prompt, &drawn)?
         }
         None => (0..texts.len()).map(|index| Ranked { index, score: None }).collect(),
     };

@@ -2,11 +2,15 @@
 
 use crate::terminal::complain;
 use anyhow::{Context, bail};
-use infer::{ActivationFormat, CpuEngine, EngineOptions, KvFormat, Prefill, PromptFfn, Resident, WeightFormat};
-use kernels::Level;
+use infer::{
+    ActivationFormat, CpuEngine, CudaEngine, Engine, EngineOptions, KvFormat, Prefill, PromptFfn, Residence, Resident,
+    WeightFormat,
+};
+use kernels::{Level, Team};
 use model::hf::Folder;
 use model::{HiddenAct, Positive, Psi};
 use std::path::{Path, PathBuf};
+use tensor::Device;
 
 /// Opens a Hugging Face folder, or the newest checkpoint of a run folder.
 pub fn open(path: &Path) -> anyhow::Result<Folder> {
@@ -16,6 +20,43 @@ pub fn open(path: &Path) -> anyhow::Result<Folder> {
 /// The model in the folder, to generate with; tells what was kept on disk.
 pub fn engine(folder: &Folder, options: EngineOptions, resident: Resident) -> anyhow::Result<CpuEngine> {
     Ok(CpuEngine::open(folder.dir(), options, resident, &mut |text| complain(format_args!("note: {text}")))?)
+}
+
+/// An engine of either kind, and how it computes with its weights, in words.
+pub struct AnyEngine {
+    /// To generate with.
+    pub engine: Box<dyn Engine>,
+    /// For reports: see [`formats_in_words`].
+    pub formats: String,
+    /// Bytes of the filters of the gates.
+    pub filter_bytes: usize,
+}
+
+/// [`engine`] on the device that was asked for. A GPU takes the weights from the checkpoint, whatever is kept on disk beside it.
+pub fn engine_on(
+    device: &Device,
+    folder: &Folder,
+    options: EngineOptions,
+    resident: Resident,
+) -> anyhow::Result<AnyEngine> {
+    let Device::Cuda(gpu) = device else {
+        let formats = formats_in_words(&options, Team::current().level());
+        let engine = engine(folder, options, resident)?;
+        let formats = match engine.residence() {
+            Residence::Converted => formats,
+            from_disk => format!("{formats}, {from_disk} from disk"),
+        };
+        let filter_bytes = engine.filter_bytes();
+        return Ok(AnyEngine { engine: Box::new(engine), formats, filter_bytes });
+    };
+    if resident == Resident::From(0) {
+        bail!("--disk-cache always: a GPU takes the weights from the checkpoint, and keeps none on disk");
+    }
+    let prefill = if options.prefill == Prefill::Bf16 { ", prefill bf16 (tensor cores)" } else { "" };
+    let kv = if options.kv == KvFormat::Bf16 { ", KV cache bf16" } else { "" };
+    let formats = format!("{}, {} weights{prefill}{kv}", gpu.name(), options.weights);
+    let engine = CudaEngine::open(folder.dir(), options, gpu)?;
+    Ok(AnyEngine { engine: Box::new(engine), formats, filter_bytes: 0 })
 }
 
 /// The Hugging Face folder that `path` names.
@@ -203,6 +244,39 @@ pub fn formats_in_words(options: &EngineOptions, level: Level) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use infer::{Sampler, Samples, Sampling};
+    use model::hf::{Meta, save};
+    use model::{Config, Weights, preset};
+    use std::ops::ControlFlow;
+
+    /// What a command does with a GPU, but for the GPU: the interpreter stands for it.
+    #[test]
+    fn an_engine_opens_on_the_device_that_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { d_model: 32, d_ff: 48, n_layers: 1, ..preset("tiny", 256).unwrap() };
+        save(dir.path(), &Weights::init(&config, 1), &Meta::new(Psi::Relu)).unwrap();
+        let folder = open(dir.path()).unwrap();
+        let gpu = Device::Cuda(cuda_testing::device());
+        let options = EngineOptions { weights: WeightFormat::Bf16, ..EngineOptions::new(Psi::Relu) };
+        let prompt = b"In ".map(u32::from);
+        let write = |device: &Device| {
+            let mut any = engine_on(device, &folder, options.clone(), Resident::DEFAULT).unwrap();
+            let mut sampler = Sampler::new(Sampling::GREEDY).unwrap();
+            let mut samples = Samples::new(any.engine.as_mut(), &prompt);
+            let text = samples.draw(&mut sampler, 6, &[], 0, |_| ControlFlow::Continue(())).unwrap();
+            (text.tokens, any.formats)
+        };
+        let ((on_cpu, _), (on_gpu, formats)) = (write(&Device::Cpu), write(&gpu));
+        assert_eq!(on_gpu, on_cpu);
+        assert_eq!(formats, "the interpreter, bf16 weights");
+        let refused = |options: EngineOptions, resident| {
+            engine_on(&gpu, &folder, options, resident).err().expect("refused").to_string()
+        };
+        let message = refused(options.clone(), Resident::From(0));
+        assert!(message.starts_with("--disk-cache always: "), "{message}");
+        let message = refused(EngineOptions { weights: WeightFormat::Q8, ..options.clone() }, Resident::Off);
+        assert_eq!(message, "weights = q8: must be f32 or bf16 on a GPU");
+    }
 
     #[test]
     fn activations_on_the_command_line() {

@@ -33,6 +33,11 @@ fn a_gpu_that_is_not_there() {
     let run = place.trained("m");
     refuse(&mut place.silurian(&["train", "--resume", "runs/m", "--device", "cuda:4000"]), &["--device cuda:4000: "]);
     assert_eq!(fs::read_to_string(run.join("sessions.jsonl")).unwrap().lines().count(), 1);
+    place.write("questions.jsonl", "{\"prompt\": \"a\", \"answers\": [\"b\"]}\n");
+    for command in [&["generate"][..], &["eval", "corpus.txt"], &["eval", "qa", "questions.jsonl"]] {
+        let flags = [command, &["-m", "runs/m", "--device", "cuda:4000"]].concat();
+        refuse(&mut place.silurian(&flags), &["error: --device cuda:4000: ", &expected]);
+    }
     let output = place.train(&["--device", "gpu"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("'gpu' for '--device <DEVICE>': expected cpu, cuda or cuda:N"), "{}", said(&output));

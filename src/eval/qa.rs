@@ -9,6 +9,7 @@ use infer::{EngineOptions, Resident, Sampling};
 use model::Psi;
 use model::hf::Folder;
 use serde_json::json;
+use silurian::device::DeviceArg;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use train::data::Tokenizer;
@@ -99,6 +100,10 @@ pub struct Args {
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = parse_resident)]
     disk_cache: Resident,
 
+    /// Where to compute: cpu, cuda or cuda:N (a GPU's number, from 0)
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceArg,
+
     /// How the figures are written; json holds every answer
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
@@ -129,9 +134,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     source::require_bytes(&folder)?;
     let options = options(&args, &folder, &questions)?;
     let engine = EngineOptions { seed: args.seed, ..EngineOptions::new(options.psi) };
-    let mut engine = source::engine(&folder, engine, args.disk_cache)?;
+    let mut engine = source::engine_on(&args.device.open()?, &folder, engine, args.disk_cache)?.engine;
     let bar = progress_bar(questions.len() as u64);
-    let report = evaluate_questions(&mut engine, Tokenizer::Bytes, &questions, &options, &mut |done| {
+    let report = evaluate_questions(engine.as_mut(), Tokenizer::Bytes, &questions, &options, &mut |done| {
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
