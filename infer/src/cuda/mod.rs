@@ -15,7 +15,7 @@ use crate::cpu::log_softmax_at;
 use crate::recent::Recent;
 use crate::rows::{FromTensors, Parameters};
 use crate::sampler::best;
-use crate::{CacheMemory, Engine, EngineOptions, Error, FfnMode, LayerDensity, PromptFfn};
+use crate::{CacheMemory, Engine, EngineOptions, Error, FfnMode, LayerDensity, PromptFfn, WeightFormat};
 use cuda::Device;
 use cuda::ops::attention::MAX_DIM;
 use cuda::ops::attention_cached::MAX_GROUP;
@@ -244,7 +244,7 @@ fn validate(options: &EngineOptions, config: &Config) -> Result<usize, Error> {
     let fail = |field, value: &dyn std::fmt::Display, expected: String| {
         Err(Error::Option { field, value: value.to_string(), expected })
     };
-    if options.weights.is_quantised() {
+    if !matches!(options.weights, WeightFormat::F32 | WeightFormat::Bf16) {
         return fail("weights", &options.weights, "f32 or bf16 on a GPU".into());
     }
     if options.ffn.has_filter() {
