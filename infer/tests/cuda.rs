@@ -183,14 +183,16 @@ fn a_token_is_one_graph_and_allocates_nothing() {
 
 #[test]
 fn a_sequence_in_a_batch_has_the_bits_that_it_has_alone() {
-    let device = device();
+    let (device, models) = (device(), models());
     for (psi, ffn, format, kv) in [
         (Psi::Relu, FfnMode::Sparse, WeightFormat::F32, KvFormat::F32),
         (Psi::Relu, FfnMode::Auto, WeightFormat::Bf16, KvFormat::Bf16),
         (Psi::stochastic(0.5), FfnMode::Dense, WeightFormat::F32, KvFormat::Bf16),
     ] {
         let options = EngineOptions { weights: format, kv, seed: 5, ..options(psi, ffn) };
-        for config in [&models()[0], &models()[2]] {
+        // Rows that are not aligned, with one of them.
+        let others = if format == WeightFormat::Bf16 { vec![&models[2]] } else { Vec::new() };
+        for config in [&models[0]].into_iter().chain(others) {
             let weights = weights(config, 2);
             let expected = alone(&mut on(&device, &weights, options.clone()), 5);
             let what = format!("cuda d_model {} {psi} {ffn} {format}", config.d_model);
