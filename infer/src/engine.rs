@@ -311,7 +311,8 @@ pub enum Prefill {
     Exact,
     /// Both operands of a product are bf16 on levels that have a dot product of bf16, which is up to twice as fast: activations are
     /// rounded (a relative error of 2^-8 at most), and so are weights that are not bf16. Sums, norms, attention and the residual stream
-    /// stay f32. On other levels, and for 4 tokens or fewer, whose weights are read straight and not packed, this is [`Prefill::Exact`].
+    /// stay f32. On other levels, and for 4 tokens or fewer, whose weights are read straight and not packed, this is [`Prefill::Exact`]; so it is on a
+    /// GPU for 8 tokens or fewer, where tensor cores multiply more of them.
     Bf16,
     /// For q8 and q4 weights: activations are rounded to 8 bits, as [`ActivationFormat::Q8`] rounds those of a decoded token, and multiplied
     /// as integers ([`kernels::quant::gemm_i8`]). down_proj, whose scales lie along its outputs, is multiplied as in [`Prefill::Bf16`]; so is

@@ -9,6 +9,7 @@
 
 mod attention;
 mod decode;
+mod decode_batch;
 mod device;
 mod elementwise;
 mod gated_activation;
@@ -83,6 +84,12 @@ macro_rules! with_checks {
                 ffn_dense_draws_as_the_cpu_does
                 attention_cached_matches_reference
                 a_recorded_attention_cached_follows_the_position;
+            decode_batch:
+                gemv_batch_has_the_bits_of_gemv
+                a_token_of_ffn_batch_has_the_bits_that_it_has_alone
+                ffn_batch_draws_for_each_token_what_it_draws_alone
+                a_token_of_attention_cached_batch_has_the_bits_that_it_has_alone
+                kv_append_turns_as_rope_and_writes_each_token_into_its_cache;
         }
     };
 }
