@@ -23,14 +23,7 @@ pub fn adamw(
     v: SliceMut<f32>,
 ) -> Result<(), Error> {
     let len = param.len();
-    assert!(
-        grad.len() == len && m.len() == len && v.len() == len,
-        "adamw: grad {}, m {} and v {} elements, param {len}",
-        grad.len(),
-        m.len(),
-        v.len()
-    );
-    assert!(args.step > 0, "adamw: steps count from 1");
+    args.check([len, grad.len(), m.len(), v.len()]);
     let aligned = [param.as_slice(), grad, m.as_slice(), v.as_slice()].iter().all(|x| x.is_aligned());
     let Factors {
         grad_scale,

@@ -45,26 +45,11 @@ const DELTA_ROWS: usize = 8;
 /// D. Of the .cu.
 pub const MAX_DIM: usize = 128;
 
-/// Lengths of operands, by name.
-type Lens<'a> = &'a [(&'a str, usize)];
-
+/// That of the CPU, and what is a GPU's own.
 #[track_caller]
-fn check(op: &str, shape: AttentionShape, like_q: Lens, like_k: Lens, lse: usize) {
-    let AttentionShape { batch, q_len, kv_len, n_heads, n_kv_heads, head_dim } = shape;
-    assert!(
-        n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads > 0 && head_dim > 0,
-        "{op}: {n_heads} query heads of {head_dim} cannot share {n_kv_heads} key-value heads"
-    );
-    assert!(head_dim <= MAX_DIM, "{op}: heads of {head_dim}, at most {MAX_DIM} on a GPU");
-    assert!(kv_len >= q_len, "{op}: {q_len} queries for {kv_len} keys; the ends are aligned, so kv_len >= q_len");
-    // Checked: a product that wrapped would let kernels leave the slices.
-    let elements = |shape: &[usize]| shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
-    let fits = |name: &str, len: usize, shape: &[usize]| {
-        assert!(elements(shape) == Some(len), "{op}: {name} has {len} elements for {shape:?}");
-    };
-    like_q.iter().for_each(|&(name, len)| fits(name, len, &[batch, q_len, n_heads, head_dim]));
-    like_k.iter().for_each(|&(name, len)| fits(name, len, &[batch, kv_len, n_kv_heads, head_dim]));
-    fits("lse", lse, &[batch, n_heads, q_len]);
+fn check(op: &str, shape: AttentionShape, like_q: &[(&str, usize)], like_k: &[(&str, usize)], lse: usize) {
+    shape.check(op, like_q, like_k, lse);
+    assert!(shape.head_dim <= MAX_DIM, "{op}: heads of {}, at most {MAX_DIM} on a GPU", shape.head_dim);
 }
 
 /// The one of [`Kernels`], or of numbers like them, for this element type and head.

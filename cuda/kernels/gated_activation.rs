@@ -4,7 +4,7 @@ use super::{Float, THREADS, rows_aligned};
 use crate::stream::Launch;
 use crate::{Error, Kernel, Module, Slice, SliceMut};
 use kernels::philox::{DRAWS_PER_CALL, key};
-use kernels::{Activation, Fixed, MaskSite, Positive};
+use kernels::{Activation, Fixed, MaskSite, Positive, activation};
 
 static MODULE: Module = Module { name: "gated_activation", ptx: include_str!("gated_activation.ptx") };
 
@@ -47,12 +47,7 @@ pub fn gated_activation<T: Float>(
     h: SliceMut<T>,
 ) -> Result<(), Error> {
     let len = h.len();
-    assert!(
-        d_ff > 0 && len.is_multiple_of(d_ff) && g.len() == len && u.len() == len,
-        "gated_activation: g {} and u {} elements, h {len}; d_ff {d_ff}",
-        g.len(),
-        u.len()
-    );
+    activation::check([g.len(), u.len(), len], d_ff);
     let aligned = [g, u, h.as_slice()].iter().all(|&x| rows_aligned(x, d_ff));
     let psi = Psi::of(act);
     let launch = psi.launch(T::of(&psi.kernels().forward), len, d_ff).arg(g).arg(u);
@@ -77,15 +72,7 @@ pub fn gated_activation_backward<T: Float>(
     h: SliceMut<T>,
 ) -> Result<(), Error> {
     let len = h.len();
-    assert!(
-        d_ff > 0 && len.is_multiple_of(d_ff) && [dh.len(), g.len(), u.len(), dg.len(), du.len()] == [len; 5],
-        "gated_activation_backward: dh {}, g {}, u {}, dg {} and du {} elements, h {len}; d_ff {d_ff}",
-        dh.len(),
-        g.len(),
-        u.len(),
-        dg.len(),
-        du.len()
-    );
+    activation::check_backward([dh.len(), g.len(), u.len(), dg.len(), du.len(), len], d_ff);
     let operands = [dh, g, u, dg.as_slice(), du.as_slice(), h.as_slice()];
     let aligned = operands.iter().all(|&x| rows_aligned(x, d_ff));
     let psi = Psi::of(act);

@@ -7,6 +7,7 @@ use super::{Float, reduce};
 use crate::{Buffer, Error, Slice, SliceMut};
 use half::bf16;
 use kernels::Beta;
+use kernels::lm_head_loss::{check_gradients, check_lengths};
 
 /// Most logits of a chunk, if that leaves [`MIN_ROWS`]: 256 MiB, little beside a GPU's memory. Not measured.
 const CHUNK_LEN: usize = 64 << 20;
@@ -50,14 +51,7 @@ pub fn lm_head_loss_backward<T: Factor>(
     mut dw: SliceMut<f32>,
     loss: SliceMut<f64>,
 ) -> Result<(), Error> {
-    assert!(
-        dx.len() == x.len() && dw.len() == w.len(),
-        "lm_head_loss_backward: dx {} for x {}, dw {} for w {} elements",
-        dx.len(),
-        x.len(),
-        dw.len(),
-        w.len()
-    );
+    check_gradients([dx.len(), dw.len()], [x.len(), w.len()]);
     if targets.is_empty() && dw_beta == Beta::Zero {
         dw.fill_bytes(0)?;
     }
@@ -158,9 +152,7 @@ fn by_chunks<T: Factor>(
     loss: SliceMut<f64>,
 ) -> Result<(), Error> {
     let n = targets.len();
-    assert!(c > 0 && w.len().is_multiple_of(c), "{op}: w has {} elements, not [V, {c}]", w.len());
-    assert_eq!(x.len(), n * c, "{op}: x has {} elements for [{n}, {c}]", x.len());
-    let v = w.len() / c;
+    let v = check_lengths(op, [x.len(), w.len()], n, c);
     let most_rows = (CHUNK_LEN / v.max(1)).clamp(MIN_ROWS, MAX_ROWS).min(n);
     let mut logits = Buffer::<f32>::stale(x.device(), most_rows * v)?;
     let mut room = Buffer::stale(x.device(), if gradients.is_some() { T::room(most_rows * v) } else { 0 })?;

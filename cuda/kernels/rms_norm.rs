@@ -4,6 +4,7 @@ use super::{Float, reduce, rows_aligned, threads_for};
 use crate::stream::Launch;
 use crate::{Buffer, Error, Kernel, Module, Slice, SliceMut};
 use kernels::Beta;
+use kernels::rms_norm::{check, check_backward};
 
 static MODULE: Module = Module { name: "rms_norm", ptx: include_str!("rms_norm.ptx") };
 
@@ -35,7 +36,7 @@ pub fn rms_norm<Y: Float>(
     inv_rms: SliceMut<f32>,
 ) -> Result<(), Error> {
     let (c, n) = (weight.len(), inv_rms.len());
-    assert!(c > 0 && x.len() == n * c && y.len() == n * c, "rms_norm: x {} and y {} for [{n}, {c}]", x.len(), y.len());
+    check([x.len(), y.len()], [n, c]);
     let aligned = rows_aligned(x, c) && rows_aligned(y.as_slice(), c) && weight.is_aligned();
     let launch = Launch::new(Y::of(&FORWARD), n, threads_for(c, MAX_THREADS)).arg(x).arg(weight).arg(eps);
     // SAFETY: the parameters are those of the kernels; block n touches row n.
@@ -58,14 +59,7 @@ pub fn rms_norm_backward<Y: Float>(
     d_weight: SliceMut<f32>,
 ) -> Result<(), Error> {
     let (c, n) = (weight.len(), inv_rms.len());
-    assert!(
-        c > 0 && dy.len() == n * c && x.len() == n * c && dx.len() == n * c && d_weight.len() == c,
-        "rms_norm_backward: dy {}, x {}, dx {}, d_weight {} for [{n}, {c}]",
-        dy.len(),
-        x.len(),
-        dx.len(),
-        d_weight.len()
-    );
+    check_backward([dy.len(), x.len(), dx.len(), d_weight.len()], [n, c]);
     assert!(c <= MAX_COLUMNS, "rms_norm_backward: rows of {c}, at most {MAX_COLUMNS} on a GPU");
     if n == 0 {
         return Ok(());

@@ -23,22 +23,9 @@ pub fn rope<T: Float>(
     rotation: Rotation,
     y: SliceMut<T>,
 ) -> Result<(), Error> {
+    shape.check([x.len(), cos.len(), sin.len(), y.len()]);
     let RopeShape { n_heads, head_dim, seq_len, first_position } = shape;
-    let row_len = n_heads * head_dim;
-    assert!(
-        row_len > 0 && head_dim.is_multiple_of(2) && y.len().is_multiple_of(row_len) && x.len() == y.len(),
-        "rope: x {} and y {} elements for rows of {n_heads} heads of {head_dim} (even)",
-        x.len(),
-        y.len()
-    );
     let half = head_dim / 2;
-    let positions = first_position + seq_len.min(y.len() / row_len);
-    assert!(
-        seq_len > 0 && cos.len() == sin.len() && cos.len() >= positions * half,
-        "rope: cos {} and sin {} elements for {positions} positions of {half} angles (seq_len {seq_len})",
-        cos.len(),
-        sin.len()
-    );
     let aligned =
         [x, y.as_slice()].iter().all(|&x| rows_aligned(x, half)) && [cos, sin].iter().all(|&t| rows_aligned(t, half));
     let groups = y.len() / head_dim * half.div_ceil(PAIRS);

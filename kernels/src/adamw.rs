@@ -25,6 +25,15 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+impl AdamW {
+    /// Panics if [`adamw`] does not take param, grad, m and v of these lengths, or counts no such step, on any device.
+    #[track_caller]
+    pub fn check(&self, [param, grad, m, v]: [usize; 4]) {
+        assert!([grad, m, v] == [param; 3], "adamw: grad {grad}, m {m} and v {v} elements, param {param}");
+        assert!(self.step > 0, "adamw: steps count from 1");
+    }
+}
+
 /// With `g' = grad_scale g`: `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'^2`,
 /// `param = param (1 - lr weight_decay) - lr m^ / (sqrt(v^) + eps)`, where `m^` and `v^` are m and v over `1 - beta^step`.
 /// In place, one pass. All slices have the length of `param`.
@@ -36,15 +45,7 @@ pub struct AdamW {
 /// written). Source: arXiv 1711.05101, algorithm 2, with the bias corrections of Kingma and Ba, arXiv 1412.6980.
 #[track_caller]
 pub fn adamw(team: &Team, args: &AdamW, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
-    assert!(
-        grad.len() == param.len() && m.len() == param.len() && v.len() == param.len(),
-        "adamw: grad {}, m {} and v {} elements, param {}",
-        grad.len(),
-        m.len(),
-        v.len(),
-        param.len()
-    );
-    assert!(args.step > 0, "adamw: steps count from 1");
+    args.check([param.len(), grad.len(), m.len(), v.len()]);
     let factors = Factors::of(args);
     let level = team.level();
     let (m, v) = (SharedMut::new(m), SharedMut::new(v));

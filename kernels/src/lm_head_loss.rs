@@ -76,27 +76,31 @@ pub fn lm_head_loss_backward(
     dw: &mut [f32],
 ) -> f64 {
     check("lm_head_loss_backward", x, w, targets, d_model);
-    let fits = dx.len() == x.len() && dw.len() == w.len();
-    assert!(
-        fits,
-        "lm_head_loss_backward: dx {} for x {}, dw {} for w {} elements",
-        dx.len(),
-        x.len(),
-        dw.len(),
-        w.len()
-    );
+    check_gradients([dx.len(), dw.len()], [x.len(), w.len()]);
     if targets.is_empty() && dw_beta == Beta::Zero {
         dw.fill(0.0);
     }
     by_chunks(team, x, w, targets, d_model, Some(Gradients { scale, dx, dw_beta, dw }))
 }
 
+/// V. Panics if [`lm_head_loss`] or its backward, `op`, does not take x and w of these lengths with n targets, on any
+/// device.
+#[track_caller]
+pub fn check_lengths(op: &str, [x, w]: [usize; 2], n: usize, d_model: usize) -> usize {
+    assert!(d_model > 0 && w.is_multiple_of(d_model), "{op}: w has {w} elements, not [V, {d_model}]");
+    assert!(x == n * d_model, "{op}: x has {x} elements for [{n}, {d_model}]");
+    w / d_model
+}
+
+/// Panics if [`lm_head_loss_backward`] does not take dx and dw of these lengths with x and w of those, on any device.
+#[track_caller]
+pub fn check_gradients([dx, dw]: [usize; 2], [x, w]: [usize; 2]) {
+    assert!(dx == x && dw == w, "lm_head_loss_backward: dx {dx} for x {x}, dw {dw} for w {w} elements");
+}
+
 #[track_caller]
 fn check(op: &str, x: &[f32], w: &[f32], targets: &[u32], d_model: usize) {
-    let n = targets.len();
-    assert!(d_model > 0 && w.len().is_multiple_of(d_model), "{op}: w has {} elements, not [V, {d_model}]", w.len());
-    assert_eq!(x.len(), n * d_model, "{op}: x has {} elements for [{n}, {d_model}]", x.len());
-    let v = w.len() / d_model;
+    let v = check_lengths(op, [x.len(), w.len()], targets.len(), d_model);
     if let Some((row, target)) = targets.iter().enumerate().find(|&(_, &target)| target as usize >= v) {
         panic!("{op}: the target of row {row} is {target}, but the vocabulary has V = {v} tokens");
     }

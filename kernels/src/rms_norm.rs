@@ -10,6 +10,21 @@ use crate::team::{SharedMut, Team};
 /// Rows whose gain gradients are summed by one task. Fixed, because it decides the order of that sum.
 const ROWS_PER_GAIN_SUM: usize = 64;
 
+/// Panics if [`rms_norm`] does not take x and y of these lengths for `[N, C]`, on any device.
+#[track_caller]
+pub fn check([x, y]: [usize; 2], [n, c]: [usize; 2]) {
+    assert!(c > 0 && x == n * c && y == n * c, "rms_norm: x {x} and y {y} for [{n}, {c}]");
+}
+
+/// Panics if [`rms_norm_backward`] does not take dy, x, dx and d_weight of these lengths for `[N, C]`, on any device.
+#[track_caller]
+pub fn check_backward([dy, x, dx, d_weight]: [usize; 4], [n, c]: [usize; 2]) {
+    assert!(
+        c > 0 && [dy, x, dx] == [n * c; 3] && d_weight == c,
+        "rms_norm_backward: dy {dy}, x {x}, dx {dx}, d_weight {d_weight} for [{n}, {c}]"
+    );
+}
+
 /// `y = x * inv_rms * weight` with `inv_rms = 1 / sqrt(mean(x^2) + eps)`, row by row.
 ///
 /// Shapes: x, y `[N, C]`; weight `[C]`; inv_rms `[N]`, kept for [`rms_norm_backward`]. N is the length of `inv_rms`.
@@ -20,7 +35,7 @@ const ROWS_PER_GAIN_SUM: usize = 64;
 pub fn rms_norm(team: &Team, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], inv_rms: &mut [f32]) {
     let c = weight.len();
     let n = inv_rms.len();
-    assert!(c > 0 && x.len() == n * c && y.len() == n * c, "rms_norm: x {} and y {} for [{n}, {c}]", x.len(), y.len());
+    check([x.len(), y.len()], [n, c]);
     let level = team.level();
     let inv_rms = SharedMut::new(inv_rms);
     let rows_per_task = (ELEMENTS_PER_TASK / c).max(1);
@@ -86,14 +101,7 @@ pub fn rms_norm_backward(
 ) {
     let c = weight.len();
     let n = inv_rms.len();
-    assert!(
-        c > 0 && dy.len() == n * c && x.len() == n * c && dx.len() == n * c && d_weight.len() == c,
-        "rms_norm_backward: dy {}, x {}, dx {}, d_weight {} for [{n}, {c}]",
-        dy.len(),
-        x.len(),
-        dx.len(),
-        d_weight.len()
-    );
+    check_backward([dy.len(), x.len(), dx.len(), d_weight.len()], [n, c]);
     let level = team.level();
     scratch::with(n.div_ceil(ROWS_PER_GAIN_SUM) * c, |partial| {
         partial.fill(0.0);

@@ -18,6 +18,24 @@ pub struct RopeShape {
     pub first_position: usize,
 }
 
+impl RopeShape {
+    /// Panics if [`rope`] does not take x, cos, sin and y of these lengths, on any device.
+    #[track_caller]
+    pub fn check(&self, [x, cos, sin, y]: [usize; 4]) {
+        let &RopeShape { n_heads, head_dim, seq_len, first_position } = self;
+        let row_len = n_heads * head_dim;
+        assert!(
+            row_len > 0 && head_dim.is_multiple_of(2) && y.is_multiple_of(row_len) && x == y,
+            "rope: x {x} and y {y} elements for rows of {n_heads} heads of {head_dim} (even)"
+        );
+        let (positions, half) = (first_position + seq_len.min(y / row_len), head_dim / 2);
+        assert!(
+            seq_len > 0 && cos == sin && cos >= positions * half,
+            "rope: cos {cos} and sin {sin} elements for {positions} positions of {half} angles (seq_len {seq_len})"
+        );
+    }
+}
+
 /// Forward, or its transpose (the rotation by the negative angle), which is the backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotation {
@@ -37,22 +55,8 @@ pub enum Rotation {
 /// Source: Su et al., arXiv 2104.09864, eq. 34, with the pairs `(i, i + D/2)`.
 #[track_caller]
 pub fn rope(team: &Team, x: &[f32], cos: &[f32], sin: &[f32], shape: RopeShape, rotation: Rotation, y: &mut [f32]) {
-    let RopeShape { n_heads, head_dim, seq_len, first_position } = shape;
-    let row_len = n_heads * head_dim;
-    assert!(
-        row_len > 0 && head_dim.is_multiple_of(2) && y.len().is_multiple_of(row_len) && x.len() == y.len(),
-        "rope: x {} and y {} elements for rows of {n_heads} heads of {head_dim} (even)",
-        x.len(),
-        y.len()
-    );
-    let positions = first_position + seq_len.min(y.len() / row_len);
-    assert!(
-        seq_len > 0 && cos.len() == sin.len() && cos.len() >= positions * (head_dim / 2),
-        "rope: cos {} and sin {} elements for {positions} positions of {} angles (seq_len {seq_len})",
-        cos.len(),
-        sin.len(),
-        head_dim / 2
-    );
+    shape.check([x.len(), cos.len(), sin.len(), y.len()]);
+    let row_len = shape.n_heads * shape.head_dim;
     let level = team.level();
     let rows_per_task = (ELEMENTS_PER_TASK / row_len).max(1);
     team.run_chunks_mut(y, rows_per_task * row_len, |task, y| {

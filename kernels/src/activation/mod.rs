@@ -147,13 +147,7 @@ pub struct MaskSite {
 /// Source: arXiv 2509.22358.
 #[track_caller]
 pub fn gated_activation(team: &Team, act: Activation, g: &[f32], u: &[f32], d_ff: usize, h: &mut [f32]) {
-    assert!(
-        d_ff > 0 && h.len().is_multiple_of(d_ff) && g.len() == h.len() && u.len() == h.len(),
-        "gated_activation: g {} and u {} elements, h {}; d_ff {d_ff}",
-        g.len(),
-        u.len(),
-        h.len()
-    );
+    check([g.len(), u.len(), h.len()], d_ff);
     team.run_chunks_mut(h, ELEMENTS_PER_TASK, |task, h| {
         let first = task * ELEMENTS_PER_TASK;
         gated_activation_from(team.level(), act, first, d_ff, &g[first..][..h.len()], &u[first..][..h.len()], h);
@@ -215,6 +209,24 @@ impl<P: Psi> Kernel for Forward<'_, P> {
     }
 }
 
+/// Panics if [`gated_activation`] does not take g, u and h of these lengths, on any device.
+#[track_caller]
+pub fn check([g, u, h]: [usize; 3], d_ff: usize) {
+    assert!(
+        d_ff > 0 && h.is_multiple_of(d_ff) && g == h && u == h,
+        "gated_activation: g {g} and u {u} elements, h {h}; d_ff {d_ff}"
+    );
+}
+
+/// Panics if [`gated_activation_backward`] does not take dh, g, u, dg, du and h of these lengths, on any device.
+#[track_caller]
+pub fn check_backward([dh, g, u, dg, du, h]: [usize; 6], d_ff: usize) {
+    assert!(
+        d_ff > 0 && h.is_multiple_of(d_ff) && [dh, g, u, dg, du] == [h; 5],
+        "gated_activation_backward: dh {dh}, g {g}, u {u}, dg {dg} and du {du} elements, h {h}; d_ff {d_ff}"
+    );
+}
+
 /// The gradients of [`gated_activation`] in one pass: `dg = dh' * u * psi'(g)`, `du = dh' * psi(g)` with
 /// `dh' = dh + l1 * sign(h)`, and h again (the saved tensors are g and u; the gradient of down_proj needs h), with the draws and
 /// the bits of the forward pass.
@@ -242,16 +254,7 @@ pub fn gated_activation_backward(
     du: &mut [f32],
     h: &mut [f32],
 ) {
-    let len = h.len();
-    assert!(
-        d_ff > 0 && len.is_multiple_of(d_ff) && [dh.len(), g.len(), u.len(), dg.len(), du.len()] == [len; 5],
-        "gated_activation_backward: dh {}, g {}, u {}, dg {} and du {} elements, h {len}; d_ff {d_ff}",
-        dh.len(),
-        g.len(),
-        u.len(),
-        dg.len(),
-        du.len()
-    );
+    check_backward([dh.len(), g.len(), u.len(), dg.len(), du.len(), h.len()], d_ff);
     act.run(GatedActivationBackward { team, l1, inputs: [dh, g, u], d_ff, outputs: [dg, du, h] });
 }
 

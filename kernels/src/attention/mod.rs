@@ -65,26 +65,24 @@ impl AttentionShape {
         Mat::strided(&k[self.kv_at(b, s, h)..], rows, self.head_dim, self.n_kv_heads * self.head_dim, 1)
     }
 
+    /// Panics if attention or its backward, `op`, does not take tensors of these lengths, on any device: by name those
+    /// that are shaped like q or like k, and lse.
     #[track_caller]
-    fn check(self, op: &str, like_q: &[(&str, &[f32])], like_k: &[(&str, &[f32])], lse: &[f32]) {
+    pub fn check(self, op: &str, like_q: &[(&str, usize)], like_k: &[(&str, usize)], lse: usize) {
         let AttentionShape { batch, q_len, kv_len, n_heads, n_kv_heads, head_dim } = self;
         assert!(
             n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads > 0 && head_dim > 0,
             "{op}: {n_heads} query heads of {head_dim} cannot share {n_kv_heads} key-value heads"
         );
         assert!(kv_len >= q_len, "{op}: {q_len} queries for {kv_len} keys; the ends are aligned, so kv_len >= q_len");
-        // Checked: were a product to wrap, the parts of different tasks could meet.
+        // Checked: were a product to wrap, the parts of different tasks could meet, and a GPU's kernel leave its slices.
         let elements = |shape: &[usize]| shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
-        for (name, x) in like_q {
-            let shape = [batch, q_len, n_heads, head_dim];
-            assert!(elements(&shape) == Some(x.len()), "{op}: {name} has {} elements for {shape:?}", x.len());
-        }
-        for (name, x) in like_k {
-            let shape = [batch, kv_len, n_kv_heads, head_dim];
-            assert!(elements(&shape) == Some(x.len()), "{op}: {name} has {} elements for {shape:?}", x.len());
-        }
-        let shape = [batch, n_heads, q_len];
-        assert!(elements(&shape) == Some(lse.len()), "{op}: lse has {} elements for {shape:?}", lse.len());
+        let fits = |name: &str, len: usize, shape: &[usize]| {
+            assert!(elements(shape) == Some(len), "{op}: {name} has {len} elements for {shape:?}");
+        };
+        like_q.iter().for_each(|&(name, len)| fits(name, len, &[batch, q_len, n_heads, head_dim]));
+        like_k.iter().for_each(|&(name, len)| fits(name, len, &[batch, kv_len, n_kv_heads, head_dim]));
+        fits("lse", lse, &[batch, n_heads, q_len]);
     }
 }
 
@@ -113,7 +111,8 @@ pub fn attention(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    shape.check("attention", &[("q", q), ("out", out)], &[("k", k), ("v", v)], lse);
+    let (like_q, like_k) = ([("q", q.len()), ("out", out.len())], [("k", k.len()), ("v", v.len())]);
+    shape.check("attention", &like_q, &like_k, lse.len());
     let position = shape.n_kv_heads * shape.head_dim;
     let strides = KvStrides { batch: shape.kv_len * position, position, head: shape.head_dim };
     run(team, Inputs { shape, scale, q, k, v, strides }, out, lse);
@@ -150,7 +149,7 @@ pub fn attention_cached<W: Weight>(
     let CachedKv { k, v, capacity } = cache;
     let (batch, kv_len) = (shape.batch, shape.kv_len);
     assert!(batch == 1 && kv_len <= capacity, "attention_cached: batch {batch}, {kv_len} positions of {capacity}");
-    shape.check("attention_cached", &[("q", q), ("out", out)], &[], lse);
+    shape.check("attention_cached", &[("q", q.len()), ("out", out.len())], &[], lse.len());
     let (heads, d) = (shape.n_kv_heads, shape.head_dim);
     let elements = heads.checked_mul(capacity).and_then(|rows| rows.checked_mul(d));
     for (name, len) in [("k", k.len()), ("v", v.len())] {
@@ -236,8 +235,9 @@ pub fn attention_backward(
     dv: &mut [f32],
 ) {
     let AttentionSaved { q, k, v, out, lse } = saved;
-    let like_q = [("q", q), ("out", out), ("d_out", d_out), ("dq", dq)];
-    shape.check("attention_backward", &like_q, &[("k", k), ("v", v), ("dk", dk), ("dv", dv)], lse);
+    let like_q = [("q", q.len()), ("out", out.len()), ("d_out", d_out.len()), ("dq", dq.len())];
+    let like_k = [("k", k.len()), ("v", v.len()), ("dk", dk.len()), ("dv", dv.len())];
+    shape.check("attention_backward", &like_q, &like_k, lse.len());
     let (dq, dk, dv) = (&SharedMut::new(dq), &SharedMut::new(dk), &SharedMut::new(dv));
     backward::run(team, shape, scale, saved, d_out, backward::Gradients { beta, dq, dk, dv });
 }
