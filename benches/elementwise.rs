@@ -94,7 +94,7 @@ fn elementwise_kernels(c: &mut Criterion) {
     let tokens: Vec<u32> = (0..TOKENS as u32).map(|n| n * 7919 % VOCAB as u32).collect();
     let shape = RopeShape { n_heads: N_HEADS, head_dim: D_MODEL / N_HEADS, seq_len: TOKENS, first_position: 0 };
     let angles = uniform(5, TOKENS * shape.head_dim / 2);
-    let step = AdamW { lr: 1e-9, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 10, grad_scale: 1.0 };
+    let step = AdamW { lr: 1e-9, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 10 };
 
     for team in &share::teams() {
         let read = share::read_limit(team);
@@ -121,7 +121,7 @@ fn elementwise_kernels(c: &mut Criterion) {
             rms_norm_backward(team, b, a, &weight, &inv_rms, Beta::Zero, y, &mut d_weight)
         });
         rows.row("rope", one_to_one, || rope(team, a, &angles, &angles, shape, Rotation::Forward, y));
-        rows.row("adamw", traffic(4, 3, 0), || adamw(team, &step, y, b, m, v));
+        rows.row("adamw", traffic(4, 3, 0), || adamw(team, &step, 1.0, y, b, m, v));
         rows.row("embedding", one_to_one, || embedding::embedding(team, table, &tokens, D_MODEL, y));
         rows.row("embedding_backward", traffic(2, 1, 0), || {
             embedding::embedding_backward(team, a, &tokens, D_MODEL, d_table)

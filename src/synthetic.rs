@@ -12,7 +12,7 @@ use std::ops::{Deref, DerefMut};
 use tensor::pool::Block;
 use tensor::{Device, Shape, Tensor};
 use train::config::TrainConfig;
-use train::optimizer::{Optimizer, gradient_norm};
+use train::optimizer::{Optimizer, gradient_squares};
 
 /// FFN layers with weights of format `W`, in huge pages as the engine keeps its weights, to be taken by turns: so many that none is in a cache
 /// when it comes round.
@@ -292,8 +292,9 @@ impl TrainStep {
         let (loss, sum) = self.model.loss(&leaves, (&self.inputs, &self.targets), scale, psi, None);
         loss.backward(&mut self.grads);
         drop(leaves);
-        let norm = gradient_norm(&self.grads, self.model.weights().tensors().len());
-        self.optimizer.update(self.model.weights_mut(), &mut self.grads, norm, 1e-3);
-        sum / self.tokens() as f64
+        let squares = gradient_squares(&self.grads, self.model.weights());
+        self.optimizer.update(self.model.weights_mut(), &self.grads, &sum, &squares, 1e-3);
+        self.grads.clear();
+        sum.value() / self.tokens() as f64
     }
 }

@@ -19,6 +19,8 @@ pub struct Slot {
 #[derive(Default)]
 pub struct Gradients {
     slots: Vec<Option<Tensor>>,
+    /// Whether the op whose backward runs is the last one of the forward, whose gradient is the 1 that a backward begins with.
+    pub(crate) at_the_last: bool,
 }
 
 impl Gradients {
@@ -109,6 +111,12 @@ impl Gradients {
     /// As [`take_or_stale`](Gradients::take_or_stale), for kernels that only add: what is in `slot`, or else zeros.
     pub fn take_or_zeros(&mut self, slot: Option<Slot>, device: &Device, shape: Shape) -> Tensor {
         slot.and_then(|slot| self.take_slot(slot)).map_or_else(|| Tensor::zeros_on(device, shape), into_writable)
+    }
+
+    /// Whether the op whose backward runs was given the number 1 that a backward begins with. It then need not look at it, which on a GPU
+    /// would wait for it.
+    pub fn dy_is_one(&self) -> bool {
+        self.at_the_last
     }
 
     pub(crate) fn take_slot(&mut self, slot: Slot) -> Option<Tensor> {

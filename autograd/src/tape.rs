@@ -286,9 +286,11 @@ impl<'t> Var<'t> {
             let Some(Node { op, result }) = node else { break };
             // An op whose result the loss does not depend on has no gradient.
             if let Some(dy) = grads.take_slot(result) {
+                grads.at_the_last = result == slot;
                 op.backward(dy, grads);
             }
         }
+        grads.at_the_last = false;
     }
 }
 

@@ -93,7 +93,7 @@ fn step(params: &[Tensor; 7], grads: &mut Gradients, tokens: &Tensor, seed: u64)
     let (loss, nats) = x.lm_head_loss(&table, tokens, 1.0 / 16.0);
     drop((x, n, q, k));
     loss.backward(grads);
-    nats
+    nats.value()
 }
 
 #[test]

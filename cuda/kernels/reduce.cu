@@ -46,6 +46,11 @@ KERNEL sum_f64(const double *x, u64 n, u32 add, double *total) {
     if (threadIdx.x == 0) total[0] = add ? total[0] + sum : sum;
 }
 
+// y[0] = scale total[0], rounded to f32.
+KERNEL round_total(const double *total, double scale, float *y) {
+    if (threadIdx.x == 0) y[0] = (float)(scale * total[0]);
+}
+
 constexpr u32 COLUMNS = 32, LANES_OF_ROWS = THREADS / COLUMNS;
 
 // sums[y, c] = (add: old +) sum of x[n, c] over the rows y * rows_per_block onwards: strip blockIdx.x of 32 columns, blockIdx.y of the rows. Row r of

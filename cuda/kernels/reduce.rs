@@ -1,7 +1,7 @@
 //! Reductions in a fixed order. Results stay on the device, so that nothing waits for them.
 
 use super::THREADS;
-use crate::stream::Launch;
+use crate::stream::{Double, Launch};
 use crate::{Buffer, Error, Kernel, Module, Slice, SliceMut};
 use kernels::Beta;
 
@@ -66,6 +66,15 @@ pub fn sum_f64(x: Slice<f64>, beta: Beta, total: SliceMut<f64>) -> Result<(), Er
     let launch = Launch::new(&KERNEL, 1, THREADS as u32).arg(x).arg(x.len() as u64);
     // SAFETY: the parameters are those of the kernel, which touches elements below the length, and total[0].
     unsafe { launch.arg(beta == Beta::One).arg(&total).run() }
+}
+
+/// `y[0] = scale total[0]`, the product rounded to f64 and then to f32. Both have one element.
+#[track_caller]
+pub fn round_total(total: Slice<f64>, scale: f64, y: SliceMut<f32>) -> Result<(), Error> {
+    static KERNEL: Kernel = kernel("round_total");
+    assert!(total.len() == 1 && y.len() == 1, "round_total: {} totals for {} elements", total.len(), y.len());
+    // SAFETY: the parameters are those of the kernel, which touches the one element of each.
+    unsafe { Launch::new(&KERNEL, 1, super::WARP as u32).arg(total).arg(Double(scale)).arg(&y).run() }
 }
 
 /// `sums[c] += sum_n x[n, c]`, as [`kernels::reduce::sum_rows`]. Shapes: x `[N, C]`, C the length of `sums`.

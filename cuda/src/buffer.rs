@@ -289,6 +289,16 @@ impl<T: Pod> Pinned<T> {
         Ok(Pinned { device: device.clone(), memory: memory.cast(), len, copied, of: PhantomData })
     }
 
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     fn wait(&self) -> Result<(), Error> {
         self.device.driver().wait(self.copied).map_err(|f| self.device.error(f, || "waiting for a copy".into()))
     }

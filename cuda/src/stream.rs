@@ -117,6 +117,15 @@ impl<'a> Arg<'a> for f32 {
     }
 }
 
+/// A double. A type of its own, so that a number without a type stays an f32.
+pub(crate) struct Double(pub f64);
+
+impl<'a> Arg<'a> for Double {
+    fn push(self, launch: &mut Launch<'a>) {
+        launch.params.push(&self.0.to_ne_bytes());
+    }
+}
+
 /// 1 or 0.
 impl<'a> Arg<'a> for bool {
     fn push(self, launch: &mut Launch<'a>) {

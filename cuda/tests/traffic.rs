@@ -45,10 +45,12 @@ fn kernels_move_the_bytes_that_they_say() {
     let (a, b) = (a.as_slice(), b.as_slice());
     moves("add", &traffic, (8 * len, 4 * len), 0, add(a, b, dst.as_mut()));
     moves("axpy", &traffic, (8 * len, 4 * len), 0, axpy(2.0, a, dst.as_mut()));
-    let args = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 1.0 };
+    let args = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1 };
     let [mut p, mut m, mut v] = [4, 5, 6].map(f32s);
-    let step = adamw(&args, p.as_mut(), a, m.as_mut(), v.as_mut());
-    moves("adamw", &traffic, (16 * len, 12 * len), 0, step);
+    let one = on(&device, &[1.0f32]);
+    let step = adamw(&args, one.as_slice(), p.as_mut(), a, m.as_mut(), v.as_mut());
+    // Each warp of 32 x 4 elements reads the factor.
+    moves("adamw", &traffic, (16 * len, 12 * len), 32 * len.div_ceil(128), step);
 
     // x twice, the second time from the cache, as is the gain, once for each row.
     let mut inv_rms = stale(&device, n);

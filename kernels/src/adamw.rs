@@ -21,8 +21,19 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Number of this step, from 1: for the bias corrections.
     pub step: u32,
-    /// Factor on the gradient: the clipping coefficient.
-    pub grad_scale: f32,
+}
+
+/// The factor that clips a gradient: `min(1, max_norm / sqrt(squares))` (Pascanu et al., arXiv 1211.5063), rounded once; 1 if `max_norm` is 0.
+/// `squares` is the sum of the squares of the gradient. NaN, with which [`adamw`] changes nothing, unless that and the loss are finite.
+pub fn clip_factor(squares: f64, loss: f64, max_norm: f64) -> f32 {
+    let norm = squares.sqrt();
+    if !(norm.is_finite() && loss.is_finite()) {
+        f32::NAN
+    } else if max_norm > 0.0 && norm > max_norm {
+        (max_norm / norm) as f32
+    } else {
+        1.0
+    }
 }
 
 impl AdamW {
@@ -36,7 +47,7 @@ impl AdamW {
 
 /// With `g' = grad_scale g`: `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'^2`,
 /// `param = param (1 - lr weight_decay) - lr m^ / (sqrt(v^) + eps)`, where `m^` and `v^` are m and v over `1 - beta^step`.
-/// In place, one pass. All slices have the length of `param`.
+/// In place, one pass. All slices have the length of `param`. `grad_scale` is the [`clip_factor`]; where that is NaN nothing changes.
 ///
 /// Panics if a length differs or `args.step` is 0.
 ///
@@ -44,8 +55,19 @@ impl AdamW {
 /// brings. The corrections are computed in `f64` and applied as one factor each. Cost: 28 bytes an element moved (16 read, 12
 /// written). Source: arXiv 1711.05101, algorithm 2, with the bias corrections of Kingma and Ba, arXiv 1412.6980.
 #[track_caller]
-pub fn adamw(team: &Team, args: &AdamW, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
+pub fn adamw(
+    team: &Team,
+    args: &AdamW,
+    grad_scale: f32,
+    param: &mut [f32],
+    grad: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+) {
     args.check([param.len(), grad.len(), m.len(), v.len()]);
+    if grad_scale.is_nan() {
+        return;
+    }
     let factors = Factors::of(args);
     let level = team.level();
     let (m, v) = (SharedMut::new(m), SharedMut::new(v));
@@ -54,15 +76,13 @@ pub fn adamw(team: &Team, args: &AdamW, param: &mut [f32], grad: &[f32], m: &mut
         let grad = &grad[first..][..param.len()];
         // SAFETY: task t alone touches the elements of its own piece, the same in m and v as in param.
         let (m, v) = unsafe { (m.slice(first, param.len()), v.slice(first, param.len())) };
-        level.dispatch(Step { factors, param, grad, m, v });
+        level.dispatch(Step { factors, grad_scale, param, grad, m, v });
     });
 }
 
 /// The scalars of a step, one for each multiplication. The GPU's kernel takes them as they are.
 #[derive(Clone, Copy, Debug)]
 pub struct Factors {
-    /// As in [`AdamW`].
-    pub grad_scale: f32,
     /// As in [`AdamW`].
     pub beta1: f32,
     /// `1 - beta1`.
@@ -87,7 +107,6 @@ impl Factors {
         let (lr, beta1, beta2) = (args.lr as f64, args.beta1 as f64, args.beta2 as f64);
         let correction = |beta: f64| 1.0 - beta.powf(args.step as f64);
         Factors {
-            grad_scale: args.grad_scale,
             beta1: args.beta1,
             one_minus_beta1: (1.0 - beta1) as f32,
             beta2: args.beta2,
@@ -102,6 +121,7 @@ impl Factors {
 
 struct Step<'a> {
     factors: Factors,
+    grad_scale: f32,
     param: &'a mut [f32],
     grad: &'a [f32],
     m: &'a mut [f32],
@@ -115,7 +135,7 @@ impl Kernel for Step<'_> {
     fn run<S: Simd>(self, s: S) {
         let f = self.factors;
         for at in spans(s, self.param.len()) {
-            let g = s.mul(s.splat(f.grad_scale), at.load(s, self.grad));
+            let g = s.mul(s.splat(self.grad_scale), at.load(s, self.grad));
             let m = s.mul_add(s.splat(f.beta1), at.load(s, self.m), s.mul(s.splat(f.one_minus_beta1), g));
             let g_squared = s.mul(s.splat(f.one_minus_beta2), s.mul(g, g));
             let v = s.mul_add(s.splat(f.beta2), at.load(s, self.v), g_squared);
@@ -135,28 +155,27 @@ mod tests {
     use crate::simd::Level;
     use crate::testing::{ROUNDING, assert_within, lengths, teams, uniform};
 
-    const ARGS: AdamW =
-        AdamW { lr: 3e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 7, grad_scale: 0.6 };
+    const ARGS: AdamW = AdamW { lr: 3e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 7 };
 
     #[test]
     fn adamw_matches_reference() {
         // The usual numbers, the first step from zero moments, and a late step with a slow second moment.
         let cases = [
-            ARGS,
-            AdamW { step: 1, weight_decay: 0.0, grad_scale: 1.0, ..ARGS },
-            AdamW { step: 100_000, beta2: 0.999, eps: 1e-3, ..ARGS },
+            (ARGS, 0.6),
+            (AdamW { step: 1, weight_decay: 0.0, ..ARGS }, 1.0),
+            (AdamW { step: 100_000, beta2: 0.999, eps: 1e-3, ..ARGS }, 0.6),
         ];
         for team in teams() {
             for len in lengths().chain([2 * ELEMENTS_PER_TASK + 17]) {
-                for args in &cases {
+                for (args, grad_scale) in &cases {
                     let (param, grad) = (uniform(1, len), uniform(2, len));
                     let fresh = if args.step == 1 { 0.0 } else { 1.0 };
                     let m: Vec<f32> = uniform(3, len).iter().map(|x| fresh * x).collect();
                     let v: Vec<f32> = uniform(4, len).iter().map(|x| fresh * x.abs()).collect();
                     let (mut param_new, mut m_new, mut v_new) = (param.clone(), m.clone(), v.clone());
-                    adamw(&team, args, &mut param_new, &grad, &mut m_new, &mut v_new);
+                    adamw(&team, args, *grad_scale, &mut param_new, &grad, &mut m_new, &mut v_new);
 
-                    let (param_ref, m_ref, v_ref) = reference::adamw(args, &param, &grad, &m, &v);
+                    let (param_ref, m_ref, v_ref) = reference::adamw(args, *grad_scale, &param, &grad, &m, &v);
                     let what = format!("adamw {} len={len} step={}", team.level(), args.step);
                     // g', 1 - beta1, their product and the sum are rounded; the other term at most twice.
                     let m_bound = |i: usize| {
@@ -186,7 +205,7 @@ mod tests {
         for level in Level::available() {
             let bits = |threads| {
                 let (mut param, mut m, mut v) = (uniform(1, len), uniform(2, len), vec![0.5; len]);
-                adamw(&Team::new(level, threads), &ARGS, &mut param, &uniform(3, len), &mut m, &mut v);
+                adamw(&Team::new(level, threads), &ARGS, 0.6, &mut param, &uniform(3, len), &mut m, &mut v);
                 [param, m, v].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             assert!(bits(1) == bits(2) && bits(1) == bits(3), "adamw {level}: bits differ between thread counts");
@@ -194,8 +213,21 @@ mod tests {
     }
 
     #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        assert_eq!(clip_factor(4.0, 1.0, 1.0), 0.5, "clip_factor");
+        assert_eq!([clip_factor(4.0, 1.0, 2.0), clip_factor(4.0, 1.0, 0.0), clip_factor(0.0, 1.0, 1.0)], [1.0; 3]);
+        for (squares, loss) in [(f64::INFINITY, 1.0), (f64::NAN, 1.0), (1.0, f64::NAN), (1.0, f64::NEG_INFINITY)] {
+            let factor = clip_factor(squares, loss, 1.0);
+            assert!(factor.is_nan(), "clip_factor of {squares} and {loss}: {factor}");
+            let (mut param, mut m, mut v) = ([1.0], [2.0], [3.0]);
+            adamw(&Team::serial(Level::SCALAR), &ARGS, factor, &mut param, &[4.0], &mut m, &mut v);
+            assert_eq!((param, m, v), ([1.0], [2.0], [3.0]), "adamw");
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "adamw: grad 3, m 4 and v 4 elements, param 4")]
     fn lengths_must_agree() {
-        adamw(&Team::serial(Level::SCALAR), &ARGS, &mut [0.0; 4], &[0.0; 3], &mut [0.0; 4], &mut [0.0; 4]);
+        adamw(&Team::serial(Level::SCALAR), &ARGS, 1.0, &mut [0.0; 4], &[0.0; 3], &mut [0.0; 4], &mut [0.0; 4]);
     }
 }

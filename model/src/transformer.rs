@@ -6,7 +6,7 @@ use crate::project::{project, scoped};
 use crate::{LatentPenalty, LayerNames, Leaves, Precision, Probe, PsiAt, RopeTable, Weights};
 use autograd::{Tape, Var};
 use std::sync::OnceLock;
-use tensor::{DType, Tensor, failure, ops};
+use tensor::{DType, Tensor, Total, failure, ops};
 
 /// A model: its parameters, and the rotary table that follows from its config.
 pub struct Transformer {
@@ -120,7 +120,7 @@ impl Transformer {
         scale: f32,
         psi: PsiAt,
         probe: Option<&mut Probe>,
-    ) -> (Var<'t>, f64) {
+    ) -> (Var<'t>, Total) {
         let x = self.hidden(w, tokens, psi, probe); // [B, T, C]
         scoped(w.tape(), "lm_head", || x.lm_head_loss(w.lm_head(), targets, scale))
     }
@@ -135,7 +135,7 @@ impl Transformer {
         scale: f32,
         psi: PsiAt,
         penalty: &mut LatentPenalty,
-    ) -> (Var<'t>, f64) {
+    ) -> (Var<'t>, Total) {
         let x = self.hidden_penalised(w, tokens, psi, None, Some(penalty)); // [B, T, C]
         scoped(w.tape(), "lm_head", || x.lm_head_loss(w.lm_head(), targets, scale))
     }

@@ -65,6 +65,7 @@ fn gradients(model: &Transformer, psi: PsiAt) -> (f64, Vec<Tensor>) {
         let tape = Tape::new();
         let psi = PsiAt { first_token: psi.first_token + 24 * micro, ..psi };
         let (scaled, sum) = model.loss(&model.leaves(&tape), (&inputs, &targets), 1.0 / 48.0, psi, None);
+        let sum = sum.value();
         loss += sum / 48.0;
         scaled.backward(&mut grads);
     }

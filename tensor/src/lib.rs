@@ -29,6 +29,8 @@ pub mod safetensors;
 mod shape;
 mod storage;
 mod tensor;
+mod total;
+mod uploads;
 mod view;
 
 pub use dtype::DType;
@@ -36,3 +38,5 @@ pub use kernels::{Activation, Beta, Fixed, MaskSite, Positive};
 pub use shape::{MAX_RANK, Shape};
 pub use storage::{Device, Storage};
 pub use tensor::{Element, Tensor};
+pub use total::Total;
+pub use uploads::Uploads;

@@ -4,7 +4,7 @@ use crate::data::{Batch, Batches, DataError};
 use crate::metrics::{Evaluation, NORM_QUANTILES, SMALL_ROW};
 use autograd::Tape;
 use model::{LayerNames, Probe, Psi, PsiAt, Transformer, Weights};
-use tensor::{failure, ops};
+use tensor::{Total, failure, ops};
 
 /// Which validation sequences, and how many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,15 +68,15 @@ fn mean_loss(
     psi: PsiAt,
     mut probe: Option<&mut Probe>,
 ) -> Result<f64, DataError> {
-    let mut sum = 0.0;
+    let mut sum = Total::zero(&model.weights().device());
     for first in (0..shape.sequences).step_by(shape.micro_batch) {
         let Batch { inputs, targets } = batches.val(first, shape.micro_batch.min(shape.sequences - first))?;
         let psi = PsiAt { first_token: (first * shape.seq_len) as u32, ..psi };
         let tape = Tape::without_gradients();
         let leaves = model.leaves(&tape);
-        sum += model.loss(&leaves, (&inputs, &targets), 1.0, psi, probe.as_deref_mut()).1;
+        sum.add(&model.loss(&leaves, (&inputs, &targets), 1.0, psi, probe.as_deref_mut()).1);
     }
-    Ok(sum / (shape.sequences * shape.seq_len) as f64)
+    Ok(sum.value() / (shape.sequences * shape.seq_len) as f64)
 }
 
 /// For each layer, the norms of the rows of gate_proj `[F, C]`, ascending.

@@ -3,7 +3,7 @@
 use crate::config::TrainConfig;
 use autograd::Gradients;
 use model::{Config, Weights, parameter_specs};
-use tensor::{Device, Tensor, ops};
+use tensor::{Device, Tensor, Total, ops};
 
 /// The two moments of every parameter, and the count of steps.
 pub struct Optimizer {
@@ -56,14 +56,14 @@ impl Optimizer {
     }
 
     /// One step of AdamW (arXiv 1711.05101, algorithm 2) on every parameter, with the gradient scaled by
-    /// `min(1, grad_clip / norm)` (Pascanu et al., arXiv 1211.5063); `norm` is that of [`gradient_norm`].
-    /// A parameter that no gradient reached is left as it is. The gradients are let go: their memory returns to the pool.
+    /// `min(1, grad_clip / norm)` (Pascanu et al., arXiv 1211.5063); `squares` is [`gradient_squares`].
+    /// A parameter that no gradient reached is left as it is, and so are all if the loss or the norm is not finite. On a GPU nothing waits:
+    /// whoever reads these two afterwards and finds that [takes the step back](Optimizer::take_back).
     ///
     /// Panics if something else still holds a parameter.
-    pub fn update(&mut self, weights: &mut Weights, grads: &mut Gradients, norm: f64, lr: f64) {
+    pub fn update(&mut self, weights: &mut Weights, grads: &Gradients, loss: &Total, squares: &Total, lr: f64) {
         self.step += 1;
-        let clips = self.grad_clip > 0.0 && norm > self.grad_clip;
-        let grad_scale = if clips { (self.grad_clip / norm) as f32 } else { 1.0 };
+        let clip = ops::clip_factor(squares, loss, self.grad_clip);
         for (i, param) in weights.tensors_mut().iter_mut().enumerate() {
             let Some(grad) = grads.at(i) else { continue };
             let args = ops::AdamW {
@@ -73,15 +73,22 @@ impl Optimizer {
                 eps: self.eps,
                 weight_decay: self.weight_decay[i],
                 step: self.step,
-                grad_scale,
             };
-            ops::adamw(&args, param, grad, &mut self.m[i], &mut self.v[i]);
+            ops::adamw(&args, &clip, param, grad, &mut self.m[i], &mut self.v[i]);
         }
-        grads.clear();
+    }
+
+    /// Counts the last step as not done: its update, by a gradient that is not finite, changed nothing.
+    pub fn take_back(&mut self) {
+        self.step -= 1;
     }
 }
 
-/// The Euclidean norm of all gradients together, summed in the order of the parameters.
-pub fn gradient_norm(grads: &Gradients, parameters: usize) -> f64 {
-    (0..parameters).filter_map(|i| grads.at(i)).map(ops::sum_squares).sum::<f64>().sqrt()
+/// The sum of the squares of all gradients, in the order of the parameters: the square of their norm.
+pub fn gradient_squares(grads: &Gradients, weights: &Weights) -> Total {
+    let mut squares = Total::zero(&weights.device());
+    for grad in (0..weights.tensors().len()).filter_map(|i| grads.at(i)) {
+        ops::sum_squares(grad, &mut squares);
+    }
+    squares
 }

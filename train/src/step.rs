@@ -2,10 +2,10 @@
 
 use crate::data::{Batch, Batches};
 use crate::error::Error;
-use crate::optimizer::{Optimizer, gradient_norm};
+use crate::optimizer::{Optimizer, gradient_squares};
 use autograd::{Gradients, Tape};
 use model::{LatentPenalty, Psi, PsiAt, Transformer, Weights, parameter_specs};
-use tensor::ops;
+use tensor::{Total, ops};
 
 /// How a step's tokens are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,9 @@ pub struct StepResult {
 /// Runs step `psi.step`: the gradient of the mean loss over all tokens of the step, and of the [`LatentPenalty`] of factor `l1`
 /// if that is not 0, summed over its micro-batches, and one [update](Optimizer::update). A token's draws depend on its place in the step, not on how the step is cut.
 ///
-/// Errors: data that cannot be read; [`Error::NonFinite`], before anything is updated.
+/// On a GPU the step goes on the stream as a whole, clipping and update included; then this waits for it, once, and reads loss and norm.
+///
+/// Errors: data that cannot be read; [`Error::NonFinite`], with weights and moments as they were.
 pub fn train_step(
     model: &mut Transformer,
     optimizer: &mut Optimizer,
@@ -51,7 +53,7 @@ pub fn train_step(
 ) -> Result<StepResult, Error> {
     let scale = (1.0 / shape.tokens() as f64) as f32;
     let mut grads = Gradients::default();
-    let mut loss = 0.0;
+    let mut loss = Total::zero(&model.weights().device());
     let mut penalty = (l1 != 0.0).then(|| LatentPenalty::new(l1, scale, model.weights().config()));
     for micro in 0..shape.micro_batches {
         let (batch, psi) = micro_batch(batches, shape, psi, micro)?;
@@ -62,15 +64,14 @@ pub fn train_step(
             Some(penalty) => model.loss_penalised(&leaves, batch, scale, psi, penalty),
             None => model.loss(&leaves, batch, scale, psi, None),
         };
-        loss += sum;
-        // Nothing can be learnt from it any more.
-        if !loss.is_finite() {
-            break;
-        }
+        loss.add(&sum);
         scaled.backward(&mut grads);
     }
-    let grad_norm = gradient_norm(&grads, model.weights().tensors().len());
+    let squares = gradient_squares(&grads, model.weights());
+    optimizer.update(model.weights_mut(), &grads, &loss, &squares, lr);
+    let (loss, grad_norm) = (loss.value(), squares.value().sqrt());
     if !(loss.is_finite() && grad_norm.is_finite()) {
+        optimizer.take_back();
         let what = if loss.is_finite() {
             format!("the norm of the gradient is {grad_norm}")
         } else {
@@ -79,7 +80,6 @@ pub fn train_step(
         let first = first_non_finite(model, &grads, batches, shape, psi)?;
         return Err(Error::NonFinite { step: psi.step as usize, what, first });
     }
-    optimizer.update(model.weights_mut(), &mut grads, grad_norm, lr);
     let l1_penalty = penalty.map_or(0.0, |penalty| penalty.value());
     Ok(StepResult { loss: loss / shape.tokens() as f64, l1_penalty, grad_norm })
 }

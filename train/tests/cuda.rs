@@ -5,15 +5,18 @@ mod common;
 use autograd::{Gradients, Tape};
 use common::{bits, checkpoint, losses, resume_on, train, train_on};
 use cuda::driver::Properties;
-use cuda_testing::Interpreter;
+use cuda_testing::{Calls, Interpreter};
 use kernels::testing::ROUNDING;
 use model::{Precision, Psi, PsiAt, Transformer, Weights, parameter_specs};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use tensor::{DType, Device, Tensor};
+use train::data::{Batches, Documents, Tokenizer, Tokens};
 use train::metrics::StepMetrics;
+use train::optimizer::Optimizer;
 use train::run_dir::read_metrics;
-use train::{Event, Outcome, TrainConfig, Trainer};
+use train::step::{StepShape, train_step, training_draws};
+use train::{Error, Event, Outcome, TrainConfig, Trainer};
 
 fn gpu() -> Device {
     Device::Cuda(cuda_testing::device())
@@ -43,19 +46,19 @@ fn the_first_gradients_are_those_of_the_cpu() {
     let (_, sizes) = config(dir.path()).resolve(256, None).unwrap();
     let tokens: Vec<u32> = common::text(6).bytes().map(u32::from).collect();
     for psi in [Psi::stochastic(0.5), Psi::Silu] {
-        let gradients = |device: &Device| {
+        let gradients = |device: &Device, step: u32| {
             let [inputs, targets] =
                 [0, 1].map(|first| Tensor::from_slice(&tokens[first..][..32], [2, 16]).to_device(device).unwrap());
             let model = Transformer::new(Weights::init(&sizes, 5).to_device(device).unwrap());
             let (tape, mut grads) = (Tape::new(), Gradients::default());
-            let at = PsiAt { psi, seed: 3, first_token: 64, step: 9 };
+            let at = PsiAt { psi, seed: 3, first_token: 64, step };
             let (scaled, loss) = model.loss(&model.leaves(&tape), (&inputs, &targets), 1.0 / 32.0, at, None);
             scaled.backward(&mut grads);
             let all: Vec<Vec<f32>> =
                 (0..model.weights().tensors().len()).map(|i| grads.at(i).unwrap().to_vec().unwrap()).collect();
-            (loss, all)
+            (loss.value(), all)
         };
-        let ((loss, cpu), (loss_gpu, gpu)) = (gradients(&Device::Cpu), gradients(&gpu()));
+        let ((loss, cpu), (loss_gpu, gpu)) = (gradients(&Device::Cpu, 9), gradients(&gpu(), 9));
         let relative = 2.0 * roundings(&sizes, 16) * ROUNDING;
         assert!((loss_gpu - loss).abs() <= relative * loss, "{psi}: loss {loss_gpu}, on the CPU {loss}");
         for (i, spec) in parameter_specs(&sizes).enumerate() {
@@ -65,6 +68,9 @@ fn the_first_gradients_are_those_of_the_cpu() {
             assert!(size > 1e-6, "{psi}: the gradient of {} is {size:e}", spec.name);
             assert!(off <= relative * size, "{psi}: gradient of {}: off by {off:e} of {size:e}", spec.name);
         }
+        // Another step has other draws, which the bounds tell apart: so these were the same.
+        let (other, _) = gradients(&Device::Cpu, 10);
+        assert_eq!((other - loss).abs() > relative * loss, psi.draws(), "{psi}: loss {loss}, with other draws {other}");
     }
 }
 
@@ -106,9 +112,86 @@ fn a_run_is_that_of_the_cpu() {
         );
     }
     let sessions = train::run_dir::read_sessions(&on_gpu).unwrap();
-    assert_eq!(sessions[0].device, "the interpreter");
+    assert_eq!(sessions[0].device, format!("{:?}", trainer.model().weights().device()));
     let state = train::checkpoint::read_state(&checkpoint(&on_gpu, 4)).unwrap();
     assert_eq!(state.level, "cuda");
+}
+
+/// One micro-batch of four sequences, or two of two: the same draws, sums in another order.
+#[test]
+fn a_step_may_be_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let heard = [2, 4].map(|micro_batch| {
+        let mut config = config(dir.path());
+        (config.train.micro_batch, config.train.steps) = (micro_batch, 2);
+        train_on(&gpu(), &dir.path().join(micro_batch.to_string()), config, None).unwrap()
+    });
+    let [(_, halves, trainer), (_, whole, _)] = heard;
+    let relative = 2.0 * 2.0 * roundings(trainer.model().weights().config(), 16) * ROUNDING;
+    for (a, b) in halves.steps.iter().zip(&whole.steps) {
+        assert!((a.loss - b.loss).abs() <= relative * b.loss, "loss {} in halves, {} as a whole", a.loss, b.loss);
+        assert!((a.grad_norm - b.grad_norm).abs() <= relative * b.grad_norm, "norm {} {}", a.grad_norm, b.grad_norm);
+    }
+}
+
+/// Weights, moments and the count of steps are those of before, on either device, though the update was put on the stream before anybody
+/// looked.
+#[test]
+fn a_gradient_that_is_not_finite_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, sizes) = config(dir.path()).resolve(256, None).unwrap();
+    let documents = Documents::open(&config.data.paths, "text").unwrap();
+    for device in [Device::Cpu, gpu()] {
+        let tokens = Tokens::open(&documents, Tokenizer::Bytes, &dir.path().join("cache"), &mut |_| {}).unwrap();
+        let mut batches = Batches::new(tokens, 0.1, 16, 1).unwrap().on(&device);
+        let mut model = Transformer::new(Weights::init(&sizes, 5).to_device(&device).unwrap());
+        let mut optimizer = Optimizer::new(model.weights(), &config);
+        let shape = StepShape { micro_batch: 2, seq_len: 16, micro_batches: 1 };
+        let mut step = |model: &mut Transformer, optimizer: &mut Optimizer, number, lr| {
+            let draws = training_draws(Psi::stochastic(0.5), 3, number);
+            train_step(model, optimizer, &mut batches, shape, draws, 0.1, lr)
+        };
+        let all = |model: &Transformer, optimizer: &Optimizer| -> Vec<Vec<u32>> {
+            let (m, v) = optimizer.moments();
+            let tensors = model.weights().tensors().iter().chain(m).chain(v);
+            tensors.map(|t| t.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()).collect()
+        };
+        // Weights of 1e30, whose products are infinite.
+        let result = step(&mut model, &mut optimizer, 0, 1e30).unwrap();
+        assert!(result.loss.is_finite() && result.l1_penalty > 0.0, "{result:?}");
+        let before = all(&model, &optimizer);
+        let error = step(&mut model, &mut optimizer, 1, 1e-3).unwrap_err();
+        assert!(matches!(&error, Error::NonFinite { step: 1, .. }), "{error}");
+        assert!(error.to_string().contains("first in the result of "), "{error}");
+        assert!(all(&model, &optimizer) == before, "weights or moments changed on {device:?}");
+        assert_eq!(optimizer.steps(), 1);
+    }
+}
+
+/// Two numbers are read: the loss and the norm, after the step was put on the stream as a whole. And no memory is taken from the driver.
+#[test]
+fn a_step_waits_once_and_takes_no_memory_when_it_is_warm() {
+    let dir = tempfile::tempdir().unwrap();
+    let calls = Calls::default();
+    let device = Interpreter { pooled: true, calls: Some(calls.clone()), ..Interpreter::default() }.device();
+    let mut config = config(dir.path());
+    (config.train.checkpoint_every, config.train.steps, config.train.switch) = (100, 5, None);
+    let mut counts = Vec::new();
+    let mut observer = |event: Event<'_>| match event {
+        Event::Started(_) => drop(calls.take()),
+        Event::Step(step) => counts.push((calls.take(), step.fresh_blocks)),
+        _ => {}
+    };
+    let on = Device::Cuda(device);
+    let mut trainer = Trainer::create(&dir.path().join("run"), config, &on, &mut observer).unwrap();
+    trainer.run(&AtomicBool::new(false), &mut observer).unwrap();
+    let [(first, fresh), (second, _), (third, taken), ..] = counts[..] else { panic!("{counts:?}") };
+    assert_eq!(
+        [first, second, third].map(|calls| calls.downloads),
+        [2; 3],
+        "copies to the host, in each of three steps"
+    );
+    assert!(fresh > 0 && taken == 0 && third.allocations == 0, "blocks taken from the driver by step: {counts:?}");
 }
 
 #[test]

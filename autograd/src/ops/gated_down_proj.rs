@@ -6,7 +6,7 @@
 use super::linear::{as_matrix, project};
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Var};
-use tensor::{Activation, DType, Tensor, ops};
+use tensor::{Activation, DType, Tensor, Total, ops};
 
 struct GatedDownProj {
     act: Activation,
@@ -76,9 +76,10 @@ impl<'t> Var<'t> {
     /// A backward through y also adds the gradient of `l1 sum |h|`, sign(0) being 0, as though the loss that is differentiated
     /// had it as a term; what scales that loss does not scale it.
     #[track_caller]
-    pub fn gated_down_proj_l1(&self, u: &Var<'t>, weight: &Var<'t>, act: Activation, l1: f32) -> (Var<'t>, f64) {
+    pub fn gated_down_proj_l1(&self, u: &Var<'t>, weight: &Var<'t>, act: Activation, l1: f32) -> (Var<'t>, Total) {
         let h = ops::gated_activation(act, &self.value, &u.value);
-        let sum = ops::sum_abs(&h);
+        let mut sum = Total::zero(&h.device());
+        ops::sum_abs(&h, &mut sum);
         (self.project_down(&h, u, weight, act, l1), sum)
     }
 
@@ -203,6 +204,7 @@ mod tests {
             let (y, sum) = g.gated_down_proj_l1(&u, &w, act, 0.5);
             assert_eq!(plain.value().to_vec::<f32>().unwrap(), y.value().to_vec::<f32>().unwrap(), "{act:?}");
             let h = g.gated_activation(&u, act).value().to_vec::<f32>().unwrap();
+            let sum = sum.value();
             let expected: f64 = h.iter().map(|h| h.abs() as f64).sum();
             // As `sum` states it: one block.
             assert!(

@@ -2,7 +2,7 @@
 
 use crate::gradients::{Gradients, Slot};
 use crate::tape::{Op, Var};
-use tensor::{Beta, DType, Tensor, ops};
+use tensor::{Beta, DType, Tensor, Total, ops};
 
 /// The gradients are made in the forward pass, from the logits of a chunk of rows while they are there; to make them in
 /// the backward would be to multiply by the LM head, the largest matrix of a small model, a second time.
@@ -15,13 +15,13 @@ struct LmHeadLoss {
 
 impl<'t> Var<'t> {
     /// The cross-entropy of the targets under `softmax(W x)`: `loss = sum over rows of logsumexp(z) - z[target]`, `z = W x`.
-    /// Returns `scale * loss` as a scalar to differentiate, and `loss` itself in nats. With `scale` one over the number of
+    /// Returns `scale * loss` as a scalar to differentiate, and `loss` itself in nats; on a GPU nothing waits for it. With `scale` one over the number of
     /// tokens in an optimiser step, the gradients of its micro-batches add up to that of the mean.
     ///
     /// Shapes: x (self) `[.., C]`; weight `[V, C]`; targets u32, one for each row, each below V. Panics if they differ, or unless x and
     /// weight are both f32 or, on a GPU, bf16: logits and loss are f32 for both.
     #[track_caller]
-    pub fn lm_head_loss(&self, weight: &Var<'t>, targets: &Tensor, scale: f32) -> (Var<'t>, f64) {
+    pub fn lm_head_loss(&self, weight: &Var<'t>, targets: &Tensor, scale: f32) -> (Var<'t>, Total) {
         let (x, w) = (&self.value, &weight.value);
         let (loss, op) = if self.slot.is_none() && weight.slot.is_none() {
             (ops::lm_head_loss(x, w, targets), None)
@@ -31,7 +31,7 @@ impl<'t> Var<'t> {
             let (x_slot, weight_slot) = (self.slot, weight.slot);
             (made.loss, Some(LmHeadLoss { dx: made.dx, d_weight, x_slot, weight_slot }))
         };
-        let y = Tensor::full_on(&x.device(), (scale as f64 * loss) as f32, []);
+        let y = loss.scaled(scale as f64);
         let y = self.tape.record("lm_head_loss", y, &[self, weight], || op.expect("made above for a wanted gradient"));
         (y, loss)
     }
@@ -43,9 +43,9 @@ impl Op for LmHeadLoss {
     }
 
     /// With `dz = scale (softmax(z) - onehot(target))`: `dx = dy dz W`, `dW += dy dz^T x`, where dy is one number, and
-    /// nearly always 1. dW is f32.
+    /// nearly always the 1 that the backward begins with. dW is f32.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Gradients) {
-        let dy = dy.item();
+        let dy = if grads.dy_is_one() { 1.0 } else { dy.item() };
         for (slot, d) in [(self.x_slot, self.dx), (self.weight_slot, self.d_weight)] {
             if slot.is_some() {
                 grads.add(slot, if dy == 1.0 { d } else { scaled(dy, &d) });
@@ -128,6 +128,7 @@ mod tests {
         let (tape, silent) = (Tape::new(), Tape::without_gradients());
         let (y, loss) = tape.leaf(x.clone()).lm_head_loss(&tape.leaf(weight.clone()), &targets, SCALE);
         let (y_silent, loss_silent) = silent.leaf(x).lm_head_loss(&silent.leaf(weight), &targets, SCALE);
+        let (loss, loss_silent) = (loss.value(), loss_silent.value());
         assert_eq!(loss.to_bits(), loss_silent.to_bits(), "lm_head_loss");
         assert_eq!(y.value().item(), (SCALE as f64 * loss) as f32, "lm_head_loss");
         assert_eq!(y.value().item(), y_silent.value().item(), "lm_head_loss");

@@ -1,7 +1,8 @@
 //! Elementwise kernels, conversions and AdamW, against the CPU's and the references.
 
 use crate::Run;
-use cuda::ops::{adamw::adamw, elementwise as gpu};
+use cuda::ops::adamw::{adamw, clip_factor};
+use cuda::ops::elementwise as gpu;
 use cuda::{Error, Slice, SliceMut};
 use half::bf16;
 use kernels::adamw::AdamW;
@@ -176,22 +177,23 @@ pub fn sums_with_bf16_are_rounded_once(run: &mut Run) -> Result<(), Error> {
 }
 
 pub fn adamw_matches_reference(run: &mut Run) -> Result<(), Error> {
-    let args = AdamW { lr: 3e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 7, grad_scale: 0.6 };
+    let args = AdamW { lr: 3e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 7 };
     let cases = [
-        args,
-        AdamW { step: 1, weight_decay: 0.0, grad_scale: 1.0, ..args },
-        AdamW { step: 100_000, beta2: 0.999, eps: 1e-3, ..args },
+        (args, 0.6),
+        (AdamW { step: 1, weight_decay: 0.0, ..args }, 1.0),
+        (AdamW { step: 100_000, beta2: 0.999, eps: 1e-3, ..args }, 0.6),
     ];
     for len in run.sizes(&LENGTHS, &OF_A_CARD) {
-        for args in &cases {
+        for &(ref args, grad_scale) in &cases {
+            let scale_on = run.on(&[grad_scale])?;
             let (param, grad, m) = (uniform(1, len), uniform(2, len), uniform(3, len));
             let v: Vec<f32> = uniform(4, len).iter().map(|x| x.abs()).collect();
             let [mut p, g, mut m_new, mut v_new] = run.all_on([&param, &grad, &m, &v])?;
-            adamw(args, p.as_mut(), g.as_slice(), m_new.as_mut(), v_new.as_mut())?;
+            adamw(args, scale_on.as_slice(), p.as_mut(), g.as_slice(), m_new.as_mut(), v_new.as_mut())?;
             let actual = [p.to_vec()?, m_new.to_vec()?, v_new.to_vec()?];
 
             // The bounds are those of the CPU kernel's test, which explains them.
-            let (param_ref, m_ref, v_ref) = reference::adamw(args, &param, &grad, &m, &v);
+            let (param_ref, m_ref, v_ref) = reference::adamw(args, grad_scale, &param, &grad, &m, &v);
             let what = format!("adamw len={len} step={}", args.step);
             let m_bound = |i: usize| {
                 let (old, new) = (m[i] as f64 * args.beta1 as f64, grad[i] as f64 * (1.0 - args.beta1 as f64));
@@ -208,10 +210,34 @@ pub fn adamw_matches_reference(run: &mut Run) -> Result<(), Error> {
 
             let Some(team) = cpu_team() else { continue };
             let [mut p, mut m, mut v] = [param, m, v];
-            kernels::adamw::adamw(&team, args, &mut p, &grad, &mut m, &mut v);
+            kernels::adamw::adamw(&team, args, grad_scale, &mut p, &grad, &mut m, &mut v);
             for (actual, expected) in actual.iter().zip([&p, &m, &v]) {
                 run.same_bits(&format!("{what}: not the bits of the CPU"), actual, expected);
             }
+        }
+    }
+    Ok(())
+}
+
+pub fn clip_factor_is_that_of_the_cpu_and_nan_changes_nothing(run: &mut Run) -> Result<(), Error> {
+    let cases = [(4.0, 1.0), (4.0, 2.0), (3.0, 0.7), (1e300, 1e-3), (2.0, 0.0), (0.0, 1.0)];
+    let finite = cases.map(|(squares, max_norm)| (squares, 5.5, max_norm));
+    let bad = [(f64::INFINITY, 1.0), (f64::NAN, 1.0), (1.0, f64::NAN), (1.0, f64::INFINITY)].map(|(s, l)| (s, l, 1.0));
+    for (squares, loss, max_norm) in finite.into_iter().chain(bad) {
+        let what = format!("clip_factor({squares}, {loss}, {max_norm})");
+        let ([squares_on, loss_on], mut factor) = (run.all_on([&[squares], &[loss]])?, run.on(&[0.0f32])?);
+        clip_factor(squares_on.as_slice(), loss_on.as_slice(), max_norm, factor.as_mut())?;
+        let expected = kernels::adamw::clip_factor(squares, loss, max_norm);
+        run.same_bits(&what, &factor.to_vec()?, &[expected]);
+        if !expected.is_nan() {
+            continue;
+        }
+        let args = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1 };
+        let before = uniform(1, 5);
+        let [mut p, mut m, mut v, g] = run.all_on([&before, &before, &before, &before])?;
+        adamw(&args, factor.as_slice(), p.as_mut(), g.as_slice(), m.as_mut(), v.as_mut())?;
+        for after in [p, m, v] {
+            run.same_bits(&format!("adamw with {what}"), &after.to_vec()?, &before);
         }
     }
     Ok(())

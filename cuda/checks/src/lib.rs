@@ -38,7 +38,8 @@ macro_rules! with_checks {
                 axpy_and_scale_match_reference
                 narrow_and_widen_round_as_the_cpu_does
                 sums_with_bf16_are_rounded_once
-                adamw_matches_reference;
+                adamw_matches_reference
+                clip_factor_is_that_of_the_cpu_and_nan_changes_nothing;
             gated_activation:
                 gated_activation_matches_reference
                 gated_activation_has_the_bits_of_the_cpu

@@ -177,6 +177,12 @@ pub fn sums_match_reference(run: &mut Run) -> Result<(), Error> {
             let x_on = run.on(&x)?;
             let (x, x_on) = (&x[shift..], x_on.as_slice().part(shift..len + shift));
             let (totals, mut of_squares) = (run.all_stale(1)?, run.on(&[2.5f64])?);
+            let [mut total, mut of_abs] = totals;
+            reduce::sum(x_on, Beta::Zero, total.as_mut())?;
+            let mut rounded = run.stale::<f32>(1)?;
+            reduce::round_total(total.as_slice(), 0.3, rounded.as_mut())?;
+            let expected = (0.3 * total.to_vec()?[0]) as f32;
+            run.same_bits(&format!("round_total len={len}"), &rounded.to_vec()?, &[expected]);
             let mut check = |name: &str, total: Buffer<f64>, expected: f64, abs: f64| -> Result<(), Error> {
                 // 32 additions in f32; the product of sum_squares is part of its addition. In f64, far less.
                 run.number_within(&format!("{name} len={len}"), total.to_vec()?[0], expected, 32.5 * ROUNDING * abs);
@@ -184,8 +190,6 @@ pub fn sums_match_reference(run: &mut Run) -> Result<(), Error> {
             };
             let (expected, abs) = reference::sum(x);
             let squares = reference::sum_squares(x);
-            let [mut total, mut of_abs] = totals;
-            reduce::sum(x_on, Beta::Zero, total.as_mut())?;
             check("sum", total, expected, abs)?;
             reduce::sum_abs(x_on, Beta::Zero, of_abs.as_mut())?;
             check("sum_abs", of_abs, abs, abs)?;

@@ -188,13 +188,13 @@ impl Rows<'_> {
         self.time("sum_squares", &shape, Bytes(4 * len), total, |(a, y)| {
             reduce::sum_squares(a.as_slice(), Beta::Zero, y.as_mut())
         })?;
-        let args = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 9, grad_scale: 1.0 };
+        let args = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 9 };
         let parameters = || {
             let v = gpu.repeated(&[0.5f32, 0.25], len)?;
-            Ok(([gpu.random(len)?, gpu.random(len)?, v], gpu.random(len)?))
+            Ok(([gpu.random(len)?, gpu.random(len)?, v], [gpu.random(len)?, gpu.repeated(&[1.0f32], 1)?]))
         };
-        self.time("adamw", &shape, Bytes(28 * len), parameters, |([p, m, v], g)| {
-            adamw(&args, p.as_mut(), g.as_slice(), m.as_mut(), v.as_mut())
+        self.time("adamw", &shape, Bytes(28 * len), parameters, |([p, m, v], [g, one])| {
+            adamw(&args, one.as_slice(), p.as_mut(), g.as_slice(), m.as_mut(), v.as_mut())
         })?;
 
         let (n, c) = (sequences * seq_len, d_model);

@@ -1,5 +1,6 @@
 use super::{Place, place, with_float};
 use crate::check::{expect_matrix, expect_shape, reads_float, reads_like, reads_u32, rows_and_cols, writes};
+use crate::total::{At, Total};
 use crate::{Beta, Tensor};
 use kernels::lm_head_loss as kernel;
 
@@ -15,9 +16,9 @@ fn check(op: &str, x: &Tensor, weight: &Tensor, targets: &Tensor) -> usize {
 
 /// The sum over rows of `logsumexp(z) - z[target]`, `z = W x`, in nats. No logits beyond a chunk of rows are ever in memory.
 /// Shapes: float x `[.., C]`; weight `[V, C]` like it; targets: u32, one for each row, each below V. A target that is not below V panics
-/// on the CPU; on a GPU, where targets are not looked at, it makes the loss NaN.
+/// on the CPU; on a GPU, where targets are not looked at, it makes the loss NaN. Nothing waits for it there.
 #[track_caller]
-pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> f64 {
+pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> Total {
     let c = check("lm_head_loss", x, weight, targets);
     let place = place(
         "lm_head_loss",
@@ -25,10 +26,10 @@ pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> f64 {
     );
     let (x, weight, targets) = (x.contiguous(), weight.contiguous(), targets.contiguous());
     match place {
-        Place::Cpu(team) => kernel::lm_head_loss(&team, x.slice(), weight.slice(), targets.slice(), c),
+        Place::Cpu(team) => Total(At::Cpu(kernel::lm_head_loss(&team, x.slice(), weight.slice(), targets.slice(), c))),
         Place::Cuda(gpu) => with_float!(x.dtype, T => {
             let (x, w, t) = (x.cuda_slice::<T>(), weight.cuda_slice(), targets.cuda_slice());
-            gpu.number(|loss| cuda::ops::lm_head_loss::lm_head_loss(x, w, t, c, loss))
+            gpu.total(|loss| cuda::ops::lm_head_loss::lm_head_loss(x, w, t, c, loss))
         }),
     }
 }
@@ -36,7 +37,7 @@ pub fn lm_head_loss(x: &Tensor, weight: &Tensor, targets: &Tensor) -> f64 {
 /// The result of [`lm_head_loss_backward`].
 pub struct LossGradients {
     /// The loss, summed over rows, unscaled.
-    pub loss: f64,
+    pub loss: Total,
     /// The gradient of `scale * loss` for x.
     pub dx: Tensor,
 }
@@ -67,13 +68,14 @@ pub fn lm_head_loss_backward(
     let loss = match place {
         Place::Cpu(team) => {
             let (dx_s, dw_s) = (dx.slice_mut(), d_weight.slice_mut());
-            kernel::lm_head_loss_backward(&team, x.slice(), w.slice(), t.slice(), c, scale, dx_s, beta, dw_s)
+            let (x, w, t) = (x.slice(), w.slice(), t.slice());
+            Total(At::Cpu(kernel::lm_head_loss_backward(&team, x, w, t, c, scale, dx_s, beta, dw_s)))
         }
         Place::Cuda(gpu) => with_float!(x.dtype, T => {
             use cuda::ops::lm_head_loss::lm_head_loss_backward;
             let (x, w, t) = (x.cuda_slice::<T>(), w.cuda_slice(), t.cuda_slice());
             let (dx, dw) = (dx.cuda_slice_mut(), d_weight.cuda_slice_mut());
-            gpu.number(|loss| lm_head_loss_backward(x, w, t, c, scale, dx, beta, dw, loss))
+            gpu.total(|loss| lm_head_loss_backward(x, w, t, c, scale, dx, beta, dw, loss))
         }),
     };
     LossGradients { loss, dx }

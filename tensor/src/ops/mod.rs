@@ -13,7 +13,8 @@
 //!
 //! They [`raise`](crate::failure) if a GPU fails or its memory ends, with the op and the driver's sentence: a panic, unless someone
 //! waits for it. What moves data ([`Tensor::to_device`], [`Tensor::to_vec`]) gives the failure as an error.
-//! On a GPU an op returns when its kernels are on the stream; those that return a number wait for it.
+//! On a GPU an op returns when its kernels are on the stream; only [`first_non_finite`] waits for its number. The others leave theirs
+//! there, as a [`Total`].
 
 mod adamw;
 mod attention;
@@ -27,7 +28,7 @@ mod reduce;
 mod rms_norm;
 mod rope;
 
-pub use adamw::{AdamW, adamw};
+pub use adamw::{AdamW, adamw, clip_factor};
 pub use attention::{Attention, attention, attention_backward};
 pub use cast::{cast, copy};
 pub use elementwise::*;
@@ -44,6 +45,7 @@ pub use rms_norm::{rms_norm, rms_norm_as, rms_norm_backward};
 pub use rope::{Rotation, rope};
 
 use crate::check::Operand;
+use crate::total::{At, Total};
 use crate::{DType, Device, Shape, Storage, Tensor, failure};
 use kernels::Team;
 use std::sync::Arc;
@@ -93,14 +95,14 @@ impl Gpu<'_> {
         outcome.unwrap_or_else(|e| failure::raise(self.op, e))
     }
 
-    /// The number that `kernel` makes on the device, when it is there: waits for it.
+    /// The number that `kernel` makes, which stays on the device.
     #[track_caller]
-    pub(crate) fn number(&self, kernel: impl FnOnce(cuda::SliceMut<f64>) -> Result<(), cuda::Error>) -> f64 {
+    pub(crate) fn total(&self, kernel: impl FnOnce(cuda::SliceMut<f64>) -> Result<(), cuda::Error>) -> Total {
         let made = cuda::Buffer::stale(&self.device, 1).and_then(|mut number| {
             kernel(number.as_mut())?;
-            number.to_vec()
+            Ok(number)
         });
-        self.done(made)[0]
+        Total(At::Cuda(self.done(made)))
     }
 }
 

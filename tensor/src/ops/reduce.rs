@@ -1,8 +1,9 @@
 use super::{Place, cast, place};
 use crate::check::{expect_broadcast, expect_shape, reads, rows_and_cols, writes_u32};
-use crate::{Beta, DType, Shape, Tensor};
+use crate::total::At;
+use crate::{Beta, DType, Shape, Tensor, Total};
 use cuda::ops::reduce as gpu;
-use kernels::reduce as kernel;
+use kernels::{Team, reduce as kernel};
 
 /// bf16 as f32, in a tensor of its own: for what is computed now and then. Other types as they are.
 #[track_caller]
@@ -13,36 +14,35 @@ fn widened(x: &Tensor) -> Tensor {
 /// The sum of all elements, as a scalar tensor. Fixed order: the same bits for any number of threads.
 #[track_caller]
 pub fn sum(x: &Tensor) -> Tensor {
-    let place = place("sum", &[reads("x", x)]);
-    let x = x.contiguous();
-    let sum = match &place {
-        Place::Cpu(team) => kernel::sum(team, x.slice()),
-        // Waits: no kernel rounds the f64 on the device.
-        Place::Cuda(gpu) => gpu.number(|total| gpu::sum(x.cuda_slice(), Beta::Zero, total)),
-    };
-    place.full(sum as f32, [])
+    let mut total = Total::zero(&x.device());
+    add_sum("sum", (kernel::sum, gpu::sum), x, &mut total);
+    total.scaled(1.0)
 }
 
-/// The sum of the absolute values of all elements (for the penalty on the latent). Fixed order. bf16 is widened first.
+/// Adds the absolute values of all elements to `total` (for the penalty on the latent). Fixed order. bf16 is widened first.
+/// Panics if they lie on different devices.
 #[track_caller]
-pub fn sum_abs(x: &Tensor) -> f64 {
-    let x = &widened(x);
-    let place = place("sum_abs", &[reads("x", x)]);
-    let x = x.contiguous();
-    match place {
-        Place::Cpu(team) => kernel::sum_abs(&team, x.slice()),
-        Place::Cuda(gpu) => gpu.number(|total| gpu::sum_abs(x.cuda_slice(), Beta::Zero, total)),
-    }
+pub fn sum_abs(x: &Tensor, total: &mut Total) {
+    add_sum("sum_abs", (kernel::sum_abs, gpu::sum_abs), &widened(x), total);
 }
 
-/// The sum of the squares of all elements (for the norm of gradients). Fixed order.
+/// Adds the squares of all elements to `total` (for the norm of gradients). Fixed order. Panics if they lie on different devices.
 #[track_caller]
-pub fn sum_squares(x: &Tensor) -> f64 {
-    let place = place("sum_squares", &[reads("x", x)]);
+pub fn sum_squares(x: &Tensor, total: &mut Total) {
+    add_sum("sum_squares", (kernel::sum_squares, gpu::sum_squares), x, total);
+}
+
+/// The kernels of a sum, for the CPU and for a GPU.
+type Sum = (fn(&Team, &[f32]) -> f64, fn(cuda::Slice<f32>, Beta, cuda::SliceMut<f64>) -> Result<(), cuda::Error>);
+
+#[track_caller]
+fn add_sum(op: &str, kernels: Sum, x: &Tensor, total: &mut Total) {
+    let place = place(op, &[reads("x", x)]);
     let x = x.contiguous();
-    match place {
-        Place::Cpu(team) => kernel::sum_squares(&team, x.slice()),
-        Place::Cuda(gpu) => gpu.number(|total| gpu::sum_squares(x.cuda_slice(), Beta::Zero, total)),
+    match (place, &mut total.0) {
+        (Place::Cpu(team), At::Cpu(total)) => *total += kernels.0(&team, x.slice()),
+        (Place::Cuda(gpu), At::Cuda(total)) => gpu.done(kernels.1(x.cuda_slice(), Beta::One, total.as_mut())),
+        (_, _) => panic!("{op}: x on {:?} and the total elsewhere", x.device()),
     }
 }
 

@@ -190,9 +190,12 @@ fn extents_of_zero_are_shapes_like_others() {
         assert_eq!((y.shape(), inv_rms.shape()), ([0, 4].into(), [0].into()));
         let no_tokens = on.dense::<u32>(&[], [0]);
         assert_eq!(super::embedding(&on.zeros([3, 4]), &no_tokens).shape(), [0, 4].into());
-        assert_eq!(super::lm_head_loss(&nothing, &on.zeros([3, 4]), &no_tokens), 0.0);
+        assert_eq!(super::lm_head_loss(&nothing, &on.zeros([3, 4]), &no_tokens).value(), 0.0);
         assert_eq!(super::gated_activation(Activation::Relu, &nothing, &nothing).shape(), [0, 4].into());
-        assert_eq!((sum(&nothing).item(), sum_abs(&nothing), sum_squares(&nothing)), (0.0, 0.0, 0.0));
+        let mut total = Total::zero(&on.device);
+        sum_abs(&nothing, &mut total);
+        sum_squares(&nothing, &mut total);
+        assert_eq!((sum(&nothing).item(), total.value()), (0.0, 0.0));
         let (exp_of_nothing, mut dst) = (exp(&nothing), on.zeros([0, 4]));
         axpy(1.0, &exp_of_nothing, &mut dst);
         let mut counts = on.dense(&[2u32; 4], [4]);
@@ -428,10 +431,10 @@ fn lm_head_loss_is_its_kernel() {
         for i in 0..2 {
             let [x, w, targets] =
                 [&on.forms(&x, [2, 3, c])[i], &on.forms(&w, [9, c])[i], &on.forms(&targets, [2, 3])[i]];
-            on.assert_number("lm_head_loss", super::lm_head_loss(x, w, targets), loss, of_loss);
+            on.assert_number("lm_head_loss", super::lm_head_loss(x, w, targets).value(), loss, of_loss);
             let mut dw_op = on.dense(&uniform(3, 9 * c), [9, c]);
             let op = super::lm_head_loss_backward(x, w, targets, scale, Beta::One, &mut dw_op);
-            on.assert_number("lm_head_loss_backward", op.loss, loss_again, of_loss);
+            on.assert_number("lm_head_loss_backward", op.loss.value(), loss_again, of_loss);
             // A probability, the product by W of V terms, that by X of 6 and the old value.
             let of_dx = |i: usize| abs.dx[i] * (relative + 13.0 * ROUNDING);
             let of_dw = |i: usize| abs.dw[i] * (relative + 11.0 * ROUNDING) + 11.0 * ROUNDING * old[i].abs() as f64;
@@ -444,14 +447,17 @@ fn lm_head_loss_is_its_kernel() {
 #[test]
 fn adamw_is_its_kernel() {
     for on in everywhere() {
-        let step = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.5 };
+        let step = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3 };
         let (param, grad, m) = (uniform(1, 12), uniform(2, 12), uniform(3, 12));
         let v: Vec<f32> = uniform(4, 12).iter().map(|x| x.abs()).collect();
         let (mut param_k, mut m_k, mut v_k) = (param.clone(), m.clone(), v.clone());
-        kernels::adamw::adamw(&on.team, &step, &mut param_k, &grad, &mut m_k, &mut v_k);
+        kernels::adamw::adamw(&on.team, &step, 0.5, &mut param_k, &grad, &mut m_k, &mut v_k);
         for grad in &on.forms(&grad, [3, 4]) {
             let [mut param, mut m, mut v] = [&param, &m, &v].map(|data| on.dense(data, [3, 4]));
-            super::adamw(&step, &mut param, grad, &mut m, &mut v);
+            let (mut squares, loss) = (Total::zero(&on.device), Total::zero(&on.device));
+            sum_squares(&on.dense(&[2.0f32], [1]), &mut squares);
+            let half = clip_factor(&squares, &loss, 1.0);
+            super::adamw(&step, &half, &mut param, grad, &mut m, &mut v);
             on.assert_bits("adamw", &param, &param_k, [3, 4]);
             on.assert_bits("adamw", &m, &m_k, [3, 4]);
             on.assert_bits("adamw", &v, &v_k, [3, 4]);
@@ -471,8 +477,11 @@ fn reductions_are_their_kernels() {
             let of_total = of_sum(f32::abs);
             let total = kernel::sum(&on.team, &x);
             on.assert_close("sum", &sum(x_op), &[total as f32], [], |_| of_total + ROUNDING * total.abs());
-            on.assert_number("sum_squares", sum_squares(x_op), kernel::sum_squares(&on.team, &x), of_sum(|x| x * x));
-            on.assert_number("sum_abs", sum_abs(x_op), kernel::sum_abs(&on.team, &x), of_total);
+            let [mut squares, mut of_abs] = [(); 2].map(|()| Total::zero(&on.device));
+            sum_squares(x_op, &mut squares);
+            sum_abs(x_op, &mut of_abs);
+            on.assert_number("sum_squares", squares.value(), kernel::sum_squares(&on.team, &x), of_sum(|x| x * x));
+            on.assert_number("sum_abs", of_abs.value(), kernel::sum_abs(&on.team, &x), of_total);
             let mut counts_op = on.dense(&[3u32; 5], [5]);
             count_positive(x_op, &mut counts_op);
             assert_eq!(counts_op.to_vec::<u32>().unwrap(), counts, "count_positive");

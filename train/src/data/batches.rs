@@ -4,7 +4,7 @@ use super::DataError;
 use super::cache::Tokens;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use tensor::{Device, Tensor, failure};
+use tensor::{Device, Tensor, Uploads, failure};
 
 /// Inputs and targets, u32 `[B, T]` each: the target of a token is the one after it.
 pub struct Batch {
@@ -29,8 +29,8 @@ pub struct Batches {
     order: Option<Epoch>,
     /// Where a batch is put together.
     buffer: (Vec<u32>, Vec<u32>, Vec<u32>),
-    /// Where it goes.
-    device: Device,
+    /// The way to where it goes.
+    uploads: Uploads,
 }
 
 struct Epoch {
@@ -50,8 +50,8 @@ impl Batches {
                 return Err(DataError::TooShort { part, have, need: seq_len + 1, seq_len });
             }
         }
-        let (buffer, device) = (Default::default(), Device::Cpu);
-        Ok(Batches { tokens, train_len, seq_len, seed, order: None, buffer, device })
+        let (buffer, uploads) = (Default::default(), Uploads::new(&Device::Cpu));
+        Ok(Batches { tokens, train_len, seq_len, seed, order: None, buffer, uploads })
     }
 
     /// All tokens as the validation part: to evaluate a model on a text. Fails if that is shorter than one sequence and the
@@ -60,13 +60,13 @@ impl Batches {
         if tokens.len() < seq_len + 1 {
             return Err(DataError::TooShort { part: "evaluation", have: tokens.len(), need: seq_len + 1, seq_len });
         }
-        let (buffer, device) = (Default::default(), Device::Cpu);
-        Ok(Batches { tokens, train_len: 0, seq_len, seed: 0, order: None, buffer, device })
+        let (buffer, uploads) = (Default::default(), Uploads::new(&Device::Cpu));
+        Ok(Batches { tokens, train_len: 0, seq_len, seed: 0, order: None, buffer, uploads })
     }
 
     /// The same batches, on `device`.
     pub fn on(self, device: &Device) -> Batches {
-        Batches { device: device.clone(), ..self }
+        Batches { uploads: Uploads::new(device), ..self }
     }
 
     /// All tokens, of both parts.
@@ -146,8 +146,8 @@ impl Batches {
             targets.extend_from_slice(&window[1..]);
         }
         let shape = [starts.len(), self.seq_len];
-        let there = |tokens: &[u32]| {
-            let there = Tensor::from_slice(tokens, shape).to_device(&self.device);
+        let mut there = |tokens: &[u32]| -> Tensor {
+            let there = self.uploads.tensor(tokens, shape);
             there.unwrap_or_else(|e| failure::raise("a batch", e))
         };
         Ok(Batch { inputs: there(inputs), targets: there(targets) })
