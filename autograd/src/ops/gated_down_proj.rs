@@ -42,8 +42,9 @@ impl<'t> GatedHidden<'t> {
 
     /// With a penalty on h: as [`Var::gated_down_proj_l1`].
     #[track_caller]
-    pub fn down_proj_l1(self, weight: &Var<'t>, l1: f32) -> (Var<'t>, f64) {
-        let sum = ops::sum_abs(&self.h);
+    pub fn down_proj_l1(self, weight: &Var<'t>, l1: f32) -> (Var<'t>, Total) {
+        let mut sum = Total::zero(&self.h.device());
+        ops::sum_abs(&self.h, &mut sum);
         (self.g.project_down(&self.h, &self.u, weight, self.act, l1), sum)
     }
 }
