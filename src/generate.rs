@@ -7,7 +7,8 @@ use crate::terminal::{bytes, complain, counted, grouped, print, progress_bar, sa
 use anyhow::{Context, bail};
 use infer::diversity::{distinct, distinct_n, type_token_ratio};
 use infer::{
-    ActivationFormat, EngineOptions, FfnMode, Generation, KvFormat, Prefill, PromptFfn, Ranked, Resident, Sampler, Samples, Sampling, StopReason, Utf8Stream, WeightFormat, batches, rank,
+    ActivationFormat, EngineOptions, FfnMode, Generation, KvFormat, Prefill, PromptFfn, Ranked, Resident, Sampler,
+    Samples, Sampling, StopReason, Utf8Stream, WeightFormat, batches, rank,
 };
 use model::Psi;
 use serde_json::{Value, json};

@@ -72,7 +72,7 @@ fn first_gradients(run: &mut Run) -> Result<(), Error> {
                 let (scaled, loss) = model.loss(&model.leaves(&tape), (&inputs, &targets), scale, at, None);
                 scaled.backward(&mut grads);
                 let gradient = |i| grads.at(i).expect("a gradient for each parameter").to_vec::<f32>();
-                Ok((loss, (0..weights.tensors().len()).map(gradient).collect::<Result<_, _>>()?))
+                Ok((loss.value(), (0..weights.tensors().len()).map(gradient).collect::<Result<_, _>>()?))
             };
             let (loss, cpu) = gradients(&Device::Cpu)?;
             let (loss_gpu, gpu) = gradients(&Device::Cuda(run.device().clone()))?;
