@@ -1,6 +1,6 @@
 //! The inner loops over packed rows. Each makes the additions of the loop of the same name over bf16 rows, in their order.
 
-use super::{BLOCK_GROUPS, GROUP, GROUP_LINES, HALF, PackedBf16, Row, head_len};
+use super::{BLOCK_GROUPS, GROUP, GROUP_LINES, HALF, PackedBf16, Row, Table, head_len};
 use crate::RowFormat;
 use crate::gemv::A;
 use crate::panel::{AXPY_ROWS, LinesAhead, Panel};
@@ -132,7 +132,7 @@ impl<const R: usize> Hints<R> {
 
 /// The tables of a block of each row.
 #[inline(always)]
-fn tables<S: Simd, const R: usize>(s: S, rows: &[Row; R], block: usize) -> [S::ExponentTable; R] {
+fn tables<S: Simd, const R: usize>(s: S, rows: &[Row; R], block: usize) -> [Table<S>; R] {
     let mut tables = [rows[0].table(s, block * BLOCK_GROUPS); R];
     for r in 1..R {
         tables[r] = rows[r].table(s, block * BLOCK_GROUPS);
@@ -280,7 +280,7 @@ fn add<S: Simd, const SECOND: bool, const R: usize>(
     s: S,
     rows: &[Row; R],
     at: usize,
-    tables: [S::ExponentTable; R],
+    tables: [Table<S>; R],
     factors: [S::F32; R],
     sum: &mut [f32],
 ) {

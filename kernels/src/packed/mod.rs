@@ -26,7 +26,7 @@
 //!
 //! Within its 64 bytes, weight `16 k + 4 l + i` is byte `16 l + 4 k + i` (k, l and i below 4): a transpose of words of four bytes. So two rounds
 //! of interleaving within lanes of 128 bits, sign and fraction with exponent and the result with zeros, give vectors of f32 with the
-//! weights in their order. Rows with exceptions, one in some hundred, are unpacked into L1, corrected, and multiplied from there.
+//! weights in their order. 64 weights with exceptions among them are corrected by way of L1.
 
 mod loops;
 #[cfg(test)]
@@ -161,6 +161,29 @@ impl Head {
     }
 }
 
+impl Head {
+    fn exceptions(&self) -> impl Iterator<Item = &Exception> {
+        self.exceptions.iter().take_while(|&&exception| exception != Exception::NONE)
+    }
+
+    /// As in a [`Table`].
+    #[cold]
+    #[inline(never)]
+    fn exceptional(&self) -> u32 {
+        self.exceptions().fold(0, |halves, exception| halves | 1 << (exception.index() / HALF))
+    }
+
+    /// Gives the exceptions among the weights of half number `half` their exponents.
+    #[cold]
+    #[inline(never)]
+    fn correct(&self, half: usize, weights: &mut [f32; HALF]) {
+        for exception in self.exceptions().filter(|exception| exception.index() / HALF == half) {
+            let w = &mut weights[exception.index() % HALF];
+            *w = f32::from_bits(w.to_bits() & 0x807F_FFFF | (exception.exponent as u32) << 23);
+        }
+    }
+}
+
 /// Packs a row of `cols` weights. False if a block has too many exceptions; the row then holds nothing of use.
 fn pack(cols: usize, bits: impl Fn(usize) -> u16, row: &mut [PackedBf16]) -> bool {
     row.fill(PackedBf16::zeroed());
@@ -238,8 +261,14 @@ struct Row<'a> {
     /// Of each block.
     heads: &'a [Head],
     groups: &'a [Group],
-    /// Whether what its tables give is not yet right.
-    has_exceptions: bool,
+}
+
+/// A head, ready for use.
+#[derive(Clone, Copy)]
+struct Table<S: Simd> {
+    exponents: S::ExponentTable,
+    /// The halves of groups with exceptions: bit `2 g` is the first half of the block's group g, the next bit the second.
+    exceptional: u32,
 }
 
 impl<'a> Row<'a> {
@@ -248,42 +277,33 @@ impl<'a> Row<'a> {
     fn of(op: &str, row: &'a [PackedBf16], cols: usize) -> Row<'a> {
         assert_eq!(row.len(), PackedBf16::row_len(cols), "{op}: a row of another length");
         let (heads, groups) = row.split_at(head_len(cols));
-        let (heads, groups): (&[Head], &[Group]) = (cast_slice(heads), cast_slice(groups));
-        Row { heads, groups, has_exceptions: heads.iter().any(|head| head.exceptions[0] != Exception::NONE) }
+        Row { heads: cast_slice(heads), groups: cast_slice(groups) }
     }
 
-    /// The table of group number `at`.
+    /// The table of group number `at`, and of the others of its block.
     #[inline(always)]
-    fn table<S: Simd>(&self, s: S, at: usize) -> S::ExponentTable {
-        s.exponent_table(&self.heads[at / BLOCK_GROUPS].exponents)
+    fn table<S: Simd>(&self, s: S, at: usize) -> Table<S> {
+        let head = &self.heads[at / BLOCK_GROUPS];
+        let none = head.exceptions[0] == Exception::NONE;
+        Table { exponents: s.exponent_table(&head.exponents), exceptional: if none { 0 } else { head.exceptional() } }
     }
 
     /// The first or the `SECOND` 64 weights of group number `at`, whose table it is; behind those of the row there may be any.
     #[inline(always)]
-    fn half<S: Simd, const SECOND: bool>(&self, s: S, at: usize, table: S::ExponentTable) -> S::Unpacked {
-        let mut weights = s.unpack_bf16::<SECOND>(&self.groups[at], table);
-        if self.has_exceptions {
+    fn half<S: Simd, const SECOND: bool>(&self, s: S, at: usize, table: Table<S>) -> S::Unpacked {
+        let mut weights = s.unpack_bf16::<SECOND>(&self.groups[at], table.exponents);
+        let half = 2 * (at % BLOCK_GROUPS) + SECOND as usize;
+        if table.exceptional >> half & 1 == 1 {
             let mut values = [0.0; HALF];
             for (v, &w) in weights.as_ref().iter().enumerate() {
                 s.store(w, &mut values[v * S::LANES..]);
             }
-            self.correct(at * GROUP + SECOND as usize * HALF, &mut values);
+            self.heads[at / BLOCK_GROUPS].correct(half, &mut values);
             for (v, w) in weights.as_mut().iter_mut().enumerate() {
                 *w = s.load(&values[v * S::LANES..]);
             }
         }
         weights
-    }
-
-    /// Gives the exceptions among the weights from number `first` on their exponents.
-    #[cold]
-    #[inline(never)]
-    fn correct(&self, first: usize, weights: &mut [f32; HALF]) {
-        for exception in &self.heads[first / BLOCK].exceptions {
-            if let Some(w) = exception.index().checked_sub(first % BLOCK).and_then(|i| weights.get_mut(i)) {
-                *w = f32::from_bits(w.to_bits() & 0x807F_FFFF | (exception.exponent as u32) << 23);
-            }
-        }
     }
 
     /// The weights of group number `at`, as [`half`](Row::half) gives them.
