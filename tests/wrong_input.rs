@@ -268,6 +268,12 @@ fn benchmarks() {
     refuse(&mut bench(&["train", "--preset", "tiny", "--seq-len", "257"]), &["--seq-len 257", "256"]);
     refuse(&mut bench(&["train", "--preset", "tiny", "--micro-batch", "0"]), &["--micro-batch 0"]);
     refuse(bench(&["gemm"]).env("KERNELS_SIMD", "avx1024"), &["KERNELS_SIMD=avx1024", "portable"]);
+    // What a GPU alone has.
+    refuse(&mut bench(&["kernels"]), &["bench kernels, ffn and all are for --device cuda"]);
+    refuse(&mut bench(&["--budget", "5"]), &["--budget is for --device cuda"]);
+    refuse(&mut bench(&["train", "--preset", "tiny", "--precision", "bf16"]), &["--precision bf16: for --device cuda"]);
+    refuse(&mut place.silurian(&["check", "--device", "cpu"]), &["--device cpu: checks compare a GPU with the CPU"]);
+    refuse(&mut place.silurian(&["check", "no such kernel"]), &["no check has no such kernel in its name"]);
 }
 
 /// Terabytes, which are refused in a sentence before anything is measured.
