@@ -50,6 +50,15 @@ fn what_is_written_reads_back_the_same() {
 }
 
 #[test]
+fn precision_is_f32_or_bf16() {
+    let precision = |text: &str| parse(text).unwrap().train.precision;
+    assert_eq!(precision("[train]\nsteps = 3"), model::Precision::F32, "as runs from before there were others have it");
+    assert_eq!(precision("[train]\nprecision = \"bf16\""), model::Precision::Bf16);
+    let error = refused("[train]\nprecision = \"fp16\"");
+    assert!(error.trim_end().ends_with("unknown variant `fp16`, expected `f32` or `bf16`"), "{error}");
+}
+
+#[test]
 fn defaults_are_the_papers_activation_and_a_small_model() {
     let mut config = parse("").unwrap();
     assert_eq!(config, TrainConfig::default());
