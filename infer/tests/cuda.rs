@@ -391,8 +391,11 @@ fn what_a_gpu_does_not_have_is_refused_by_name() {
         CudaEngine::new(&weights(config, 1), options, &device).err().expect("accepted").to_string()
     };
     let (config, base) = (&models()[0], EngineOptions::new(Psi::Relu));
+    for weights in WeightFormat::ALL.into_iter().filter(|w| !matches!(w, WeightFormat::F32 | WeightFormat::Bf16)) {
+        let message = refused(config, EngineOptions { weights, ..base.clone() });
+        assert_eq!(message, format!("weights = {weights}: must be f32 or bf16 on a GPU"));
+    }
     for (options, words) in [
-        (EngineOptions { weights: WeightFormat::Q8, ..base.clone() }, "weights = q8: must be f32 or bf16 on a GPU"),
         (
             EngineOptions { ffn: FfnMode::Filtered, ..base.clone() },
             "ffn = filtered: must be dense, sparse or auto on a GPU",
