@@ -236,12 +236,12 @@ fn eval_and_inspect() {
     assert!(text.contains("parameters   ") && text.contains("MFLOP") && text.contains("KV cache f32 "), "{text}");
     let on_disk =
         |text: &str| text.lines().find(|line| line.contains("on disk")).map(|line| line.split_whitespace().count());
-    assert_eq!(on_disk(&text), Some("on disk - - - -".split(' ').count()), "{text}");
+    assert_eq!(on_disk(&text), Some("on disk - - - - -".split(' ').count()), "{text}");
     let kept = ["--weights", "bf16", "--disk-cache", "always", "--kv", "bf16"];
     let output = succeed(place.silurian(&["generate", "-m", model, "--max-tokens", "5"]).args(kept));
     assert!(said(&output).contains("bf16 weights, KV cache bf16"), "{}", said(&output));
     let text = said(&succeed(&mut place.silurian(&["inspect", model])));
-    assert_eq!(on_disk(&text), Some("on disk - 2.1 MiB - -".split(' ').count()), "{text}");
+    assert_eq!(on_disk(&text), Some("on disk - 2.1 MiB - - -".split(' ').count()), "{text}");
     assert_eq!(on_disk(&said(&succeed(&mut place.silurian(&["inspect", "--preset", "5m"])))), None);
     let text = said(&succeed(&mut place.silurian(&["inspect"])));
     assert!(text.contains("tiny") && text.contains("3b"), "{text}");
