@@ -4,7 +4,7 @@ use crate::{Device, Element, Shape, Tensor};
 use cuda::Pinned;
 
 /// Brings tensors to a device. To a GPU they go through memory that it copies from by itself, so that the program goes on meanwhile; it waits
-/// only where it is more than [`IN_FLIGHT`] tensors ahead of the copies.
+/// only where it is more than four tensors ahead of the copies.
 pub struct Uploads {
     device: Device,
     slots: [Option<Pinned<u8>>; IN_FLIGHT],
