@@ -229,7 +229,7 @@ fn benchmarks() {
         (&["prefill", "-m", "runs/m", "--text", "text.txt", "--zeros", "50"], "cannot be used with"),
         (&["prefill", "--prefill", "fast"], "expected exact, bf16 or q8"),
         (&["prefill", "--models", "huge"], "expected 1.3b, 8b or a preset: tiny, "),
-        (&["train", "--models", "XL"], "expected S, M or L"),
+        (&["train", "--models", "XL"], "expected S, M, L, 15m, "),
         (&["train", "--seq-len", "5"], "--preset"),
         (&["-r", "0"], "0 is not in 1..=1000"),
         (&["-o", "xml"], "md, csv, json"),

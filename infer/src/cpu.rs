@@ -6,6 +6,7 @@
 mod batch;
 mod pass;
 
+use crate::engine::{check_tokens, check_vocab};
 use crate::kv_cache::KvCache;
 use crate::recent::{Recent, prompt_break_even};
 use crate::resident::{self, Opened};
@@ -167,20 +168,7 @@ impl CpuEngine {
     }
 
     fn check(&self, cache: &KvCache, tokens: &[u32]) -> Result<(), Error> {
-        let (position, context) = (cache.len(), cache.context());
-        if tokens.len() > context - position {
-            return Err(Error::Context { tokens: tokens.len(), position, context });
-        }
-        self.check_vocab(tokens, position)
-    }
-
-    /// Whether the vocabulary has all `tokens`, the first of which is for `position`.
-    fn check_vocab(&self, tokens: &[u32], position: usize) -> Result<(), Error> {
-        let vocab_size = self.config.vocab_size;
-        match tokens.iter().position(|&token| token as usize >= vocab_size) {
-            Some(i) => Err(Error::Token { token: tokens[i], position: position + i, vocab_size }),
-            None => Ok(()),
-        }
+        check_tokens(tokens, cache.len(), cache.context(), &self.config)
     }
 
     /// Appends tokens that passed [`check`](CpuEngine::check), [`PREFILL_CHUNK`] at most. Leaves the residual stream of the rows asked for,
@@ -366,7 +354,7 @@ impl Engine for CpuEngine {
         let (n, m) = (tokens.len(), targets.len());
         assert_eq!(n, m, "CpuEngine::log_probs: {n} tokens and {m} targets");
         self.check(&self.cache, tokens)?;
-        self.check_vocab(targets, self.cache.len() + 1)?;
+        check_vocab(targets, self.cache.len() + 1, &self.config)?;
         let (before, scored) = (self.cache.len(), log_probs.len());
         for (tokens, targets) in tokens.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
             let position = self.cache.len();

@@ -90,6 +90,23 @@ pub trait Engine {
     fn ffn_time(&self) -> Duration;
 }
 
+/// Whether a sequence of so many positions, of at most `context`, has room for `tokens`, and the vocabulary has them all.
+pub(crate) fn check_tokens(tokens: &[u32], position: usize, context: usize, config: &Config) -> Result<(), Error> {
+    if tokens.len() > context - position {
+        return Err(Error::Context { tokens: tokens.len(), position, context });
+    }
+    check_vocab(tokens, position, config)
+}
+
+/// Whether the vocabulary has all `tokens`, the first of which is for `position`.
+pub(crate) fn check_vocab(tokens: &[u32], position: usize, config: &Config) -> Result<(), Error> {
+    let vocab_size = config.vocab_size;
+    match tokens.iter().position(|&token| token as usize >= vocab_size) {
+        Some(i) => Err(Error::Token { token: tokens[i], position: position + i, vocab_size }),
+        None => Ok(()),
+    }
+}
+
 /// How a model is run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {

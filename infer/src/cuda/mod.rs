@@ -12,6 +12,7 @@ mod step;
 mod weights;
 
 use crate::cpu::log_softmax_at;
+use crate::engine::{check_tokens, check_vocab};
 use crate::recent::Recent;
 use crate::rows::{FromTensors, Parameters};
 use crate::sampler::best;
@@ -148,22 +149,8 @@ impl CudaEngine {
         PsiAt { psi: self.options.psi, seed: self.options.seed, first_token: position as u32, step: sample }
     }
 
-    /// Whether a sequence has room for these tokens, and the vocabulary has them all.
     fn check(&self, of: &Sequence, tokens: &[u32]) -> Result<(), Error> {
-        let (position, context) = (of.len, self.context);
-        if tokens.len() > context - position {
-            return Err(Error::Context { tokens: tokens.len(), position, context });
-        }
-        self.check_vocab(tokens, position)
-    }
-
-    /// Whether the vocabulary has all `tokens`, the first of which is for `position`.
-    fn check_vocab(&self, tokens: &[u32], position: usize) -> Result<(), Error> {
-        let vocab_size = self.config.vocab_size;
-        match tokens.iter().position(|&token| token as usize >= vocab_size) {
-            Some(i) => Err(Error::Token { token: tokens[i], position: position + i, vocab_size }),
-            None => Ok(()),
-        }
+        check_tokens(tokens, of.len, self.context, &self.config)
     }
 
     /// Makes room for so many positions in every cache.
@@ -398,7 +385,7 @@ impl Engine for CudaEngine {
         assert_eq!(n, m, "CudaEngine::log_probs: {n} tokens and {m} targets");
         let before = self.sequences[0].len;
         self.check(&self.sequences[0], tokens)?;
-        self.check_vocab(targets, before + 1)?;
+        check_vocab(targets, before + 1, &self.config)?;
         let scored = log_probs.len();
         let v = self.config.vocab_size;
         let mut append = |tokens: &[u32], targets: &[u32]| {
