@@ -14,7 +14,7 @@ macro_rules! tests {
 
             mod of_a_card {
                 $(#[test]
-                #[ignore = "shapes of a size for a card, which take the interpreter minutes or hours"]
+                #[ignore = "a card's shapes take the interpreter minutes or hours: KERNELS_CUDA_TEST=0 cargo test --release -p cuda --test kernels -- --ignored"]
                 fn $name() {
                     super::super::passes(stringify!($family), stringify!($name), super::super::Size::Card);
                 })+

@@ -92,15 +92,27 @@ mod loops {
             level.dispatch(kernel)
         }
 
+        /// Whether `dot_group` takes x as it is: then [`x_len`](Loops::x_len) and [`sort_x`](Loops::sort_x) are those given here.
+        const X_AS_IT_IS: bool = false;
+
         /// Elements of an x of `cols` elements as `dot_group` takes it.
-        fn x_len(cols: usize) -> usize;
+        #[inline(always)]
+        fn x_len(cols: usize) -> usize {
+            cols
+        }
 
         /// Brings x into the order of `dot_group`. `out` has [`x_len`](Loops::x_len) places.
-        fn sort_x(level: Level, x: &[f32], out: &mut [f32]);
+        #[inline(always)]
+        fn sort_x(_: Level, x: &[f32], out: &mut [f32]) {
+            out.copy_from_slice(x);
+        }
 
         /// Calls `f` with x as `dot_group` takes it.
         #[inline(always)]
         fn with_x<R>(level: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
+            if Self::X_AS_IT_IS {
+                return f(x);
+            }
             scratch::with(Self::x_len(x.len()), |out| {
                 Self::sort_x(level, x, out);
                 f(out)
@@ -185,19 +197,8 @@ impl<W: Weight> RowFormat for W {
 pub(crate) const SHORT_ROW: usize = 1536;
 
 impl<W: Weight> Loops for W {
-    #[inline(always)]
-    fn x_len(cols: usize) -> usize {
-        cols
-    }
-    #[inline(always)]
-    fn sort_x(_: Level, x: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(x);
-    }
-    /// As it is.
-    #[inline(always)]
-    fn with_x<R>(_: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
-        f(x)
-    }
+    const X_AS_IT_IS: bool = true;
+
     #[inline(always)]
     fn row_len_for(x: &[f32]) -> usize {
         x.len()

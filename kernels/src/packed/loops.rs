@@ -5,26 +5,15 @@ use crate::RowFormat;
 use crate::gemv::A;
 use crate::panel::{AXPY_ROWS, LinesAhead, Panel};
 use crate::row_format::{Loops, SHORT_ROW, row_bytes};
+use crate::simd::Simd;
 use crate::simd::map::spans;
-use crate::simd::{Level, Simd};
 
 impl Loops for PackedBf16 {
     /// What a row is unpacked to once; the accumulators of eight would not fit.
     const PANEL_TOKENS: usize = 4;
 
-    #[inline(always)]
-    fn x_len(cols: usize) -> usize {
-        cols
-    }
-    #[inline(always)]
-    fn sort_x(_: Level, x: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(x);
-    }
-    /// As it is.
-    #[inline(always)]
-    fn with_x<R>(_: Level, x: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
-        f(x)
-    }
+    const X_AS_IT_IS: bool = true;
+
     #[inline(always)]
     fn row_len_for(x: &[f32]) -> usize {
         Self::row_len(x.len())
